@@ -136,6 +136,11 @@ class Tokenizer:
         """`encode` of every text, in parallel."""
         return [row.ids for row in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """`encode` of every text, with the (first, last + 1) characters each token covers."""
+        rows = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [(row.ids, row.offsets) for row in rows]
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of ids."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special)

@@ -1,0 +1,1 @@
+"""Triton kernels of numllm, one file per family. They know torch and triton, never numllm."""

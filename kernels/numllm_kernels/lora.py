@@ -1,0 +1,326 @@
+"""Kernels of the LoRA linear: the products with a thin side, and a matrix product with a low-rank epilogue.
+
+    s = (x aᵀ) ⊙ m          y = x wᵀ + s bᵀ + bias
+    dS = (dY b) ⊙ m         dX = dY w + dS a         dA = dSᵀ x        dB = dYᵀ s
+
+x (M, K), w (N, K), a (R, K), b (N, R), s (M, R). m[t, c] is scales[c] where token t goes through the adapter
+of column c (rows[t] == columns[c], or rows is None) and 0 elsewhere; it is never materialised.
+
+fp32, fp16 or bf16 in, fp32 accumulation. Any strides. No atomics: sums split over programs go through fp32
+partials that are added in order, so the same call gives the same bits. kernels/README.md has the derivations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import tiles
+
+# The kernels use built-in operations of triton.language only. Its helpers written in Triton itself (tl.zeros,
+# tl.sum, …) belong to the compiler or to the interpreter by how triton was first imported; built-ins do not.
+
+
+@triton.jit
+def _masked(values, scales, columns, rows, m, r, M, R):
+    """values ⊙ mask, of the tile at rows m and columns r; what is off is 0 even where the value is infinite."""
+    scale = tl.load(scales + r, mask=r < R, other=0.0)
+    values = values * scale[None, :]
+    if rows is not None:
+        row = tl.load(rows + m, mask=m < M, other=-1)
+        column = tl.load(columns + r, mask=r < R, other=-2)
+        values = tl.where(row[:, None] == column[None, :], values, 0.0)
+    return values
+
+
+@triton.jit
+def down_kernel(
+    x, a, out, scales, columns, rows, M, K, R, piece,
+    stride_xm, stride_xk, stride_ar, stride_ak, stride_op, stride_om, stride_or,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """out[p] = x[:, p-th piece of K] aᵀ, masked if `scales` is given. Program (block of M, block of R, p)."""
+    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    r = tl.program_id(1).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    p = tl.program_id(2).to(tl.int64)
+    k = p * piece + tl.arange(0, BLOCK_K)
+    x_tile = x + m[:, None] * stride_xm + k[None, :] * stride_xk
+    a_tile = a + k[:, None] * stride_ak + r[None, :] * stride_ar
+    last = p * piece + piece
+    last = tl.where(last < K, last, K)
+    total = tl.full((BLOCK_M, BLOCK_R), 0.0, tl.float32)
+    for start in range(p * piece, last, BLOCK_K):
+        inside = tl.arange(0, BLOCK_K) < last - start
+        x_values = tl.load(x_tile, mask=(m[:, None] < M) & inside[None, :], other=0.0)
+        a_values = tl.load(a_tile, mask=inside[:, None] & (r[None, :] < R), other=0.0)
+        total = tl.dot(x_values, a_values, total, input_precision=PRECISION)
+        x_tile += BLOCK_K * stride_xk
+        a_tile += BLOCK_K * stride_ak
+    if scales is not None:
+        total = _masked(total, scales, columns, rows, m, r, M, R)
+    place = out + p * stride_op + m[:, None] * stride_om + r[None, :] * stride_or
+    tl.store(place, total.to(out.dtype.element_ty), mask=(m[:, None] < M) & (r[None, :] < R))
+
+
+@triton.jit
+def linear_kernel(
+    x, w, bias, s, b, y, M, N, K, R,
+    stride_xm, stride_xk, stride_wn, stride_wk, stride_sm, stride_sr, stride_bn, stride_br,
+    stride_ym, stride_yn,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
+    GROUP_M: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """y = x wᵀ + s bᵀ + bias, a tile a program, in bands of GROUP_M row blocks so that w's tiles stay in L2."""
+    tile = tl.program_id(0)
+    blocks_m = (M + BLOCK_M - 1) // BLOCK_M
+    blocks_n = (N + BLOCK_N - 1) // BLOCK_N
+    band = tile // (GROUP_M * blocks_n)
+    height = blocks_m - band * GROUP_M
+    height = tl.where(height < GROUP_M, height, GROUP_M)
+    place = tile - band * GROUP_M * blocks_n
+    m = (band * GROUP_M + place % height).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (place // height).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    x_tile = x + m[:, None] * stride_xm + k[None, :] * stride_xk
+    w_tile = w + k[:, None] * stride_wk + n[None, :] * stride_wn
+    total = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
+    for start in range(0, K, BLOCK_K):
+        inside = k < K - start
+        x_values = tl.load(x_tile, mask=(m[:, None] < M) & inside[None, :], other=0.0)
+        w_values = tl.load(w_tile, mask=inside[:, None] & (n[None, :] < N), other=0.0)
+        total = tl.dot(x_values, w_values, total, input_precision=PRECISION)
+        x_tile += BLOCK_K * stride_xk
+        w_tile += BLOCK_K * stride_wk
+    for start in range(0, R, BLOCK_R):
+        r = start + tl.arange(0, BLOCK_R)
+        s_tile = s + m[:, None] * stride_sm + r[None, :] * stride_sr
+        b_tile = b + r[:, None] * stride_br + n[None, :] * stride_bn
+        s_values = tl.load(s_tile, mask=(m[:, None] < M) & (r[None, :] < R), other=0.0)
+        b_values = tl.load(b_tile, mask=(r[:, None] < R) & (n[None, :] < N), other=0.0)
+        total = tl.dot(s_values, b_values, total, input_precision=PRECISION)
+    if bias is not None:
+        total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    y_tile = y + m[:, None] * stride_ym + n[None, :] * stride_yn
+    tl.store(y_tile, total.to(y.dtype.element_ty), mask=(m[:, None] < M) & (n[None, :] < N))
+
+
+@triton.jit
+def outer_kernel(
+    u, v, out, M, K, R, piece, stride_um, stride_ur, stride_vm, stride_vk, stride_op, stride_or, stride_ok,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """out[p] = u[p-th piece of M]ᵀ v[p-th piece of M]. Program (block of K, block of R, p).
+
+    Computed as vᵀ u, transposed: the wide side K fills the 64 rows that a Hopper matrix instruction has.
+    """
+    k = tl.program_id(0).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
+    r = tl.program_id(1).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    p = tl.program_id(2).to(tl.int64)
+    m = p * piece + tl.arange(0, BLOCK_M)
+    v_tile = v + k[:, None] * stride_vk + m[None, :] * stride_vm
+    u_tile = u + m[:, None] * stride_um + r[None, :] * stride_ur
+    last = p * piece + piece
+    last = tl.where(last < M, last, M)
+    total = tl.full((BLOCK_K, BLOCK_R), 0.0, tl.float32)
+    for start in range(p * piece, last, BLOCK_M):
+        inside = tl.arange(0, BLOCK_M) < last - start
+        v_values = tl.load(v_tile, mask=(k[:, None] < K) & inside[None, :], other=0.0)
+        u_values = tl.load(u_tile, mask=inside[:, None] & (r[None, :] < R), other=0.0)
+        total = tl.dot(v_values, u_values, total, input_precision=PRECISION)
+        v_tile += BLOCK_M * stride_vm
+        u_tile += BLOCK_M * stride_um
+    place = out + p * stride_op + r[None, :] * stride_or + k[:, None] * stride_ok
+    tl.store(place, total, mask=(k[:, None] < K) & (r[None, :] < R))
+
+
+@triton.jit
+def down_outer_kernel(
+    dy, b, s, ds, db, M, N, R, piece,
+    stride_ym, stride_yn, stride_bn, stride_br, stride_sm, stride_sr,
+    stride_dsp, stride_dsm, stride_dsr, stride_dbp, stride_dbn, stride_dbr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, TURNED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """ds[p] = dy[:, p-th piece of N] b and db[i] = dy[i-th block of M]ᵀ s, out of one read of dy.
+
+    Program (i, block of R, p). Both are partial sums in fp32: ds over the pieces, db over the blocks.
+    TURNED takes db as (sᵀ dy)ᵀ, so that both products read dy's tile in one layout: before Hopper the tile is
+    copied asynchronously only then. Hopper's instruction reads it both ways, and wants the wide side first.
+    """
+    i = tl.program_id(0).to(tl.int64)
+    m = i * BLOCK_M + tl.arange(0, BLOCK_M)
+    r = tl.program_id(1).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    p = tl.program_id(2).to(tl.int64)
+    n = p * piece + tl.arange(0, BLOCK_N)
+    s_tile = s + m[:, None] * stride_sm + r[None, :] * stride_sr
+    s_values = tl.load(s_tile, mask=(m[:, None] < M) & (r[None, :] < R), other=0.0)
+    y_tile = dy + m[:, None] * stride_ym + n[None, :] * stride_yn
+    b_tile = b + n[:, None] * stride_bn + r[None, :] * stride_br
+    db_tile = db + i * stride_dbp + n[:, None] * stride_dbn + r[None, :] * stride_dbr
+    last = p * piece + piece
+    last = tl.where(last < N, last, N)
+    total = tl.full((BLOCK_M, BLOCK_R), 0.0, tl.float32)
+    for start in range(p * piece, last, BLOCK_N):
+        inside = tl.arange(0, BLOCK_N) < last - start
+        there = inside[:, None] & (r[None, :] < R)
+        y_values = tl.load(y_tile, mask=(m[:, None] < M) & inside[None, :], other=0.0)
+        b_values = tl.load(b_tile, mask=there, other=0.0)
+        total = tl.dot(y_values, b_values, total, input_precision=PRECISION)
+        if TURNED:
+            product = tl.trans(tl.dot(tl.trans(s_values), y_values, input_precision=PRECISION))
+        else:
+            product = tl.dot(tl.trans(y_values), s_values, input_precision=PRECISION)
+        tl.store(db_tile, product, mask=there)
+        y_tile += BLOCK_N * stride_yn
+        b_tile += BLOCK_N * stride_bn
+        db_tile += BLOCK_N * stride_dbn
+    place = ds + p * stride_dsp + m[:, None] * stride_dsm + r[None, :] * stride_dsr
+    tl.store(place, total, mask=(m[:, None] < M) & (r[None, :] < R))
+
+
+@triton.jit
+def reduce_kernel(
+    partials, out, scales, columns, rows, P, M, R, stride_pp, stride_pm, stride_pr, stride_om, stride_or,
+    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, UNROLL: tl.constexpr,
+):
+    """out = Σ_p partials[p] in order, masked when `scales` is given. Program (block of M, block of R)."""
+    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    r = tl.program_id(1).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    there = (m[:, None] < M) & (r[None, :] < R)
+    tile = partials + m[:, None] * stride_pm + r[None, :] * stride_pr
+    total = tl.full((BLOCK_M, BLOCK_R), 0.0, tl.float32)
+    for start in range(0, P, UNROLL):  # unrolled: UNROLL loads in flight
+        for step in tl.static_range(UNROLL):
+            total += tl.load(tile + step * stride_pp, mask=there & (start + step < P), other=0.0)
+        tile += UNROLL * stride_pp
+    if scales is not None:
+        total = _masked(total, scales, columns, rows, m, r, M, R)
+    place = out + m[:, None] * stride_om + r[None, :] * stride_or
+    tl.store(place, total.to(out.dtype.element_ty), mask=there)
+
+
+INTERPRETED = not isinstance(down_kernel, triton.JITFunction)
+"""Whether the kernels run in Triton's interpreter (TRITON_INTERPRET=1 when this module was imported): then
+they take CPU tensors, slowly, in fp32 and fp16; bf16 products are wrong there."""
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], tensor: Tensor, *args: Any, **settings: Any) -> None:
+    """Launches on the device of `tensor`, the kernel's first argument."""
+    with torch.cuda.device_of(tensor):
+        kernel[grid](tensor, *args, **settings)
+
+
+def _pieces(programs: int, extent: int, block: int) -> tuple[int, int]:
+    """(pieces, length of one): a sum over `extent` in pieces of whole blocks, so that the GPU is filled.
+
+    A piece has at least 4 blocks. Follows from shapes only, so that one shape has one order of summation.
+    """
+    blocks = -(-extent // block)
+    pieces = max(1, min(-(-tiles.PROGRAMS // programs), blocks // 4))
+    length = -(-blocks // pieces) * block
+    return -(-extent // length), length
+
+
+def _reduce(
+    partials: Tensor, out: Tensor, scales: Tensor | None = None, columns: Tensor | None = None,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """out (M, R) = Σ partials (P, M, R), masked when `scales` is given."""
+    count, m, r = partials.shape
+    block_r = min(triton.next_power_of_2(r), 128)
+    block_m = 512 // block_r
+    grid = (triton.cdiv(m, block_m), triton.cdiv(r, block_r))
+    _launch(
+        reduce_kernel, grid, partials, out, scales, columns, rows, count, m, r,
+        *partials.stride(), *out.stride(), BLOCK_M=block_m, BLOCK_R=block_r, UNROLL=8, num_warps=4,
+    )
+    return out
+
+
+def down(
+    x: Tensor, a: Tensor, scales: Tensor, columns: Tensor | None = None, rows: Tensor | None = None
+) -> Tensor:
+    """s = (x aᵀ) ⊙ m: x (M, K), a (R, K) → (M, R) in x's dtype. dS = (dY b) ⊙ m is the same with a = bᵀ.
+
+    scales (R,) fp32; columns (R,) and rows (M,) int32, contiguous.
+    """
+    (m, k), r = x.shape, a.shape[0]
+    s = torch.empty((m, r), dtype=x.dtype, device=x.device)
+    if m == 0:
+        return s
+    tile = tiles.choose("down", x, r)
+    grid = triton.cdiv(m, tile["BLOCK_M"]), triton.cdiv(r, tile["BLOCK_R"])
+    pieces, length = _pieces(grid[0] * grid[1], k, tile["BLOCK_K"])
+    sizes = (m, k, r, length, *x.stride(), *a.stride())
+    if pieces == 1:
+        _launch(down_kernel, (*grid, 1), x, a, s, scales, columns, rows, *sizes, 0, *s.stride(), **tile)
+        return s
+    partials = torch.empty((pieces, m, r), dtype=torch.float32, device=x.device)
+    strides = partials.stride()
+    _launch(down_kernel, (*grid, pieces), x, a, partials, None, None, None, *sizes, *strides, **tile)
+    return _reduce(partials, s, scales, columns, rows)
+
+
+def linear(x: Tensor, w: Tensor, bias: Tensor | None, s: Tensor, b: Tensor) -> Tensor:
+    """y = x wᵀ + s bᵀ + bias: x (M, K), w (N, K), bias (N,) | None, s (M, R), b (N, R) → (M, N) in x's dtype.
+
+    dX = dY w + dS a is the same with w = wᵀ and b = aᵀ.
+    """
+    (m, k), (n, r) = x.shape, b.shape
+    y = torch.empty((m, n), dtype=x.dtype, device=x.device)
+    if m == 0:
+        return y
+    tile = tiles.choose("linear", x, r)
+    grid = (triton.cdiv(m, tile["BLOCK_M"]) * triton.cdiv(n, tile["BLOCK_N"]),)
+    strides = (*x.stride(), *w.stride(), *s.stride(), *b.stride(), *y.stride())
+    _launch(linear_kernel, grid, x, w, bias, s, b, y, m, n, k, r, *strides, **tile)
+    return y
+
+
+def outer(u: Tensor, v: Tensor) -> Tensor:
+    """g = uᵀ v: u (M, R), v (M, K) → (R, K) fp32. dA = dSᵀ x, and dBᵀ = sᵀ dY."""
+    (m, r), k = u.shape, v.shape[1]
+    g = torch.empty((r, k), dtype=torch.float32, device=v.device)
+    if m == 0:
+        return g.zero_()
+    tile = tiles.choose("outer", v, r)
+    grid = triton.cdiv(k, tile["BLOCK_K"]), triton.cdiv(r, tile["BLOCK_R"])
+    pieces, length = _pieces(grid[0] * grid[1], m, tile["BLOCK_M"])
+    partials = g if pieces == 1 else torch.empty((pieces, r, k), dtype=torch.float32, device=v.device)
+    strides = (*u.stride(), *v.stride(), *partials.expand(pieces, r, k).stride())
+    _launch(outer_kernel, (*grid, pieces), u, v, partials, m, k, r, length, *strides, **tile)
+    return g if pieces == 1 else _reduce(partials, g)
+
+
+def down_outer(
+    dy: Tensor, b: Tensor, s: Tensor, scales: Tensor, columns: Tensor | None = None,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """dS = (dY b) ⊙ m and dB = dYᵀ s, out of one read of dY where that is the cheaper way.
+
+    dy (M, N), b (N, R), s (M, R) → dS (M, R) in dy's dtype, dB (N, R) fp32. Scratch: at most a quarter of dy's
+    bytes and a little (`tiles.one_read`).
+    """
+    (m, n), r = dy.shape, b.shape[1]
+    tile = tiles.choose("down_outer", dy, r)
+    if m == 0 or not tiles.one_read(tile["BLOCK_M"], r, dy.element_size()):
+        return down(dy, b.t(), scales, columns, rows), outer(s, dy).t().contiguous()
+    blocks, blocks_r = triton.cdiv(m, tile["BLOCK_M"]), triton.cdiv(r, tile["BLOCK_R"])
+    pieces, length = _pieces(blocks * blocks_r, n, tile["BLOCK_N"])
+    ds_partials = torch.empty((pieces, m, r), dtype=torch.float32, device=dy.device)
+    if tile["TURNED"]:  # as the products come out: along N
+        db_partials = torch.empty((blocks, r, n), dtype=torch.float32, device=dy.device).transpose(1, 2)
+    else:
+        db_partials = torch.empty((blocks, n, r), dtype=torch.float32, device=dy.device)
+    strides = (*dy.stride(), *b.stride(), *s.stride(), *ds_partials.stride(), *db_partials.stride())
+    _launch(
+        down_outer_kernel, (blocks, blocks_r, pieces), dy, b, s, ds_partials, db_partials, m, n, r, length,
+        *strides, **tile,
+    )
+    ds = torch.empty((m, r), dtype=dy.dtype, device=dy.device)
+    db = torch.empty((n, r), dtype=torch.float32, device=dy.device)
+    return _reduce(ds_partials, ds, scales, columns, rows), _reduce(db_partials, db)

@@ -1,0 +1,225 @@
+"""Characters: decoding bytes, normal forms of Chinese text, and the filters that judge a document."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import unicodedata
+from collections.abc import Callable
+
+from ..errors import DataError
+
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+"""Inside a character class: Chinese characters, simplified and traditional."""
+
+CJK_MARKS = (
+    "\u3001-\u3003\u3008-\u3011\u3014-\u301b\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
+    "\u2014\u2026\u201c\u201d\u2018\u2019"
+)
+"""Inside a character class: punctuation of Chinese text."""
+
+_HAN = re.compile(f"[{HAN}]+")
+_LATIN = re.compile("[A-Za-z]+")
+
+MATH = re.compile(
+    r"\$\$.{1,5000}?\$\$"
+    r"|(?<![\\$])\$(?=[^\s$])[^$\n]{0,2000}?(?<=[^\s\\])\$(?![\d$])"
+    r"|\\\((?=[^()\n]{0,2000}?(?:[_^=]|\\[A-Za-z]))[^\n]{1,2000}?\\\)"
+    r"|\\begin\{(?P<environment>[a-z]+\*?)\}.{1,5000}?\\end\{(?P=environment)\}",
+    re.DOTALL,
+)
+"""LaTeX inside text: it is never rewritten. `$` before a space, or closing before a digit, is money, no formula.
+
+Every repeat is bounded here and in the other patterns of this package, so that no text takes more than linear time.
+"""
+
+
+def han_count(text: str) -> int:
+    """Number of Chinese characters in `text`."""
+    return len(text) - len(_HAN.sub("", text))
+
+
+# ── bytes → text ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _common_share(text: str) -> float:
+    """Share of the non-ASCII characters of `text` that are Chinese punctuation or everyday Chinese characters.
+
+    GB 2312 lists its 3,755 everyday characters first (lead byte below 0xD8). Bytes of another encoding
+    read as GB18030 fall all over the table, real Chinese text falls into that part.
+    """
+    foreign = [c for c in text if c > "\x7f" and not c.isspace()]
+    good = 0
+    for c in foreign:
+        code = c.encode("gb2312", "ignore")
+        good += len(code) == 2 and code[0] < 0xD8
+    return good / len(foreign) if foreign else 0.0
+
+
+def decode(data: bytes) -> str:
+    """The text of a file's bytes: UTF-8, UTF-16 or UTF-32 by its byte-order mark, or GB18030 Chinese text.
+
+    GB18030 is tried only when the bytes are not UTF-8, and taken only when the result is mostly everyday
+    Chinese. DataError, without a file name, for empty files, binary files and other encodings.
+    """
+    if not data:
+        raise DataError("the file is empty")
+    marks = (
+        (codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16: its mark begins with that of UTF-16
+        (codecs.BOM_UTF32_BE, "utf-32-be"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+    )
+    for mark, encoding in marks:
+        if data.startswith(mark):
+            try:
+                text = data[len(mark) :].decode(encoding)
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"marked as {encoding.upper()} but not valid at byte {error.start + len(mark)}"
+                ) from error
+            break
+    else:
+        text = _decode_unmarked(data)
+    if "\0" in text:
+        raise DataError("binary file (it holds NUL characters)")
+    if not text.strip():
+        raise DataError("the file is empty")
+    return text
+
+
+def _decode_unmarked(data: bytes) -> str:
+    if b"\0" in data:
+        raise DataError("binary file (it holds NUL bytes)")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = error.start
+    try:
+        text = data.decode("gb18030")
+    except UnicodeDecodeError:
+        text = ""
+    if text and _common_share(text[:200_000]) >= 0.7:
+        return text
+    raise DataError(f"neither UTF-8 (byte {where}) nor GB18030 Chinese text; convert it to UTF-8 first")
+
+
+# ── normal forms ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _table() -> dict[int, str | None]:
+    table: dict[int, str | None] = {}
+    for first, last in (("０", "９"), ("Ａ", "Ｚ"), ("ａ", "ｚ")):
+        for code in range(ord(first), ord(last) + 1):
+            table[code] = chr(code - 0xFEE0)
+    table |= {ord("％"): "%", ord("﹪"): "%"}
+    for code in range(0x2F00, 0x2FD6):  # Kangxi radicals: what PDF exports write for everyday characters
+        table[code] = unicodedata.normalize("NFKC", chr(code))
+    for code in (*range(0x20), *range(0x7F, 0xA0)):  # control characters
+        table[code] = None
+    hidden = (0x00AD, 0x061C, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF)
+    for code in (*hidden, *range(0xFE00, 0xFE10)):
+        table[code] = None  # soft hyphen, zero-width, direction marks, byte-order mark, variation selectors
+    for code in (0x09, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000):
+        table[code] = " "
+    table |= {0x0A: "\n", 0x2028: "\n", 0x2029: "\n", 0x0B: "\n", 0x0C: "\n", 0x85: "\n"}
+    return table
+
+
+_CHARACTERS = _table()
+
+_UNITS = "%‰年月日号时分秒元角万亿千百个条章节款项目期天周倍股份户吨次名人位家种台件套批类级岁折成档页笔米克"
+_WIDE_POINT = re.compile(r"(?<=\d)．(?=\d)")
+_WIDE_COMMAS = re.compile(r"(?<![\d，])\d{1,3}(?:，\d{3})+(?![\d，])")
+_SPACING: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(" {2,}"), " "),
+    (re.compile(r" ?\n ?"), "\n"),
+    # No space beside Chinese punctuation. Quotes and dashes belong to both scripts and keep theirs.
+    (re.compile(f"(?<=[{HAN}\\dA-Za-z%]) (?=[，。、；：？！）》」』】〕])"), ""),
+    (re.compile(f"(?<=[，。、；：？！（《「『【〔）》」』】〕]) (?=[{HAN}\\dA-Za-z（《「『【〔])"), ""),
+    # A number and its unit, and the Chinese text beside them, are written without spaces.
+    (re.compile(f"(?<=\\d) (?=[{_UNITS}])"), ""),
+    (re.compile(f"(?<=\\d[%‰]) (?=[{HAN}])"), ""),
+    (re.compile(f"(?<=[{HAN}]) (?=\\d[\\d,.]*[{_UNITS}])"), ""),
+)
+_SPACED_OUT = re.compile(f"(?<![{HAN}])[{HAN}](?: [{HAN}]){{2,}}(?![{HAN}])")
+_INNER_SPACE = re.compile(f"(?<=[{HAN}]) (?=[{HAN}])")
+_PROSE = re.compile("[，。；]")
+_LABEL_WIDTH = 25
+"""A space between Chinese words this near to the beginning of a line sets off a label (第三条 …) and stays."""
+
+
+def _close_up(line: str) -> str:
+    """A line of prose without the spaces inside words that the line ends of a printed page left behind."""
+    if len(line) < 40 or " " not in line or not _PROSE.search(line):
+        return line
+    return line[:_LABEL_WIDTH] + _INNER_SPACE.sub("", line[_LABEL_WIDTH - 1 :])[1:]
+
+
+def _prose(text: str) -> str:
+    text = unicodedata.normalize("NFC", text).translate(_CHARACTERS)
+    text = _WIDE_POINT.sub(".", _WIDE_COMMAS.sub(lambda found: found[0].replace("，", ","), text))
+    if " " not in text:
+        return text
+    for pattern, by in _SPACING:
+        text = pattern.sub(by, text)
+    # 会 计 科 目: set wide by hand. Two or more words side by side keep their space.
+    text = _SPACED_OUT.sub(lambda found: found[0].replace(" ", ""), text)
+    return "\n".join(map(_close_up, text.split("\n")))
+
+
+def outside_math(text: str, change: Callable[[str], str]) -> str:
+    """`text` with `change` applied to everything but LaTeX."""
+    if "$" not in text and "\\" not in text:
+        return change(text)
+    parts, last = [], 0
+    for found in MATH.finditer(text):
+        parts += [change(text[last : found.start()]), found[0]]
+        last = found.end()
+    return "".join([*parts, change(text[last:])])
+
+
+def normalise(text: str) -> str:
+    """The normal form of a piece of text; LaTeX inside it stays as it is.
+
+    Full-width digits, letters and % become half-width, as do the point and the thousands comma between
+    full-width digits; Chinese punctuation and Traditional characters stay. Control and invisible
+    characters go, every kind of space becomes one space, and none is left beside Chinese punctuation,
+    between a number and its unit, or between Chinese characters within a sentence. Between Chinese and
+    Latin text at most one space stays, where the author put it.
+    """
+    return outside_math(text.replace("\r\n", "\n").replace("\r", "\n"), _prose).strip()
+
+
+# ── filters ──────────────────────────────────────────────────────────────────────────────────────────
+
+MIN_CHARACTERS = 40
+"""Fewer characters than this, headings and spaces not counted, make no document."""
+MIN_HAN = 20
+"""Fewer Chinese characters than this make no document."""
+MIN_HAN_SHARE = 0.3
+"""Least share of Chinese characters among Chinese and Latin letters, LaTeX not counted."""
+MAX_GARBLED_SHARE = 0.005
+"""Largest share of characters that no text holds: replacement and private-use ones, mojibake."""
+
+_BROKEN = re.compile(
+    "[\ufffd\ue000-\uf8ff\U000f0000-\U0010ffff]|锟斤拷|烫烫烫|屯屯屯"
+    "|[ÃÂâäåæçèé][\u0080-\u00bf‚-›€™œž]{1,2}"  # UTF-8 read as Latin-1 or Windows-1252
+)
+_HEADING_LINE = re.compile(r"^#{1,6} .*$", re.MULTILINE)
+
+
+def reason_to_drop(text: str) -> str | None:
+    """Why a document is unfit for training: "garbled", "too short", "too little Chinese"; None when it is fit."""
+    body = "".join(_HEADING_LINE.sub("", text).split())
+    broken = sum(len(found) for found in _BROKEN.findall(body))
+    if broken > MAX_GARBLED_SHARE * len(body) and broken > 1:
+        return "garbled"
+    if len(body) < MIN_CHARACTERS:
+        return "too short"
+    prose = MATH.sub("", body)
+    han, latin = han_count(prose), len(prose) - len(_LATIN.sub("", prose))
+    if han < MIN_HAN or han < MIN_HAN_SHARE * (han + latin):
+        return "too little Chinese"
+    return None

@@ -1,0 +1,130 @@
+"""Markdown inside a line: emphasis, links, images, escapes, MyST roles; LaTeX and code text stay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from .clean import CJK_MARKS, HAN, MATH, normalise
+from .markup import strip_tags, unescape
+
+_STASHED = re.compile(
+    r"\{(?P<role>[a-zA-Z][\w:.-]*)\}(?P<mark>`+)(?P<argument>(?:(?!(?P=mark)).){1,2000})(?P=mark)"
+    r"|(?<!`)(?P<tick>`+)(?!`)(?P<code>.{1,5000}?)(?<!`)(?P=tick)(?!`)"
+    rf"|(?P<math>{MATH.pattern})"
+    r"|\\(?P<escaped>[!-/:-@\[-`{-~])",
+    re.DOTALL,
+)
+_TARGET = (
+    r"\(\s*(?:<[^<>\n]*>|[^()\s]*(?:\([^()\s]*\)[^()\s]*)*)"
+    r"(?:\s+(?:\"[^\"\n]*\"|'[^'\n]*'|\([^()\n]*\)|=[\dx]+))?\s*\)"
+)
+_LABEL = r"\[((?:[^\[\]]|\[[^\[\]]*\])*)\]"
+_IMAGE = re.compile(rf"!{_LABEL}(?:{_TARGET}|\[[^\[\]]*\])")
+_LINK = re.compile(rf"(?<!!){_LABEL}{_TARGET}")
+_REFERENCE_LINK = re.compile(r"\[([^\[\]]+)\]\[[^\[\]]*\]")
+_NOTE = re.compile(r"\[\^[^\[\]\s]{1,40}\]")
+_AUTOLINK = re.compile(r"<(?:https?://|mailto:)[^<>\s]*>")
+_ATTRIBUTES = re.compile(r"\{:?\s*(?:[.#][\w-]+\s*)+\}|\{%.*?%\}")
+_STRUCK = re.compile(r"~~(?=\S).{1,5000}?~~", re.DOTALL)
+_EMPHASIS = (
+    re.compile(r"( ?)(?<![0-9A-Za-z)\]*])(\*\*\*)(?=[^\s*])([^*]{1,4000}?)\*\*\*( ?)"),
+    re.compile(r"( ?)(?<![0-9A-Za-z)\]*])(\*\*)(?=[^\s*])((?:[^*]|\*(?!\*)){1,4000}?)\*\*( ?)"),
+    re.compile(r"( ?)(?<![\w_])(__)(?=[^\s_])([^_]{1,4000}?)__(?!\w)( ?)"),
+    re.compile(r"( ?)(?<![0-9A-Za-z)\]*])(\*)(?=[^\s*\d])([^*\n]{1,2000}?)(?<=[^\s*])\*(?![0-9*])( ?)"),
+    re.compile(r"( ?)(?<![0-9A-Za-z)\]*])(\*)(\d[^*\s]{0,40})\*(?![0-9A-Za-z(*])( ?)"),
+    re.compile(r"( ?)(?<![\w_])(_)(?=[^\s_])([^_\n]{1,2000}?)(?<=[^\s_])_(?!\w)( ?)"),
+    re.compile(r"( ?)(==)(?=[^\s=])([^=\n]{1,2000}?)(?<=[^\s=])==( ?)"),
+)
+_STRAY_STARS = re.compile(r"\*{3,}|(?<![0-9A-Za-z)\]\s*])\*\*(?!\*)|(?<!\*)\*\*(?![0-9A-Za-z(\[\s*])")
+_STYLE_RULES = re.compile(r"[.#\w][\w .#,>:-]{0,80}\{(?:\s*[\w-]{2,30}\s*:[^{};]{1,120};?){1,40}\s*\}")
+_KEPT = re.compile("( ?)\0(\\d+)\1( ?)")
+_CALLOUT = re.compile(r"\[![A-Z]{3,}\]\s*")
+_CITED = re.compile(r"([A-Za-z][A-Za-z_-]*?)[_-]?(\d{4})(?!\d)[\w-]*\Z")
+_CHINESE = re.compile(f"[{HAN}{CJK_MARKS}]")
+
+
+def _cite(key: str, parenthesis: bool) -> str:
+    """A bibliography key as a reader says it: sargent_velde1995 → Sargent和Velde (1995)."""
+    found = _CITED.match(key.strip())
+    if not found:
+        return key.strip()
+    names = "和".join(name[:1].upper() + name[1:] for name in re.split("[_-]", found[1]) if name)
+    return f"({names}, {found[2]})" if parenthesis else f"{names} ({found[2]})"
+
+
+def _role(name: str, argument: str, before: str, labels: Mapping[str, str]) -> str:
+    """The words of a MyST role; references without words of their own get what the printed book would say."""
+    if name == "math":
+        return f"${argument.strip()}$"
+    written = re.match(r"(.+?)\s*<[^<>]*>\s*\Z", argument, re.DOTALL)  # {doc}`text <target>`
+    if written:
+        return written[1]
+    if name.startswith("cite"):
+        return "、".join(_cite(key, name == "cite:p") for key in argument.split(","))
+    if name == "numref":
+        return "" if before[-1:] in "图表" else "图"
+    if name == "eq" or name.endswith("ref"):
+        return labels.get(argument.strip(), "" if name == "eq" else "相关部分")
+    if name == "doc":
+        return "另文"
+    return "" if name in ("label", "download", "glue") or name.startswith("glue:") else argument
+
+
+def _restore(found: re.Match[str], stash: list[str]) -> str:
+    kept = stash[int(found[2])]
+    if not found[1] and not found[3]:
+        return kept
+    return _close(found, found[1], kept, found[3])
+
+
+def _close(found: re.Match[str], left: str, inner: str, right: str) -> str:
+    """`inner` with the space on either side of it, which goes where both of its sides are Chinese."""
+    before, after = found.string[: found.start()][-1:], found.string[found.end() :][:1]
+    if _CHINESE.match(before) and _CHINESE.match(inner[:1]):
+        left = ""
+    if _CHINESE.match(after) and _CHINESE.match(inner[-1:]):
+        right = ""
+    return f"{left}{inner}{right}"
+
+
+def _unmark(found: re.Match[str]) -> str:
+    return _close(found, found[1], found[3], found[4])
+
+
+def inline(text: str, labels: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The readable text of Markdown within a block, normalised. Line ends are kept.
+
+    Images, struck-out text and note marks go; a link leaves its words, code its content. `labels` says what
+    a MyST label is called in print (`eq-a` → "(3)").
+    """
+    stash: list[str] = []
+
+    def keep(found: re.Match[str]) -> str:
+        if found["role"]:
+            before = found.string[: found.start()][-8:].rstrip()
+            kept = _role(found["role"], found["argument"], before, labels)
+        elif found["code"] is not None:
+            kept = found["code"].strip()
+        else:
+            kept = found["math"] or found["escaped"]
+        stash.append(kept)
+        return f"\0{len(stash) - 1}\1"
+
+    text = _STASHED.sub(keep, text.replace("\0", "").replace("\1", ""))
+    if "{" in text and ":" in text:
+        text = _STYLE_RULES.sub("", text)
+    if "[" in text:
+        text = _CALLOUT.sub("", text)
+        text = _NOTE.sub("", _IMAGE.sub("", text))
+        text = _REFERENCE_LINK.sub(r"\1", _LINK.sub(r"\1", text))
+    text = _ATTRIBUTES.sub("", text) if "{" in text else text
+    text = _STRUCK.sub("", text) if "~~" in text else text
+    if "*" in text or "_" in text or "==" in text:
+        for pattern in _EMPHASIS:
+            text = pattern.sub(_unmark, text)
+        text = _STRAY_STARS.sub("", text)
+    text = unescape(strip_tags(_AUTOLINK.sub("", text)))
+    text = _KEPT.sub(lambda found: _restore(found, stash), text)
+    return normalise(text)

@@ -1,0 +1,135 @@
+"""Files as blocks: Markdown, plain text and HTML, chosen by suffix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import DataError
+from .blocks import Block
+from .clean import decode, normalise
+from .lines import join_lines
+from .markdown import read_markdown
+from .webpage import read_html
+
+READERS: dict[str, Callable[[str], list[Block]]] = {}
+"""Suffix → reader of decoded text; filled below."""
+
+_NUMBER = "[一二三四五六七八九十百零〇两\\d]"
+_CHAPTER = re.compile(
+    rf"第\s?{_NUMBER}{{1,6}}\s?([编篇部章节])(?![，。,的和或])\s*\S{{0,40}}(?: \S{{1,30}}){{0,3}}"
+)
+_NUMBERED = re.compile(r"[一二三四五六七八九十]{1,3}、[^，。；：？！,;“”]{1,36}")
+_DEPTH = {"编": 1, "篇": 1, "部": 1, "章": 2, "节": 3}
+_NUMBERED_DEPTH = 4
+_CONTENTS = re.compile(
+    r"^(?:本[文章书])?(?:目\s*[录錄次]|内容提要目录|Contents|Table of [Cc]ontents|CONTENTS)$"
+)
+_SENTENCE_END = re.compile(r"[。！？；，：,;]$")
+
+
+def read_plain(text: str) -> list[Block]:
+    """The blocks of plain text: paragraphs end at empty lines, indents and finished sentences."""
+    paragraphs: list[list[str]] = [[]]
+    for line in text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n").split("\n"):
+        if not line.strip():
+            paragraphs.append([])
+            continue
+        if line[:1] in " \t\u3000" or _heading_depth(normalise(line)):
+            paragraphs.append([])
+        paragraphs[-1].append(line)
+        if _heading_depth(normalise(line)):
+            paragraphs.append([])
+    blocks = []
+    for lines in paragraphs:
+        whole = normalise(join_lines(lines)) if lines else ""
+        if whole:
+            blocks.append(Block("text", whole))
+    return blocks
+
+
+READERS.update(
+    {".md": read_markdown, ".markdown": read_markdown, ".txt": read_plain, ".text": read_plain}
+    | {".html": read_html, ".htm": read_html, ".xhtml": read_html}
+)
+
+
+def read_file(path: Path) -> list[Block]:
+    """The blocks of a file, headings found, tables of contents gone. DataError, without the path, says why not."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}") from error
+    blocks = READERS[path.suffix.lower()](decode(data))
+    return _compact(_without_contents(_without_echo(_promote(blocks))))
+
+
+def _heading_depth(text: str) -> int:
+    """Depth of a line that is a heading by its words (第三章 …, 一、…), 0 for any other line."""
+    if len(text) > 50 or "\n" in text or _SENTENCE_END.search(text):
+        return 0
+    if (found := _CHAPTER.fullmatch(text)):
+        return _DEPTH[found[1]]
+    return _NUMBERED_DEPTH if _NUMBERED.fullmatch(text) else 0
+
+
+def _promote(blocks: list[Block]) -> list[Block]:
+    """Paragraphs that are headings by their words become headings below the last written one."""
+    found, base = [], 0
+    for block in blocks:
+        if block.kind == "heading":
+            base = block.level
+        elif block.kind == "text" and (depth := _heading_depth(block.text)):
+            block = Block("heading", block.text, base + depth)
+        found.append(block)
+    return found
+
+
+def _key(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text).lower()
+
+
+def _without_echo(blocks: list[Block]) -> list[Block]:
+    """Without paragraphs and headings that only say the heading above them again."""
+    kept: list[Block] = []
+    for block in blocks:
+        if kept and kept[-1].kind == "heading" and _key(block.text) == _key(kept[-1].text):
+            continue
+        kept.append(block)
+    return kept
+
+
+def _without_contents(blocks: list[Block]) -> list[Block]:
+    """Without tables of contents: what follows a line 目录, and headings that stand bare and come again later."""
+    last = {_key(b.text): k for k, b in enumerate(blocks) if b.kind == "heading"}
+    kept: list[Block] = []
+    listing = False
+    for k, block in enumerate(blocks):
+        if _CONTENTS.match(block.text):
+            listing = True
+            continue
+        again = last.get(_key(block.text), k)
+        bare = k + 1 == len(blocks) or blocks[k + 1].kind == "heading"
+        if block.kind == "heading" and again > k and (bare or listing):
+            continue
+        if listing and block.kind in ("text", "list") and _is_listing(block.text, last):
+            continue
+        listing = False
+        kept.append(block)
+    return kept
+
+
+def _is_listing(text: str, headings: dict[str, int]) -> bool:
+    lines = [re.sub(r"^\s*(?:-|\d+[.)])\s+|[\s.…·]*\d*$", "", line) for line in text.split("\n")]
+    named = sum(_key(line) in headings for line in lines)
+    return named * 2 >= len(lines) or all(len(line) <= 40 and _heading_depth(line) for line in lines)
+
+
+def _compact(blocks: list[Block]) -> list[Block]:
+    """Heading levels as 1, 2, 3 … without gaps, at most 6; a heading at the end, with nothing below, goes."""
+    while blocks and blocks[-1].kind == "heading":
+        blocks = blocks[:-1]
+    levels = sorted({block.level for block in blocks if block.kind == "heading"})
+    rank = {level: min(k, 6) for k, level in enumerate(levels, 1)}
+    return [Block("heading", b.text, rank[b.level]) if b.kind == "heading" else b for b in blocks]

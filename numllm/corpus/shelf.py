@@ -1,0 +1,120 @@
+"""The shelf: which files there are, reading them side by side in order, and what is held out."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import DataError, NumLLMError
+from .readers import READERS
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to read."""
+
+    path: Path
+    name: str
+    """Path below the given source, posix; what rows call "source"."""
+
+    @property
+    def group(self) -> str:
+        return group_of(self.name)
+
+
+def group_of(name: str) -> str:
+    """The folder that statistics and repeated footers are counted by: the first below the source, or "."."""
+    return name.split("/", 1)[0] if "/" in name else "."
+
+
+def find_files(sources: Sequence[str | Path]) -> tuple[list[Source], Counter[str]]:
+    """The readable files below `sources`, sorted by name, and a count of skipped ones by reason.
+
+    Two sources that hold the same relative path keep apart: the later one's carries its folder's name.
+    """
+    if not sources:
+        raise DataError("no source given; name at least one folder or file of textbooks")
+    found: dict[str, Source] = {}
+    skipped: Counter[str] = Counter()
+    seen: set[Path] = set()
+    for source in map(Path, sources):
+        if not source.exists():
+            raise DataError(f"{source}: no such file or folder")
+        root = source if source.is_dir() else source.parent
+        for path in _walk(source):
+            real = path.resolve()
+            if real in seen:
+                continue
+            seen.add(real)
+            if path.suffix.lower() not in READERS:
+                skipped[f"unsupported suffix {path.suffix.lower()}" if path.suffix else "no suffix"] += 1
+                continue
+            relative = path.relative_to(root).as_posix()
+            name, k = relative, 1
+            while name in found:
+                prefix = root.resolve().name + (f"-{k}" if k > 1 else "")
+                name, k = f"{prefix}/{relative}", k + 1
+            found[name] = Source(path, name)
+    if not found:
+        listed = ", ".join(str(s) for s in sources)
+        raise DataError(
+            f"{listed}: wanted files of {', '.join(sorted(READERS))}, found none (and {sum(skipped.values())} others)"
+        )
+    return [found[name] for name in sorted(found)], skipped
+
+
+def _walk(source: Path) -> Iterator[Path]:
+    if not source.is_dir():
+        yield source
+        return
+    for path in sorted(source.iterdir(), key=lambda p: p.name):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if not path.is_symlink():  # a link may lead back up
+                yield from _walk(path)
+        elif path.is_file():
+            yield path
+
+
+def ordered(work: Callable[[Item], Result], items: Iterable[Item], jobs: int) -> Iterator[Result]:
+    """`map(work, items)` on `jobs` processes, in order, with few results waiting in memory."""
+    if jobs == 1:
+        yield from map(work, items)
+        return
+    # spawn: safe whatever threads the caller runs (torch, tokenizers), and the same on every system.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        waiting: deque[Any] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= 8 * jobs:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise NumLLMError(
+                "a worker process died (out of memory, or a script without `if __name__ == '__main__'`); try jobs=1"
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def held_out(seed: int, name: str, share: float) -> bool:
+    """Whether `name` falls into the held-out share: the same answer in every run, whatever else is there."""
+    value = int.from_bytes(
+        hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogatepass")).digest()[:8], "big"
+    )
+    return value < share * 2**64

@@ -1,0 +1,116 @@
+"""HTML pages as blocks, by beautifulsoup4 and lxml (extra `textbooks`)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ..errors import DataError
+from .blocks import Block
+from .clean import normalise
+from .markup import read_tables
+
+_GONE = (
+    "script style noscript template nav header footer aside form iframe svg canvas button select textarea head "
+    "object embed video audio del s strike pre"
+).split()
+_BOILERPLATE = re.compile(
+    r"(?:^|[-_ ])(?:nav|navbar|navigation|menu|sidebar|breadcrumbs?|footer|toc|pagination|cookie|share)(?:$|[-_ ])",
+    re.I,
+)
+_BLOCKS = frozenset(
+    "address article blockquote body center dd details div dl dt fieldset figcaption figure h1 h2 h3 h4 h5 h6 hr html "
+    "li main ol p section summary table tbody td tfoot th thead tr ul".split()
+)
+
+
+def read_html(text: str) -> list[Block]:
+    """The blocks of an HTML page: its main text without navigation, scripts and code.
+
+    DataError names the extra when beautifulsoup4 or lxml is not installed.
+    """
+    try:
+        import lxml  # noqa: F401  (the parser that bs4 is asked for)
+        from bs4 import BeautifulSoup
+    except ImportError as error:
+        raise DataError(
+            "HTML needs beautifulsoup4 and lxml; install them with: pip install 'numllm[textbooks]'"
+        ) from error
+    # The text is decoded already; a declaration that names another encoding must not confuse the parser.
+    text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)
+    soup = BeautifulSoup(text, "lxml")
+    title = normalise(soup.title.get_text(" ")) if soup.title else ""
+    for node in soup.find_all(_GONE):
+        node.decompose()
+    for node in soup.find_all(True):
+        if not node.decomposed and node.name not in ("html", "body", "main", "article"):
+            marks = " ".join(
+                [*(node.get("class") or []), str(node.get("id") or ""), str(node.get("role") or "")]
+            )
+            if _BOILERPLATE.search(marks):
+                node.decompose()
+    root = soup.find("main") or soup.find(attrs={"role": "main"}) or soup.find("article") or soup.body or soup
+    walker = _Walker()
+    walker.walk(root)
+    walker.flush()
+    if title and not any(block.kind == "heading" and block.level == 1 for block in walker.blocks):
+        walker.blocks.insert(0, Block("heading", title, 1))
+    return walker.blocks
+
+
+class _Walker:
+    """Turns the tree into blocks, without recursion: pages may be nested as deep as they like."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        self.words: list[str] = []
+
+    def add(self, kind: Any, text: str, level: int = 0) -> None:
+        text = "\n".join(line for line in (part.strip() for part in text.split("\n")) if line)
+        if text:
+            self.blocks.append(Block(kind, text, level))
+
+    def flush(self, kind: Any = "text") -> None:
+        text, self.words = normalise("".join(self.words)), []
+        if kind == "list" and text:
+            text = "- " + text.replace("\n", " ")
+            if self.blocks and self.blocks[-1].kind == "list":
+                self.blocks[-1] = Block("list", f"{self.blocks[-1].text}\n{text}")
+                return
+        self.add(kind, text)
+
+    def walk(self, root: Any) -> None:
+        from bs4.element import NavigableString, PreformattedString, Tag
+
+        stack: list[tuple[str, Any]] = [("open", root)]
+        while stack:
+            action, node = stack.pop()
+            if action == "close":
+                self.flush("list" if node.name == "li" else "text")
+            elif isinstance(node, Tag):
+                self._open(node, stack)
+            elif isinstance(node, NavigableString) and not isinstance(node, PreformattedString):
+                self.words.append(re.sub(r"[ \t\r\n\f]+", " ", str(node)))
+
+    def _open(self, node: Any, stack: list[tuple[str, Any]]) -> None:
+        name = node.name
+        if name in ("img", "input", "col"):
+            return
+        if name == "br":
+            self.words.append("\n")
+        elif name == "table":
+            self.flush()
+            for is_table, text in read_tables(str(node)):
+                self.add("table" if is_table else "text", text)
+        elif name in ("h1", "h2", "h3", "h4", "h5", "h6"):
+            self.flush()
+            self.add("heading", normalise(re.sub(r"\s+", " ", node.get_text(""))), int(name[1]))
+        elif name in ("sup", "sub") and (text := node.get_text("").strip()):
+            if not re.fullmatch(r"\[.{1,6}\]", text):
+                mark = "^" if name == "sup" else "_"
+                self.words.append(mark + (text if len(text) == 1 or text.isdigit() else f"({text})"))
+        else:
+            if name in _BLOCKS:
+                self.flush()
+                stack.append(("close", node))
+            stack.extend(("open", child) for child in reversed(list(node.children)))

@@ -1,0 +1,195 @@
+"""The whole way on the embedded default: a mini textbook, a tiny trained base, held-out questions.
+
+`textbook/` is trained on; `workbook/`, of other cases on the same subjects, is only read for its held-out text
+and for `questions/` (see scripts/build_demo_questions.py); `base/` is the model, with its card.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..config import LoRAConfig, TrainConfig
+from ..corpus import build_corpus, read_corpus
+from ..files import Progress, new_folder, no_progress, write_json, write_jsonl
+
+HERE = Path(__file__).parent
+TEXTBOOK, WORKBOOK, BASE = HERE / "textbook", HERE / "workbook", HERE / "base"
+NUMERIC, CONCEPTS = HERE / "questions" / "numeric.jsonl", HERE / "questions" / "concepts.jsonl"
+
+STEPS = 300
+LORA = LoRAConfig(rank=16, alpha=32.0)
+PROMPT = "货币时间价值是指"
+
+
+def training(out: Path, steps: int) -> TrainConfig:
+    """The demo's training run: both adapters in one pass, choices by likelihood."""
+    return TrainConfig(
+        model="demo", out=str(out / "run"), corpus=str(out / "corpus"), numct=str(out / "numct.jsonl"),
+        steps=steps, length=256, rows=8, questions=8, loss="likelihood", domain=LORA, numeric=LORA,
+        domain_rate=2e-3, numeric_rate=2e-3, save_every=100, dtype="float32",
+    )
+
+
+class Judge:
+    """Scores models on the held-out text and the held-out questions, numeric and non-numeric."""
+
+    def __init__(self, corpus: Path, progress: Progress) -> None:
+        from ..questions import read_questions
+
+        self.texts = [row["text"] for row in read_corpus(corpus)]
+        self.questions = read_questions([NUMERIC, CONCEPTS])
+        self.progress = progress
+
+    def __call__(self, model: Any, tokenizer: Any) -> dict[str, dict[str, Any]]:
+        """{"text": perplexity, "likelihood": evaluation result, "letters": evaluation result}."""
+        from ..evaluate import evaluate, perplexity
+
+        return {"text": perplexity(model, tokenizer, self.texts, length=256)} | {
+            protocol: evaluate(model, tokenizer, self.questions, protocol=protocol, progress=self.progress)
+            for protocol in ("likelihood", "letters")
+        }
+
+
+def run_demo(
+    out: Path, *, train: Callable[[TrainConfig], Any], steps: int | None = None, overwrite: bool = False,
+    say: Callable[[str], None] = lambda text: None, progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Walks from the textbook to the merged model in the folder `out`, which appears whole.
+
+    train: called with the TrainConfig; runs it to its end. say: told what is being done.
+    → {"models": [{"name", "perplexity", "numeric", "non_numeric", "letters"}], "comparisons", "generated",
+    "figures", "seconds", "text"}, "text" being the table for people; written to demo.json too.
+    """
+    with new_folder(out, overwrite=overwrite) as folder:
+        result = _walk(folder, train, steps or STEPS, say, progress)
+        result["folder"] = str(out)
+    return result
+
+
+def _walk(
+    out: Path, train: Callable[[TrainConfig], Any], steps: int, say: Callable[[str], None], progress: Progress
+) -> dict[str, Any]:
+    import torch
+
+    from ..generate import generate
+    from ..lora import load_adapters
+    from ..merge import merge
+    from ..model import load_model
+    from ..numct import audit, build
+    from ..tokenizer import Tokenizer
+
+    seconds: dict[str, float] = {}
+    clock = time.perf_counter()
+
+    def done(stage: str, text: str) -> None:
+        nonlocal clock
+        seconds[stage] = round(time.perf_counter() - clock, 1)
+        say(f"{stage:<10} {text} ({seconds[stage]:.1f} s)")
+        clock = time.perf_counter()
+
+    stats = build_corpus([TEXTBOOK], out / "corpus", holdout=0.0)
+    build_corpus([WORKBOOK], out / "heldout", holdout=0.0)
+    done("corpus", f"{stats['documents']} documents, {stats['chinese_characters']:,} Chinese characters")
+
+    rows = list(build(read_corpus(out / "corpus")))
+    write_jsonl(out / "numct.jsonl", rows)
+    write_json(out / "audit.json", audit(rows))
+    done("numct", f"{len(rows):,} choice questions about the textbook's numbers")
+
+    config = training(out, steps)
+    train(config)
+    adapters = {name: Path(config.out) / "adapters" / name for name in config.adapters}
+    done("train", f"both adapters, {steps} steps in one pass over the frozen model")
+
+    total, rank = sum(config.lora(name).rank for name in adapters), LORA.rank
+    merges = {"exact": ("exact", None), f"svd-{total}": ("svd", total), f"svd-{rank}": ("svd", rank)}
+    reports = {
+        name: merge("demo", [(path, 1.0) for path in adapters.values()], out / f"merged-{name}", method=method,
+                    rank=kept, verify=True)
+        for name, (method, kept) in merges.items()
+    }
+    done("merge", f"{len(reports)} ways, each verified: {', '.join(reports)}")
+
+    judge, tokenizer = Judge(out / "heldout", progress), Tokenizer.open("demo")
+    found: dict[str, dict[str, Any]] = {}
+    base = load_model("demo", dtype=torch.float32)
+    attached = load_adapters(base, {name: (path, 1.0) for name, path in adapters.items()})
+    for label, which in (("base", "none"), ("+ domain", "domain"), ("+ numeric", "numeric")):
+        with attached.use(which):
+            found[label] = judge(base, tokenizer)
+    for name in merges:
+        merged = load_model(out / f"merged-{name}", dtype=torch.float32)
+        found[f"merged {name}"] = judge(merged, tokenizer)
+    done("evaluate", f"{len(found)} models on {len(judge.questions)} held-out questions")
+
+    (sentence,) = generate(merged, tokenizer, [PROMPT], max_new_tokens=48)
+    done("generate", f"by merged svd-{rank}")
+    return _report(out, found, PROMPT + sentence, {
+        "documents": stats["documents"], "chinese_characters": stats["chinese_characters"],
+        "choice_questions": len(rows), "steps": steps, "seconds": seconds,
+    })
+
+
+def _report(
+    out: Path, found: dict[str, dict[str, Any]], sentence: str, figures: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes demo.json, demo.md, demo.png (with plots installed) and a result file for each model."""
+    from ..evaluate import compare
+    from ..report import has_plots, markdown_table, plot_bars, table
+
+    keys = ("n", "correct", "accuracy", "ci95")
+    models, shown, comparisons = [], [], []
+    for name, scores in found.items():
+        write_json(out / "results" / f"{name.replace(' ', '-').replace('+', 'with')}.json",
+                   {"model": name, **scores["likelihood"]})
+        groups = {
+            protocol: {group: {key: scores[protocol][group][key] for key in keys}
+                       for group in ("overall", "numeric", "non_numeric")}
+            for protocol in ("likelihood", "letters")
+        }
+        models.append({
+            "name": name, "perplexity": scores["text"]["perplexity"],
+            "bits_per_character": scores["text"]["bits_per_character"], **groups["likelihood"],
+            "letters": groups["letters"],
+        })
+        shown.append({
+            "model": name, "perplexity": f"{scores['text']['perplexity']:.1f}",
+            "numeric": _accuracy(groups["likelihood"]["numeric"]),
+            "non-numeric": _accuracy(groups["likelihood"]["non_numeric"]),
+            "letters: numeric": _accuracy(groups["letters"]["numeric"]),
+            "non-numeric ": _accuracy(groups["letters"]["non_numeric"]),
+        })
+        if name != "base":
+            pair = compare(found["base"]["likelihood"], scores["likelihood"])
+            comparisons += [
+                {"model": name, "questions": group, **{key: pair[group][key] for key in (
+                    "n", "difference_points", "ci95_points", "p_value", "verdict")}}
+                for group in ("numeric", "non_numeric")
+            ]
+    columns = list(shown[0])
+    against = [
+        {"model": row["model"], "questions": row["questions"].replace("_", "-"), "n": str(row["n"]),
+         "points against base": f"{row['difference_points']:+.1f}",
+         "95 %": " to ".join(f"{bound:+.1f}" for bound in row["ci95_points"]),
+         "McNemar p": f"{row['p_value']:.2g}",
+         "verdict": row["verdict"].replace("B is", "the model is").replace("A is", "the base is")}
+        for row in comparisons
+    ]
+    result = {"models": models, "comparisons": comparisons, "generated": sentence, **figures}
+    write_json(out / "demo.json", result)
+    markdown = f"{markdown_table(shown, columns)}\n\n{markdown_table(against, list(against[0]))}\n\n> {sentence}\n"
+    (out / "demo.md").write_text(markdown, encoding="utf-8")
+    if has_plots():
+        plot_bars({name: scores["likelihood"] for name, scores in found.items()}, out / "demo.png")
+    return result | {"text": (
+        f"\n{table(shown, columns)}\n\n{table(against, list(against[0]))}\n\n{sentence}"
+    )}
+
+
+def _accuracy(group: dict[str, Any]) -> str:
+    """"34.5 % (31.0–38.0)"."""
+    low, high = group["ci95"]
+    return f"{100 * group['accuracy']:.1f} % ({100 * low:.1f}–{100 * high:.1f})"

@@ -1,0 +1,66 @@
+"""The LoRA linear in plain torch, its gradients written out: the specification of every faster way.
+
+    s = (x aᵀ) ⊙ m          y = x wᵀ + s bᵀ + bias
+    dS = (dY b) ⊙ m         dX = dY w + dS a         dA = dSᵀ x        dB = dYᵀ s        (w is frozen: no dW)
+
+Several adapters are one: their factors are stacked, a (R, K) and b (N, R) with R the sum of the ranks, and m
+(M, R) holds each token's scale in the columns of its adapter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def column_scales(
+    x: Tensor, scales: Tensor, columns: Tensor | None = None, rows: Tensor | None = None
+) -> Tensor:
+    """m of the formulas: m[t, c] = scales[c] where rows is None or rows[t] == columns[c], else 0.
+
+    x (M, K); scales (R,): alpha / rank of each column's adapter; columns (R,) int32: the adapter's index of
+    each column; rows (M,) int32: the adapter's index of each token, −1 for none. → (M, R) in x's dtype.
+    """
+    everywhere = scales.to(x.dtype).expand(x.shape[0], -1)
+    if rows is None:
+        return everywhere
+    return torch.where(rows[:, None] == columns[None, :], everywhere, 0)
+
+
+def lora_linear(
+    x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scales: Tensor,
+    columns: Tensor | None = None, rows: Tensor | None = None,
+) -> Tensor:
+    """y = x wᵀ + bias + ((x aᵀ) ⊙ m) bᵀ.
+
+    x (M, K), w (N, K), bias (N,) | None, a (R, K), b (N, R), in one dtype; scales, columns, rows as in
+    `column_scales`. → (M, N).
+    """
+    s = (x @ a.T) * column_scales(x, scales, columns, rows)
+    y = x @ w.T + s @ b.T
+    return y if bias is None else y + bias
+
+
+def lora_linear_backward(
+    dy: Tensor, x: Tensor, w: Tensor, a: Tensor, b: Tensor, scales: Tensor,
+    columns: Tensor | None = None, rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dX (M, K), dA (R, K), dB (N, R)) of `lora_linear` for the gradient dy (M, N) of its output."""
+    m = column_scales(x, scales, columns, rows)
+    s = (x @ a.T) * m
+    ds = (dy @ b) * m
+    return dy @ w + ds @ a, ds.T @ x, dy.T @ s
+
+
+def linear_cross_entropy(
+    x: Tensor, w: Tensor, labels: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(Σ weights · losses, losses) with losses[i] = −log softmax(w x[i])[labels[i]].
+
+    x (S, D), w (V, D), labels (S,) int64, weights (S,) | None for ones. The logits and the softmax are taken
+    in fp32, in fp64 for fp64 inputs. → scalar, (S,).
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    scores = torch.log_softmax(x.to(wide) @ w.to(wide).T, dim=-1)
+    losses = -scores.gather(1, labels[:, None])[:, 0]
+    return (losses if weights is None else losses * weights).sum(), losses

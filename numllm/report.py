@@ -1,0 +1,223 @@
+"""Results for people: plain and Markdown tables, and figures where matplotlib is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import NumLLMError
+from .files import write_aside
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Columns = Sequence[str] | Mapping[str, str]
+"""Keys of the rows, in order, or key → heading."""
+
+COLOURS = ("#3b6fb6", "#e08a2e", "#4a9d6f", "#b5484d", "#7d6bb0", "#8a7560")
+_INK, _GRID = "#2b2f36", "#d9dce1"
+
+
+def width(text: str) -> int:
+    """Columns a text takes in a terminal: wide (Chinese, full-width) characters two, combining marks none."""
+    return sum(
+        0 if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Mn")
+        else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join(text.split())
+
+
+def _cells(
+    rows: Iterable[Mapping[str, Any]], columns: Columns
+) -> tuple[list[str], list[list[str]], list[bool]]:
+    """(headings, cells, whether each column is of figures)."""
+    if not columns:
+        raise ValueError("a table needs at least one column")
+    heads = list(columns.values()) if isinstance(columns, Mapping) else list(columns)
+    cells = [[_cell(row.get(key)) for key in columns] for row in rows]
+    figures = [
+        bool(cells) and all(row[c][:1] in "+-−–.0123456789" for row in cells if row[c])
+        for c in range(len(heads))
+    ]
+    return heads, cells, figures
+
+
+def table(rows: Iterable[Mapping[str, Any]], columns: Columns) -> str:
+    """A plain text table: a heading, a rule, a line a row; figures to the right, aligned for Chinese too.
+
+    Missing values show as "–", floats with four digits. Lines carry no spaces at their end.
+    """
+    heads, cells, figures = _cells(rows, columns)
+    widths = [max(map(width, column)) for column in zip(heads, *cells, strict=True)]
+
+    def line(values: Sequence[str]) -> str:
+        padded = (
+            " " * (wide - width(value)) + value if right else value + " " * (wide - width(value))
+            for value, wide, right in zip(values, widths, figures, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(heads), "  ".join("─" * wide for wide in widths), *map(line, cells)])
+
+
+def markdown_table(rows: Iterable[Mapping[str, Any]], columns: Columns) -> str:
+    """The same as a Markdown table; pipes are escaped, figures are aligned to the right."""
+    heads, cells, figures = _cells(rows, columns)
+
+    def line(values: Iterable[str]) -> str:
+        return "| " + " | ".join(value.replace("\\", "\\\\").replace("|", "\\|") for value in values) + " |"
+
+    rule = "|" + "|".join(" ---: " if right else " --- " for right in figures) + "|"
+    return "\n".join([line(heads), rule, *map(line, cells)])
+
+
+def has_plots() -> bool:
+    """Whether matplotlib, which the figures need, is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def _figure(wide: float, high: float) -> tuple[Figure, Axes]:
+    if not has_plots():
+        raise NumLLMError("figures need matplotlib; install it with: pip install 'numllm[plots]'")
+    # Figure without pyplot: no global state, no window, any thread.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(wide, high), dpi=160, layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_GRID)
+    axes.tick_params(colors=_INK, labelsize=9, length=0)
+    axes.grid(axis="y", color=_GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """Writes a PNG or SVG, by the ending, in one piece; the same figure gives the same bytes."""
+    from matplotlib import rc_context
+
+    path = Path(path)
+    kind = path.suffix.lower().lstrip(".") or "png"
+    if kind not in ("png", "svg", "pdf"):
+        raise NumLLMError(f"{path}: figures are written as .png, .svg or .pdf")
+    stamp = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    with write_aside(path, "wb") as file, rc_context({"svg.hashsalt": "numllm"}):
+        figure.savefig(file, format=kind, metadata=stamp)
+
+
+def smoothed(values: Sequence[float], span: float) -> list[float]:
+    """Exponential mean of a series over about `span` values, freed of its start at 0 as in Adam."""
+    keep, mean, weight, found = 1 - 1 / max(span, 1.0), 0.0, 0.0, []
+    for value in values:
+        mean = keep * mean + (1 - keep) * value
+        weight = keep * weight + (1 - keep)
+        found.append(mean / weight)
+    return found
+
+
+def plot_loss(metrics: Iterable[Mapping[str, Any]], path: str | Path) -> None:
+    """The loss of each adapter by step, from rows of metrics.jsonl: each step faint, the running mean strong.
+
+    NumLLMError when matplotlib is missing or no row has a step and a loss.
+    """
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for row in metrics:
+        if row.get("step") is not None and row.get("loss") is not None:
+            steps, losses = series.setdefault(str(row.get("adapter", "loss")), ([], []))
+            steps.append(row["step"])
+            losses.append(row["loss"])
+    if not series:
+        raise NumLLMError("there is no loss to plot; the metrics hold no row with a step and a loss")
+    figure, axes = _figure(7.2, 3.8)
+    for index, (name, (steps, losses)) in enumerate(series.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        mean = smoothed(losses, len(losses) / 20)
+        axes.plot(steps, losses, color=colour, linewidth=0.8, alpha=0.28)
+        axes.plot(
+            steps, mean, color=colour, linewidth=1.9, label=f"{name}  {mean[-1]:.3f}",
+            marker="o" if len(steps) == 1 else None,
+        )
+    axes.set_xlabel("step", color=_INK)
+    axes.set_ylabel("loss", color=_INK)
+    axes.set_title("Training loss by adapter", loc="left", fontsize=11, color=_INK)
+    axes.margins(x=0.01)
+    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    _save(figure, path)
+
+
+def _groups(results: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any] | None]]:
+    """Heading → each result's tally, of the groups in which some result has answered questions."""
+    found: dict[str, list[Mapping[str, Any] | None]] = {
+        "overall": [result["overall"] for result in results],
+        "numeric": [result["numeric"] for result in results],
+        "non-numeric": [result["non_numeric"] for result in results],
+    }
+    for domain in dict.fromkeys(name for result in results for name in result["by_domain"]):
+        found[domain] = [result["by_domain"].get(domain) for result in results]
+    return {
+        name: tallies for name, tallies in found.items() if any(tally and tally["n"] for tally in tallies)
+    }
+
+
+def plot_bars(
+    results: Mapping[str, Mapping[str, Any]], path: str | Path, *, chance: float | None = 0.25
+) -> None:
+    """Accuracies of evaluation results, name → result: a group of bars for overall, numeric, non-numeric and
+    each domain, with 95 % intervals; `chance` is drawn as a dashed line.
+
+    NumLLMError when matplotlib is missing or no result has answered questions.
+    """
+    groups = _groups(list(results.values()))
+    if not groups:
+        raise NumLLMError("there is no accuracy to plot; the results hold no answered questions")
+    figure, axes = _figure(max(5.6, 1.4 + len(groups) * (0.4 + 0.3 * len(results))), 3.8)
+    bar = min(0.8 / len(results), 0.5)
+    for index, name in enumerate(results):
+        shown = [(place, tallies[index]) for place, tallies in enumerate(groups.values())
+                 if tallies[index] and tallies[index]["n"]]
+        places = [place + (index - (len(results) - 1) / 2) * bar for place, _ in shown]
+        heights = [100 * tally["accuracy"] for _, tally in shown]
+        bounds = [[100 * bound for bound in tally["ci95"]] for _, tally in shown]
+        spread = [
+            [max(height - low, 0) for height, (low, _) in zip(heights, bounds, strict=True)],
+            [max(high - height, 0) for height, (_, high) in zip(heights, bounds, strict=True)],
+        ]
+        axes.bar(places, heights, width=bar * 0.92, color=COLOURS[index % len(COLOURS)], label=name)
+        axes.errorbar(places, heights, yerr=spread, fmt="none", ecolor=_INK, elinewidth=0.9, capsize=2.5)
+        for place, height, up in zip(places, heights, spread[1], strict=True):
+            axes.annotate(
+                f"{height:.1f}", (place, height + up), xytext=(0, 2), textcoords="offset points",
+                ha="center", fontsize=7.5, color=_INK,
+            )
+    if chance is not None:
+        axes.axhline(100 * chance, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.6)
+        axes.annotate(
+            "chance", (1, 100 * chance), xycoords=("axes fraction", "data"), xytext=(4, 0),
+            textcoords="offset points", va="center", fontsize=8, color=_INK, annotation_clip=False,
+        )
+    sizes = [max(tally["n"] for tally in tallies if tally) for tallies in groups.values()]
+    axes.set_xticks(
+        range(len(groups)), [f"{name}\nn = {size:,}" for name, size in zip(groups, sizes, strict=True)]
+    )
+    axes.set_xlim(-0.6, len(groups) - 0.4)
+    axes.set_ylabel("accuracy, %", color=_INK)
+    axes.set_ylim(0, min(axes.get_ylim()[1] * 1.12, 112))
+    axes.set_title("Accuracy with 95 % intervals", loc="left", fontsize=11, color=_INK)
+    figure.legend(
+        frameon=False, fontsize=9, labelcolor=_INK, loc="outside lower center",
+        ncols=max(1, min(len(results), 100 // (4 + max(map(len, results))))),
+    )
+    _save(figure, path)

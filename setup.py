@@ -1,0 +1,72 @@
+"""Package metadata."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+EXTRAS = {
+    "textbooks": ["beautifulsoup4>=4.12", "lxml>=5.0"],
+    "plots": ["matplotlib>=3.8"],
+    "chat": ["jinja2>=3.1"],
+}
+EXTRAS["test"] = [
+    *(name for names in EXTRAS.values() for name in names),
+    "hypothesis>=6.100",
+    "peft>=0.21",
+    "pytest>=8.0",
+    "ruff>=0.9",
+    "transformers>=5.0",
+]
+
+setup(
+    name="numllm",
+    version="0.1.0",
+    description="Numeric-sensitive LoRA adapters for Chinese finance: corpus, training, SVD merge, evaluation",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The numllm authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Financial and Insurance Industry",
+        "Intended Audience :: Science/Research",
+        "Natural Language :: Chinese (Simplified)",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["numllm", "numllm.*"]), "numllm_kernels"],
+    package_dir={"numllm_kernels": "kernels/numllm_kernels"},
+    package_data={
+        "numllm": ["py.typed", "demo/base/*", "demo/textbook/*.md", "demo/workbook/*"],
+        "numllm_kernels": ["py.typed"],
+    },
+    install_requires=[
+        "torch>=2.10",
+        "triton>=3.5; platform_system == 'Linux'",
+        "safetensors>=0.5",
+        "tokenizers>=0.21",
+        "numpy>=1.26",
+        "click>=8.1",
+        "huggingface-hub>=0.30",
+        "tqdm>=4.66",
+    ],
+    extras_require=EXTRAS,
+    entry_points={
+        "console_scripts": [
+            "numllm = numllm.cli:main",
+            "numllm-train = numllm.cli:train_main",
+            "numllm-merge = numllm.cli:merge_main",
+        ]
+    },
+)

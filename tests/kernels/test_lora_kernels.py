@@ -1,0 +1,136 @@
+"""The LoRA kernels against the reference: awkward shapes, poisoned memory, torch's own error as the tolerance.
+
+Without a GPU they run in Triton's interpreter, whose bf16 products are wrong; bf16 is in test_gpu.py.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from lora_cases import Case, check, make_case
+from torch import Tensor
+
+from numllm import ops
+
+SHAPES = [
+    (1, 5, 3, (4,)),
+    (16, 64, 32, (16,)),
+    (37, 50, 70, (4,)),
+    (70, 33, 130, (8, 4)),
+    (33, 90, 1100, (5, 12)),  # K is summed in pieces
+    (21, 600, 40, (8,)),  # N is
+    (300, 40, 24, (16,)),  # M is
+    (18, 40, 48, (16, 64)),  # more than one block of ranks
+]
+SHAPE_IDS = ["x".join(map(str, shape[:3])) + "-r" + "+".join(map(str, shape[3])) for shape in SHAPES]
+DTYPES = [torch.float32, torch.float16]
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+def run(kernels: ModuleType, case: Case) -> dict[str, Tensor]:
+    """y and the gradients by the kernels alone."""
+    choice = case.scales, case.columns, case.rows
+    s = kernels.down(case.x, case.a, *choice)
+    y = kernels.linear(case.x, case.w, case.bias, s, case.b)
+    ds, db = kernels.down_outer(case.dy, case.b, s, *choice)
+    dx = kernels.linear(case.dy, case.w.T, None, ds, case.a.T)
+    return {"y": y, "dx": dx, "da": kernels.outer(ds, case.x), "db": db}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
+@pytest.mark.parametrize("rows", [None, "none", "mixed"], ids=["all-on", "all-off", "mixed"])
+def test_forward_and_gradients(kernels, device, shape, dtype, rows) -> None:
+    case = make_case(*shape, dtype=dtype, device=device, rows=rows, bias=rows == "mixed")
+    check(run(kernels, case), case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp16"])
+@pytest.mark.parametrize("shape", SHAPES[:4], ids=SHAPE_IDS[:4])
+def test_parts_of_larger_and_turned_matrices(kernels, device, shape, dtype) -> None:
+    case = make_case(*shape, dtype=dtype, device=device, rows="mixed", bias=True, strided=True)
+    assert not case.x.is_contiguous()
+    check(run(kernels, case), case)
+
+
+def test_tiles_for_many_rows(kernels, device) -> None:
+    case = make_case(1030, 70, 40, (8, 8), dtype=torch.float16, device=device, rows="mixed")
+    settings = kernels.tiles.choose("down_outer", case.x, 16)
+    assert kernels.tiles.one_read(settings["BLOCK_M"], 16, 2)
+    check(run(kernels, case), case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp16"])
+def test_one_read_of_dy_and_two_agree(kernels, device, dtype, monkeypatch) -> None:
+    case = make_case(150, 300, 20, (16,), dtype=dtype, device=device, rows="mixed")
+    choice = case.scales, case.columns, case.rows
+    s = kernels.down(case.x, case.a, *choice)
+    for one_read in (True, False):
+        monkeypatch.setattr(kernels.tiles, "one_read", lambda *_, answer=one_read: answer)
+        ds, db = kernels.down_outer(case.dy, case.b, s, *choice)
+        assert db.dtype == torch.float32 and ds.dtype == dtype
+        check({"db": db, "da": kernels.outer(ds, case.x)}, case)
+
+
+def test_no_tokens(kernels, device) -> None:
+    case = make_case(0, 6, 5, (4,), dtype=torch.float32, device=device, rows="mixed")
+    got = run(kernels, case)
+    assert not got["da"].any() and not got["db"].any()
+    check(got, case)
+
+
+def test_what_is_off_stays_off_beside_an_infinity(kernels, device) -> None:
+    case = make_case(20, 8, 6, (8, 8), dtype=torch.float32, device=device, rows="mixed")
+    case.a.abs_()
+    case.x[case.rows == -1] = float("inf")
+    s = kernels.down(case.x, case.a, case.scales, case.columns, case.rows)
+    assert not s[case.rows == -1].any()
+    assert torch.isfinite(s).all()
+
+
+def test_same_bits_twice(kernels, device) -> None:
+    case = make_case(150, 90, 530, (8, 8), dtype=torch.float32, device=device, rows="mixed", bias=True)
+    first, second = run(kernels, case), run(kernels, case)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize("impl", ["triton", "triton-fused"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp16"])
+@pytest.mark.parametrize("rows", [None, "mixed"], ids=["all-on", "mixed"])
+def test_ops_through_the_kernels(kernels, device, monkeypatch, impl, dtype, rows) -> None:
+    monkeypatch.setattr(ops, "_load_kernels", lambda: kernels)
+    case = make_case(24, 40, 36, (8, 4), dtype=dtype, device=device, rows=rows, bias=True)
+    x, a, b = (value.detach().float().requires_grad_() for value in (case.x, case.a, case.b))
+    low = x.to(dtype).view(4, 6, -1)
+    turns = None if case.rows is None else case.rows.view(4, 6)
+    y = ops.lora_linear(low, case.w, case.bias, a, b, case.scales, case.columns, turns, impl=impl)
+    y.backward(case.dy.view(4, 6, -1))
+    assert y.dtype == dtype and a.grad.dtype == torch.float32
+    check({"y": y.detach().view(24, -1), "dx": x.grad, "da": a.grad, "db": b.grad}, case)
+
+
+@pytest.mark.parametrize("needed", [(), ("x",), ("a",), ("b",), ("x", "a"), ("a", "b"), ("x", "b")], ids="+".join)
+def test_only_the_gradients_asked_for(kernels, device, monkeypatch, needed) -> None:
+    monkeypatch.setattr(ops, "_load_kernels", lambda: kernels)
+    case = make_case(20, 24, 20, (8,), dtype=torch.float32, device=device, rows="mixed")
+    inputs = {name: getattr(case, name).clone().requires_grad_(name in needed) for name in ("x", "a", "b")}
+    y = ops.lora_linear(
+        inputs["x"], case.w, None, inputs["a"], inputs["b"], case.scales, case.columns, case.rows, impl="triton"
+    )
+    assert y.requires_grad == bool(needed)
+    if needed:
+        y.backward(case.dy)
+    check({"y": y.detach(), **{f"d{name}": inputs[name].grad for name in needed}}, case)
+    assert all(inputs[name].grad is None for name in inputs if name not in needed)
+
+
+@pytest.mark.parametrize("programs", [1, 7, 128, 500])
+@pytest.mark.parametrize("extent", [1, 64, 65, 1000, 18944])
+def test_pieces_cover_the_sum_once(kernels, programs, extent) -> None:
+    pieces, length = kernels._pieces(programs, extent, 64)
+    assert length % 64 == 0
+    assert (pieces - 1) * length < extent <= pieces * length
