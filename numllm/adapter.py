@@ -333,7 +333,7 @@ def _factors(
     folder: Path, config: dict[str, Any], name: str, pair: tuple[TensorInfo, TensorInfo]
 ) -> FactorInfo:
     a, b = pair
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
         raise AdapterError(
             f"{folder}: {name}: lora_A {a.shape} and lora_B {b.shape} do not fit together as (r, K) and (N, r)"
         )
@@ -344,10 +344,22 @@ def _factors(
     return FactorInfo(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
+def _finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite, by the bits: neither has an exponent that is not all ones."""
+    import torch
+
+    integer, mask = {
+        torch.float64: (torch.int64, 0x7FF << 52), torch.float32: (torch.int32, 0xFF << 23),
+        torch.float16: (torch.int16, 0x1F << 10), torch.bfloat16: (torch.int16, 0xFF << 7),
+    }[tensor.dtype]
+    bits = tensor.view(integer).numpy()
+    return not bool(((bits & mask) == mask).any())
+
+
 def _check_values(adapter: AdapterFile) -> None:
     for name, factors in adapter.factors.items():
         for letter, tensor in (("A", factors.a), ("B", factors.b)):
-            if not tensor.isfinite().all():
+            if not _finite(tensor):
                 raise AdapterError(
                     f"{adapter.folder}: lora_{letter} of {name} holds NaN or infinity; the training went wrong"
                 )

@@ -53,6 +53,19 @@ class Batch:
     count: int
     choice: Choice | None = None
 
+    def widened(self, width: int) -> Batch:
+        """The batch with its rows padded to `width` tokens."""
+        rows, length = self.tokens.shape
+        if width == length:
+            return self
+        more = (0, width - length)
+        return dataclasses.replace(
+            self,
+            tokens=torch.nn.functional.pad(self.tokens, more),
+            documents=torch.nn.functional.pad(self.documents, more, value=PADDING),
+            positions=self.positions // length * width + self.positions % length,
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device."""
 

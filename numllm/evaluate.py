@@ -66,10 +66,16 @@ def log_probabilities(
 
     The probes of a group are expected to begin alike; what they share is computed once. At most
     `batch_tokens` new positions go through the model at once, longest prompts first, padded on the right,
-    where causal attention keeps padding from being seen. EvaluationError when the model gives NaN.
+    where causal attention keeps padding from being seen. EvaluationError when the model gives NaN or lacks ids.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be positive, got {batch_tokens}")
+    largest = max((id_ for group in groups for probe in group for id_ in probe.ids), default=0)
+    if largest >= model.config.vocab_size:
+        raise EvaluationError(
+            f"the tokenizer gives the id {largest}, the model knows {model.config.vocab_size}; "
+            "it is the tokenizer of another model"
+        )
     found: list[list[list[float]]] = [[[] for _ in group] for group in groups]
     done = _run(model, groups, batch_tokens)
     total = sum(map(len, groups))

@@ -27,7 +27,8 @@ def next_tokens(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities, order = (logits.float() / temperature).softmax(-1).sort(-1, descending=True, stable=True)
+    probabilities = (logits.float() / temperature).softmax(-1)
+    probabilities, order = probabilities.sort(stable=True, dim=-1, descending=True)
     if top_k is not None:
         probabilities, order = probabilities[:, :top_k], order[:, :top_k]
         probabilities = probabilities / probabilities.sum(-1, keepdim=True)
@@ -57,7 +58,7 @@ def generate_ids(
     Prompts are padded on the left, as documents of their own, so each continues as it would alone. Each has
     its own random numbers from (seed, its index). cache=False runs the whole text anew at each step. watch:
     called with (index, new ids so far) after each token; True ends the prompt. NumLLMError for a prompt that
-    is empty or leaves no room for `max_new_tokens` in the model's context.
+    is empty, has ids the model lacks, or leaves no room for `max_new_tokens` in the model's context.
     """
     if max_new_tokens < 1 or not temperature >= 0 or (top_k is not None and top_k < 1) \
             or (top_p is not None and not 0 < top_p <= 1):
@@ -71,6 +72,11 @@ def generate_ids(
     for index, ids in enumerate(prompts):
         if not ids:
             raise NumLLMError(f"prompt {index + 1} is empty and the model has no bos to begin with")
+        if max(ids) >= model.config.vocab_size:
+            raise NumLLMError(
+                f"prompt {index + 1} has the token id {max(ids)}, the model knows {model.config.vocab_size}; "
+                "the tokenizer is of another model"
+            )
         if len(ids) + max_new_tokens > context:
             raise NumLLMError(
                 f"prompt {index + 1} has {len(ids)} tokens; with {max_new_tokens} new ones that is more than "

@@ -38,7 +38,7 @@ from .files import Progress, new_folder, no_progress, sha256, write_json
 
 METHODS = ("svd", "exact")
 REPORT = "numllm_merge.json"
-BLOCK = 1 << 18
+BLOCK = 1 << 17
 """Elements of a row block: its fp64 copy fits a core's cache."""
 PIECE = 64 << 20
 """Bytes copied by one task."""
@@ -325,26 +325,41 @@ def delta_of(target: Target, names: Sequence[str], *, balanced: bool = False) ->
     return Delta(b, a, singular, target.kept, cosines)
 
 
-def round_to(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x (contiguous fp64) as the nearest numbers of fp32, fp16 or bf16, ties to even.
+class Rounder:
+    """x (n,) contiguous fp64 → the nearest numbers of fp32, fp16 or bf16, ties to even, in memory used again.
 
     Going through fp32, as a plain conversion does, rounds twice and errs where the fp32 number falls in the
     middle between two of the narrow dtype; those few are found by their bits and done again.
     """
-    single = x.float()
-    if dtype == torch.float32:
-        return single
-    rounded = single.to(dtype)
-    bits = single.view(-1).numpy().view(np.uint32)
-    if dtype == torch.bfloat16:
-        doubtful = (bits & 0xFFFF) == 0x8000
-    else:
-        # Below 2⁻¹⁴ fp16 is subnormal and the middle is not a fixed pattern of bits.
-        doubtful = ((bits & 0x1FFF) == 0x1000) | ((bits & 0x7FFFFFFF) < 0x38800000)
-    where = torch.from_numpy(np.flatnonzero(doubtful))
-    if len(where):
-        rounded.view(-1)[where] = _to_odd(x.view(-1)[where]).to(dtype)
-    return rounded
+
+    def __init__(self, size: int, dtype: torch.dtype) -> None:
+        self.single = torch.empty(size, dtype=torch.float32)
+        self.narrow = self.single if dtype == torch.float32 else torch.empty(size, dtype=dtype)
+        self.bits = np.empty(size, dtype=np.uint32)
+        self.doubtful = np.empty(size, dtype=bool)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The rounded numbers (n,); they last until the next call."""
+        n = len(x)
+        single = self.single[:n].copy_(x)
+        if self.narrow is self.single:
+            return single
+        narrow = self.narrow[:n].copy_(single)
+        bits, doubtful = self.bits[:n], self.doubtful[:n]
+        raw = single.numpy().view(np.uint32)
+        if narrow.dtype == torch.bfloat16:
+            np.bitwise_and(raw, np.uint32(0xFFFF), out=bits)
+            np.equal(bits, np.uint32(0x8000), out=doubtful)
+        else:
+            np.bitwise_and(raw, np.uint32(0x1FFF), out=bits)
+            np.equal(bits, np.uint32(0x1000), out=doubtful)
+            # Below 2⁻¹⁴ fp16 is subnormal and the middle is not a fixed pattern of bits.
+            np.bitwise_and(raw, np.uint32(0x7FFFFFFF), out=bits)
+            doubtful |= bits < 0x38800000
+        where = torch.from_numpy(np.flatnonzero(doubtful))
+        if len(where):
+            narrow[where] = _to_odd(x[where]).to(narrow.dtype)
+        return narrow
 
 
 def _to_odd(x: Tensor) -> Tensor:
@@ -372,23 +387,24 @@ class _Sums:
 
 
 def fold(target: Target, delta: Delta, sums: _Sums | None = None) -> Iterator[tuple[int, int, Tensor]]:
-    """(first row, one past the last, round(W + Δₖ) of these rows in the base's dtype), block by block.
+    """(first row, one past the last, round(W + Δₖ) of these rows in the base's dtype), block by block; a block
+    lasts until the next is asked for.
 
     MergeError when the base holds NaN or infinity, or a sum overflows the dtype.
     """
     info, (rows, columns) = target.info, target.info.shape
+    step = min(rows, max(1, BLOCK // columns))
     dtype = torch_dtype(info.dtype)
-    step = min(rows, max(1, BLOCK // max(1, columns)))
-    buffer = torch.empty(step, columns, dtype=torch.float64)
+    sum_, round_ = torch.empty(step, columns, dtype=torch.float64), Rounder(step * columns, dtype)
     for first in range(0, rows, step):
         last = min(first + step, rows)
         old = read_rows(info, first, last)
-        x = buffer[: last - first].copy_(old)
+        x = sum_[: last - first].copy_(old)
         square = float(torch.dot(x.view(-1), x.view(-1)))
-        if not math.isfinite(square):  # no finite F32 has a square near fp64's limit
+        if not math.isfinite(square):  # no finite fp32 has a square near fp64's limit
             raise MergeError(f"{info.file}: {info.name} holds NaN or infinity; the base is damaged")
-        new = round_to(x.addmm_(delta.b[first:last], delta.a), dtype)
-        if not bool(torch.stack(torch.aminmax(new)).isfinite().all()):
+        new = round_(x.addmm_(delta.b[first:last], delta.a).view(-1)).view(x.shape)
+        if not all(math.isfinite(float(extreme)) for extreme in torch.aminmax(new)):
             raise MergeError(
                 f"{info.name}: the merged weight overflows {info.dtype}; lower the adapters' weights or convert the "
                 "base to BF16 or F32 first"

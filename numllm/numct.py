@@ -33,8 +33,10 @@ BLANK = "____"
 _LETTERS = "ABCDE"
 _KINDS = ("amount", "rate", "price", "count", "duration", "index")
 _VAGUE_COUNTS = frozenset("个 项 种 类 次 位 条 点 步 组 轮 分 层 口 例 单位 道 部 期 副 场 片 门 座".split())
-_NATURAL = (0, 1, 2, 2, 2, 3, 3)  # wrong options that are numbers of the document or the corpus, as often as listed
+_NATURAL = (0, 1, 2, 2, 3, 3, 3)  # wrong options that are numbers of the document or the corpus, as often as listed
 _REMEMBERED = 400  # answers of one unit and form that may come again as wrong options
+_FREQUENCY_TARGET = 0.8  # of pure chance, see _Balance
+_COMMON = 8.0  # questions that the most frequent answer may win above its target before it is left out
 _DRAWS = 8  # draws of wrong options among which the most balanced is kept
 _MIN_PROSE = 10  # Chinese characters a sentence needs besides its number
 _MAX_SENTENCE = 220
@@ -166,6 +168,7 @@ class _Form:
         return (m // 1000) / (m % 1000) if self.style == "f" else m * self.scale / _UNIT8
 
 
+_Shape = tuple[str, str, str, int, str]  # kind, unit, style, decimals, prefix and suffix
 _WIDEN = str.maketrans("0123456789.,", "０１２３４５６７８９．，")
 _ARABIC_FORM = re.compile(
     r"(?P<head>[A-Z]{0,3}\\?[¥￥$＄€£￡]?\s?)(?P<sign>[-−－﹣]?)(?P<whole>[0-9０-９]{1,3}(?:[, ，][0-9０-９]{3})+|[0-9０-９]+)"
@@ -307,22 +310,34 @@ def _perturb(m: int, form: _Form, rng: random.Random) -> int:
 
 
 class _Balance:
-    """Running sums of how often each way to guess would have found the answer, by kind, less pure chance."""
+    """Running sums of how often each way to guess would have found the answer, by kind, less its target.
+
+    The target is pure chance, but for the two frequencies less: they are counted over what has been read so far, and
+    a real answer goes on to occur where a perturbed number does not.
+    """
 
     def __init__(self, options: int) -> None:
-        self.chance = 1.0 / options
-        self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * (options + 6))
+        chance = 1.0 / options
+        self.targets = [chance] * (options + 4) + [_FREQUENCY_TARGET * chance] * 2 + [chance]
+        self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(self.targets))
 
     def cost(self, kind: str, hits: Sequence[float]) -> float:
         """How far the sums of `kind` would be from zero with `hits`, up to a constant."""
-        chance = self.chance
-        return sum((s + 0.5 * (h - chance)) * (h - chance) for s, h in zip(self.sums[kind], hits, strict=True))
+        return sum(
+            (s + 0.5 * (h - t)) * (h - t) for s, h, t in zip(self.sums[kind], hits, self.targets, strict=True)
+        )
+
+    def too_common(self, kind: str, hits: Sequence[float]) -> bool:
+        """Whether one answer (12 个月) is so frequent that whoever names the usual number would be right too often:
+        no wrong option can mend that, so the question is left out."""
+        at = len(self.targets) - 2
+        return hits[at] == 1.0 and self.sums[kind][at] > _COMMON
 
     def add(self, kind: str, hits: Sequence[float]) -> None:
         """Counts a question."""
         sums = self.sums[kind]
         for i, h in enumerate(hits):
-            sums[i] += h - self.chance
+            sums[i] += h - self.targets[i]
 
 
 def _share(keys: Sequence[float], best: Callable[[Sequence[float]], float]) -> float:
@@ -342,11 +357,13 @@ class _Asked:
     taken: set[int]  # values, in 1e-8, that stand in the question or the context
     near: list[float]  # logarithms of the sizes of the numbers in question and context
     frequency: Counter[tuple[str, int]]
-    features: dict[int, tuple[float, int, int, int, float]] = field(default_factory=dict)
+    answers: Counter[int]
+    features: dict[int, tuple[float, int, int, int, int, float]] = field(default_factory=dict)
     near_to: dict[int, list[int]] = field(default_factory=dict)  # perturbed numbers by what they were made from
 
-    def look(self, m: int) -> tuple[float, int, int, int, float]:
-        """(value, length, significant digits, frequency in the corpus, distance to the nearest number) of an option."""
+    def look(self, m: int) -> tuple[float, int, int, int, int, float]:
+        """(value, length, significant digits, frequency in the texts and among earlier answers, distance to the
+        nearest number of question and context) of an option."""
         found = self.features.get(m)
         if found is None:
             value = self.form.value(m)
@@ -356,6 +373,7 @@ class _Asked:
                 len(self.form.render(m)),
                 len(str(_significant(m)[0])) if self.form.style != "f" else 1,
                 self.frequency[self.unit, m * self.form.scale],
+                self.answers[m],
                 min((abs(size - other) for other in self.near), default=0.0),
             )
             self.features[m] = found
@@ -391,7 +409,7 @@ class _Asked:
     def hits(self, wrong: Sequence[int]) -> list[float]:
         """For each way to guess, the chance that it finds the answer among these options."""
         looks = [self.look(self.m)] + [self.look(m) for m in wrong]
-        values, lengths, rounds, frequencies, distances = zip(*looks, strict=True)
+        values, lengths, rounds, frequencies, answers, distances = zip(*looks, strict=True)
         rank = sum(v < values[0] for v in values)
         found = [0.0] * len(looks)
         found[rank] = 1.0
@@ -400,6 +418,7 @@ class _Asked:
         found.append(_share(rounds, min))
         found.append(_share(rounds, max))
         found.append(_share(frequencies, max))
+        found.append(_share(answers, max))
         found.append(_share(distances, min))
         return found
 
@@ -412,10 +431,13 @@ def _draw(
     Perturbed numbers are made from the answer and from other wrong options alike, in shapes that look the same
     from every option: were all made from the answer, it would be the one that all others resemble.
     """
-    count = min(len(natural), wanted, _NATURAL[int(rng.random() * len(_NATURAL))])
+    count = min(wanted, _NATURAL[int(rng.random() * len(_NATURAL))])
     chosen: dict[int, str] = {}
-    for m, tier in natural if count == len(natural) else rng.sample(natural, count):
+    for _ in range(2 * count if natural else 0):
+        m, tier = natural[int(rng.random() * len(natural))]
         chosen.setdefault(m, tier)
+        if len(chosen) == count:
+            break
     missing = wanted - len(chosen)
     if len(chosen) == 0:
         # a star whose middle is each option equally often
@@ -444,18 +466,16 @@ def _natural_options(
     """Wrong options that are real numbers of the same unit, kind and form, as (m, tier): values that stand elsewhere
     in the document, and answers of earlier questions. Both are drawn as often as they occur."""
     form = asked.form
-    found: dict[int, str] = {}
+    found: list[tuple[int, str]] = []
     if form.style != "f":
         for value in document if len(document) <= 12 else rng.sample(document, 12):
             m, rest = divmod(value, form.scale)
-            if not rest and m not in found and _like(m, asked.m, form.decimals) and asked.allowed(m):
-                found[m] = "document"
-    for m in corpus if len(corpus) <= 12 else rng.sample(corpus, 12):
-        if m not in found and _like(m, asked.m, form.decimals) and asked.allowed(m):
-            found[m] = "corpus"
-            if len(found) >= 8:
-                break
-    return list(found.items())
+            if not rest and _like(m, asked.m, form.decimals) and asked.allowed(m):
+                found.append((m, "document"))
+    for m in corpus if len(corpus) <= 20 else rng.sample(corpus, 20):
+        if _like(m, asked.m, form.decimals) and asked.allowed(m):
+            found.append((m, "corpus"))
+    return found
 
 
 def _like(m: int, other: int, decimals: int) -> bool:
@@ -522,7 +542,8 @@ class _State:
     frequency: Counter[tuple[str, int]] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     seen: set[bytes] = field(default_factory=set)
-    earlier: dict[tuple[str, str, str, int, str], list[int]] = field(default_factory=lambda: defaultdict(list))
+    earlier: dict[_Shape, list[int]] = field(default_factory=lambda: defaultdict(list))
+    answers: dict[_Shape, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
 
     def __post_init__(self) -> None:
         self.balance = _Balance(self.options)
@@ -651,8 +672,9 @@ def _ask(
             if exact:
                 taken.add(abs(exact))
                 near.append(math.log(abs(exact) / _UNIT8))
-    asked = _Asked(form, m, number.kind, number.unit, taken, near[:16], state.frequency)
-    earlier = state.earlier[number.kind, number.unit, form.style, form.decimals, form.prefix + form.suffix.strip()]
+    shape = (number.kind, number.unit, form.style, form.decimals, form.prefix + form.suffix.strip())
+    asked = _Asked(form, m, number.kind, number.unit, taken, near[:16], state.frequency, state.answers[shape])
+    earlier = state.earlier[shape]
     natural = _natural_options(asked, pools.get((number.kind, number.unit), ()), earlier, rng)
     best: tuple[float, list[tuple[int, str]], list[float]] | None = None
     failed = 0
@@ -670,7 +692,10 @@ def _ask(
     if best is None:
         return None
     _, wrong, hits = best
+    if state.balance.too_common(number.kind, hits):
+        return None
     state.balance.add(number.kind, hits)
+    state.answers[shape][m] += 1
     if len(earlier) < _REMEMBERED:
         earlier.append(m)
     else:

@@ -58,26 +58,21 @@ def lora_linear(
     return y.view(*x.shape[:-1], w.shape[0])
 
 
-def linear_cross_entropy(
-    x: Tensor, w: Tensor, labels: Tensor, weights: Tensor | None = None, chunk: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """(Σ weights · losses, losses) with losses[i] = −log softmax(w x[i])[labels[i]], softmax in fp32.
+def token_losses(x: Tensor, w: Tensor, labels: Tensor, chunk: int | None = None) -> Tensor:
+    """losses[i] = −log softmax(w x[i])[labels[i]], the softmax in fp32: cross-entropy over a frozen head.
 
-    x (S, D) and w (V, D) in one dtype; labels (S,) int64 in 0..V−1; weights (S,) fp32 | None for ones. Drop
-    the positions that do not count before the call.
-    → scalar in fp32 (fp64 for fp64 inputs), differentiable in x; losses (S,) in the same, detached. w is
-    frozen: ValueError when it requires a gradient, and for shapes or labels that do not fit. TypeError: a
-    wrong dtype.
+    x (S, D) and w (V, D) in one dtype; labels (S,) int64 in 0..V−1. Drop the positions that do not count before
+    the call. → (S,) in fp32 (fp64 for fp64 inputs), differentiable in x. w is frozen: ValueError when it
+    requires a gradient.
 
     The logits exist for `chunk` rows at a time (default: 2048 rows or 2 GiB on a GPU, whichever is more rows;
-    256 MiB on the CPU), and the gradient of x is formed with them, so backward only scales it.
+    256 MiB on the CPU), and the gradient of x is formed with them, so backward only scales its rows.
     """
-    _check_cross_entropy(x, w, labels, weights, chunk)
+    _check_token_losses(x, w, labels, chunk)
     if chunk is None:
         row = 4 * max(w.shape[0], 1)
         chunk = max(2048, 2**31 // row) if x.is_cuda else max(16, 2**28 // row)
-    forms_gradient = torch.is_grad_enabled() and x.requires_grad
-    return _LinearCrossEntropy.apply(x, w, labels, weights, chunk, forms_gradient)
+    return _TokenLosses.apply(x, w, labels, chunk, torch.is_grad_enabled() and x.requires_grad)
 
 
 class _LoRALinear(torch.autograd.Function):
@@ -127,12 +122,11 @@ class _LoRALinear(torch.autograd.Function):
         return dx, None, None, da, db, None, None, None, None, None
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+class _TokenLosses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, w: Tensor, labels: Tensor, weights: Tensor | None, chunk: int,
-        forms_gradient: bool,
-    ) -> tuple[Tensor, Tensor]:
+        ctx: FunctionCtx, x: Tensor, w: Tensor, labels: Tensor, chunk: int, forms_gradient: bool
+    ) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         losses = torch.empty(x.shape[0], dtype=wide, device=x.device)
         dx = torch.empty_like(x, memory_format=torch.contiguous_format) if forms_gradient else None
@@ -145,21 +139,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             picked = scores.gather(1, label)
             total = scores.exp_().sum(dim=1, keepdim=True)
             losses[part] = (total.log() - picked)[:, 0]
-            if dx is not None:  # dlogits = weight · (softmax − one at the label)
-                weight = torch.ones_like(total) if weights is None else weights[part, None].to(wide)
-                scores *= weight / total
-                scores.scatter_add_(1, label, -weight)
+            if dx is not None:  # dlogits = softmax − one at the label
+                scores /= total
+                scores.scatter_add_(1, label, -torch.ones_like(total))
                 dx[part] = _times_weight(scores, w)
         ctx.save_for_backward(dx)
-        loss = losses.sum() if weights is None else (losses * weights).sum()
-        ctx.mark_non_differentiable(losses)
-        return loss, losses
+        return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dloss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, dlosses: Tensor) -> tuple[Tensor | None, ...]:
         (dx,) = ctx.saved_tensors
-        return dx * dloss, None, None, None, None, None
+        return dx * dlosses[:, None].to(dx.dtype), None, None, None, None
 
 
 def _mask(s: Tensor, scales: Tensor, columns: Tensor | None, rows: Tensor | None) -> Tensor:
@@ -305,18 +296,11 @@ def _check_lora(
             raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")
 
 
-def _check_cross_entropy(
-    x: Tensor, w: Tensor, labels: Tensor, weights: Tensor | None, chunk: int | None
-) -> None:
+def _check_token_losses(x: Tensor, w: Tensor, labels: Tensor, chunk: int | None) -> None:
     if x.dim() != 2 or w.dim() != 2 or x.shape[1] != w.shape[1]:
         raise ValueError(f"x must be (S, D) and w (V, D), got {tuple(x.shape)} and {tuple(w.shape)}")
     _check_shape("labels", labels, (x.shape[0],), "S of x")
     _check_dtype(torch.int64, labels=labels)
-    if weights is not None:
-        _check_shape("weights", weights, (x.shape[0],), "S of x")
-        _check_dtype(torch.float32, weights=weights)
-        if weights.requires_grad:
-            raise ValueError("weights requires a gradient, and none is computed; detach it")
     _check_frozen(w=w)
     _check_alike(x, w=w)
     if chunk is not None and chunk < 1:

@@ -52,15 +52,12 @@ def lora_linear_backward(
     return dy @ w + ds @ a, ds.T @ x, dy.T @ s
 
 
-def linear_cross_entropy(
-    x: Tensor, w: Tensor, labels: Tensor, weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """(Σ weights · losses, losses) with losses[i] = −log softmax(w x[i])[labels[i]].
+def token_losses(x: Tensor, w: Tensor, labels: Tensor) -> Tensor:
+    """losses[i] = −log softmax(w x[i])[labels[i]].
 
-    x (S, D), w (V, D), labels (S,) int64, weights (S,) | None for ones. The logits and the softmax are taken
-    in fp32, in fp64 for fp64 inputs. → scalar, (S,).
+    x (S, D), w (V, D), labels (S,) int64 → (S,). The logits and the softmax are taken in fp32, in fp64 for fp64
+    inputs.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     scores = torch.log_softmax(x.to(wide) @ w.to(wide).T, dim=-1)
-    losses = -scores.gather(1, labels[:, None])[:, 0]
-    return (losses if weights is None else losses * weights).sum(), losses
+    return -scores.gather(1, labels[:, None])[:, 0]

@@ -206,6 +206,18 @@ def test_shared_beginnings_change_nothing(family, batch_tokens, tokenizer, tmp_p
     assert fewer < 0.6 * more
 
 
+@pytest.mark.gpu
+def test_a_gpu_scores_as_the_cpu_does(tokenizer, tmp_path):
+    folder = save(transformers_model("qwen2", vocab_size=tokenizer.vocab_size), tmp_path / "m")
+    questions = [*make_questions(11), *make_questions(6, cloze=True, name="c")]
+    dev = make_questions(12, name="dev", seed=1)
+    on_cpu, on_gpu = (
+        evaluate(load_model(folder, device=device), tokenizer, questions, shots=5, dev=dev, batch_tokens=300)
+        for device in ("cpu", "cuda")
+    )
+    assert difference(on_gpu, [row["logprobs"] for row in on_cpu["questions"]]) < 1e-4
+
+
 def test_evaluation_is_deterministic(pair, tokenizer):
     questions, dev = make_questions(8), make_questions(10, name="dev")
     runs = [json.dumps(evaluate(pair[1], tokenizer, questions, shots=2, dev=dev)) for _ in range(2)]
@@ -464,6 +476,9 @@ def test_refusals(pair, tokenizer):
     for options in ({"protocol": "best"}, {"normalise": "bytes"}, {"batch_tokens": 0}):
         with pytest.raises(ValueError):
             evaluate(ours, tokenizer, questions, **options)
+    small = Rigged(300, lambda ids: torch.zeros(len(ids), 300))
+    with pytest.raises(EvaluationError, match="the model knows 300; it is the tokenizer of another model"):
+        evaluate(small, tokenizer, questions)
     broken = Rigged(tokenizer.vocab_size, lambda ids: torch.full((len(ids), tokenizer.vocab_size), math.nan))
     with pytest.raises(EvaluationError, match="gives NaN or infinity"):
         evaluate(broken, tokenizer, questions)

@@ -18,7 +18,7 @@ from .clean import han_count, reason_to_drop
 from .cut import cut
 from .readers import read_file
 from .rows import SPLITS
-from .shelf import Source, find_files, group_of, held_out, ordered
+from .shelf import Source, encodable, find_files, group_of, held_out, ordered
 
 _EXAMPLES = 5
 _EDGE = 6
@@ -189,11 +189,11 @@ class _Builder:
         parsed.unlink()
         blocks, footers = trim_edges(blocks, self.repeated[source.group])
         self.footers.update(footers)
-        key = hashlib.sha256(source.name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        key = hashlib.sha256(source.name.encode()).hexdigest()[:12]
         whole_file = held_out(self.seed, source.name, self.holdout)
         for ordinal, piece in enumerate(cut(blocks, Path(source.name).stem, self.target)):
-            text = _encodable(piece.text)
-            row = {"id": f"{key}-{ordinal:04d}", "text": text, "source": _encodable(source.name)}
+            text = encodable(piece.text)
+            row = {"id": f"{key}-{ordinal:04d}", "text": text, "source": source.name}
             if reason := reason_to_drop(text):
                 self._drop(reason, row)
                 continue
@@ -202,7 +202,7 @@ class _Builder:
                 if self.by_document
                 else whole_file
             )
-            row |= {"title": _encodable(piece.title), "split": "heldout" if held else "train"}
+            row |= {"title": encodable(piece.title), "split": "heldout" if held else "train"}
             row["sha256"] = hashlib.sha256(text.encode("utf-8")).hexdigest()
             digest = _digest(text)
             kept = self.first if held else self.train
@@ -290,8 +290,3 @@ class _Builder:
             "settings": {"holdout": self.holdout, "seed": self.seed, "target_chars": self.target},
             "corpus_sha256": self.corpus_digest.hexdigest(),
         }
-
-
-def _encodable(text: str) -> str:
-    """`text` without lone surrogates (file names that are not UTF-8, broken UTF-16), which JSON files cannot hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")

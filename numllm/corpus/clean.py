@@ -25,7 +25,7 @@ MATH = re.compile(
     r"\$\$.{1,5000}?\$\$"
     r"|(?<![\\$])\$(?=[^\s$])[^$\n]{0,2000}?(?<=[^\s\\])\$(?![\d$])"
     r"|\\\((?=[^()\n]{0,2000}?(?:[_^=]|\\[A-Za-z]))[^\n]{1,2000}?\\\)"
-    r"|\\begin\{(?P<environment>[a-z]+\*?)\}.{1,5000}?\\end\{(?P=environment)\}",
+    r"|\\begin\{(?P<environment>[a-z]+\*?)\}.{1,2000}?\\end\{(?P=environment)\}",
     re.DOTALL,
 )
 """LaTeX inside text: it is never rewritten. `$` before a space, or closing before a digit, is money, no formula.

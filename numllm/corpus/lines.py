@@ -20,6 +20,8 @@ NAMED = {
 _SPANS = (("<!--", "-->"), ("<style", "</style>"), ("<script", "</script>"))
 _OPTION_LINE = re.compile(r"^\s*:[\w-]+:")
 _TERMINAL = "。！？；：.!?;:…"
+_SPAN_START = re.compile("|".join(opening for opening, _ in _SPANS))
+_SPAN_ENDS = dict(_SPANS)
 _LABEL = re.compile(r"^\s*:label:\s*(\S+)\s*$")
 _EQUATION_LABEL = re.compile(r"\$\$[ \t]*\(([\w:.\-]+)\)\s*$")
 
@@ -85,20 +87,18 @@ def _cut_spans(line: str, number: int, last: dict[str, int]) -> tuple[str, str]:
     """The line without whole spans, and the mark that closes a span left open ("" when none is)."""
     done: list[str] = []
     low = line.lower()
+    final = {close: low.rfind(close) for _, close in _SPANS}
     at = 0
-    while True:
-        found = [(low.find(opening, at), opening, close) for opening, close in _SPANS]
-        start, opening, close = min(((s, o, c) for s, o, c in found if s >= 0), default=(-1, "", ""))
-        if start < 0:
-            return "".join([*done, line[at:]]), ""
-        done.append(line[at:start])
-        end = low.find(close, start + len(opening))
-        if end >= 0:
-            at = end + len(close)
+    while found := _SPAN_START.search(low, at):
+        done.append(line[at : found.start()])
+        close = _SPAN_ENDS[found[0]]
+        if final[close] >= found.end():
+            at = low.find(close, found.end()) + len(close)
         elif last[close] > number:
             return "".join(done), close
         else:
-            at = start + len(opening)
+            at = found.end()
+    return "".join([*done, line[at:]]), ""
 
 
 def labels(lines: list[str]) -> dict[str, str]:

@@ -30,6 +30,8 @@ _RULE = re.compile(r"^\s{0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$")
 _SETEXT = re.compile(r"^ {0,3}(=+|-+)[ \t]*$")
 _ITEM = re.compile(r"^([ \t]*)([-*+•]|\d{1,3}[.)])[ \t]+(?=\S)(.*)$")
 _DELIMITER = frozenset("|:- \t")
+_LONG_LINE = 5000
+"""Longer lines are prose: formulas in them are found by `inline`, none is taken out as a block."""
 _MAX_DEPTH = 12
 """Directives nested deeper than this are read as plain text."""
 _QUOTE = re.compile(r"^\s*(?:>[ \t]?)+(?:\[![A-Z]+\][ \t]*(?:>[ \t]?)*)?")
@@ -139,11 +141,12 @@ class _Reader:
             self.lines[self.at] = line
             if not line.strip():
                 return
-        if line.count("$$") % 2 and not line.lstrip().startswith("$$") and self.opens_formula(line):
+        head = line.lstrip()[:2] if len(line) <= _LONG_LINE else ""
+        if "$$" in line and head not in ("", "$$") and line.count("$$") % 2 and self.opens_formula(line):
             return
         if "<table" in line.lower() and not line.lstrip().startswith("|"):
             self.html_table()
-        elif line.lstrip().startswith(("$$", "\\[")) or _BEGIN.match(line):
+        elif head in ("$$", "\\[") or (head == "\\b" and _BEGIN.match(line)):
             self.math()
         elif self.is_table():
             self.table()

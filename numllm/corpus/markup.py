@@ -47,8 +47,9 @@ def strip_tags(text: str) -> str:
     """`text` without HTML tags: block tags become line ends, struck-out text goes, x<sup>2</sup> becomes x^2."""
     if "<" not in text:
         return text
-    text = _NOTE_MARK.sub("", _REMOVED.sub("", text))
-    text = _RAISED.sub(_raise, text)
+    if "</" in text:
+        text = _NOTE_MARK.sub("", _REMOVED.sub("", text))
+        text = _RAISED.sub(_raise, text)
 
     def tag(found: re.Match[str]) -> str:
         if found[2].lower() == "li" and not found[1]:

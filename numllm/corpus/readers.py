@@ -69,7 +69,7 @@ def _heading_depth(text: str) -> int:
     """Depth of a line that is a heading by its words (第三章 …, 一、…), 0 for any other line."""
     if len(text) > 50 or "\n" in text or _SENTENCE_END.search(text):
         return 0
-    if (found := _CHAPTER.fullmatch(text)):
+    if found := _CHAPTER.fullmatch(text):
         return _DEPTH[found[1]]
     return _NUMBERED_DEPTH if _NUMBERED.fullmatch(text) else 0
 

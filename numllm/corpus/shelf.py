@@ -59,10 +59,10 @@ def find_files(sources: Sequence[str | Path]) -> tuple[list[Source], Counter[str
             if path.suffix.lower() not in READERS:
                 skipped[f"unsupported suffix {path.suffix.lower()}" if path.suffix else "no suffix"] += 1
                 continue
-            relative = path.relative_to(root).as_posix()
+            relative = encodable(path.relative_to(root).as_posix())
             name, k = relative, 1
             while name in found:
-                prefix = root.resolve().name + (f"-{k}" if k > 1 else "")
+                prefix = encodable(root.resolve().name) + (f"-{k}" if k > 1 else "")
                 name, k = f"{prefix}/{relative}", k + 1
             found[name] = Source(path, name)
     if not found:
@@ -77,7 +77,11 @@ def _walk(source: Path) -> Iterator[Path]:
     if not source.is_dir():
         yield source
         return
-    for path in sorted(source.iterdir(), key=lambda p: p.name):
+    try:
+        entries = sorted(source.iterdir(), key=lambda p: p.name)
+    except OSError as error:
+        raise DataError(f"{source}: the folder cannot be read: {error.strerror}") from error
+    for path in entries:
         if path.name.startswith("."):
             continue
         if path.is_dir():
@@ -114,7 +118,10 @@ def ordered(work: Callable[[Item], Result], items: Iterable[Item], jobs: int) ->
 
 def held_out(seed: int, name: str, share: float) -> bool:
     """Whether `name` falls into the held-out share: the same answer in every run, whatever else is there."""
-    value = int.from_bytes(
-        hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogatepass")).digest()[:8], "big"
-    )
+    value = int.from_bytes(hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:8], "big")
     return value < share * 2**64
+
+
+def encodable(text: str) -> str:
+    """`text` with lone surrogates, which a file name that is not UTF-8 holds and JSON cannot, replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -10,10 +10,13 @@ from .blocks import Block
 from .clean import normalise
 from .markup import read_tables
 
-_GONE = (
-    "script style noscript template nav header footer aside form iframe svg canvas button select textarea head "
-    "object embed video audio del s strike pre"
-).split()
+_GONE = frozenset(
+    (
+        "script style noscript template nav header footer aside form iframe svg canvas button select textarea head "
+        "object embed video audio del s strike pre img input col"
+    ).split()
+)
+_WHOLE = frozenset(("html", "body", "main", "article"))
 _BOILERPLATE = re.compile(
     r"(?:^|[-_ ])(?:nav|navbar|navigation|menu|sidebar|breadcrumbs?|footer|toc|pagination|cookie|share)(?:$|[-_ ])",
     re.I,
@@ -32,23 +35,18 @@ def read_html(text: str) -> list[Block]:
     try:
         import lxml  # noqa: F401  (the parser that bs4 is asked for)
         from bs4 import BeautifulSoup
+        from bs4.exceptions import ParserRejectedMarkup
     except ImportError as error:
         raise DataError(
             "HTML needs beautifulsoup4 and lxml; install them with: pip install 'numllm[textbooks]'"
         ) from error
     # The text is decoded already; a declaration that names another encoding must not confuse the parser.
     text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)
-    soup = BeautifulSoup(text, "lxml")
+    try:
+        soup = BeautifulSoup(text + "\n", "lxml")  # the line end tells bs4 that this is no file name
+    except ParserRejectedMarkup as error:
+        raise DataError(f"not HTML: {error}") from error
     title = normalise(soup.title.get_text(" ")) if soup.title else ""
-    for node in soup.find_all(_GONE):
-        node.decompose()
-    for node in soup.find_all(True):
-        if not node.decomposed and node.name not in ("html", "body", "main", "article"):
-            marks = " ".join(
-                [*(node.get("class") or []), str(node.get("id") or ""), str(node.get("role") or "")]
-            )
-            if _BOILERPLATE.search(marks):
-                node.decompose()
     root = soup.find("main") or soup.find(attrs={"role": "main"}) or soup.find("article") or soup.body or soup
     walker = _Walker()
     walker.walk(root)
@@ -56,6 +54,11 @@ def read_html(text: str) -> list[Block]:
     if title and not any(block.kind == "heading" and block.level == 1 for block in walker.blocks):
         walker.blocks.insert(0, Block("heading", title, 1))
     return walker.blocks
+
+
+def _marks(node: Any) -> str:
+    """What an element calls itself: its classes, id and role."""
+    return " ".join([*(node.get("class") or []), str(node.get("id") or ""), str(node.get("role") or "")])
 
 
 class _Walker:
@@ -94,7 +97,7 @@ class _Walker:
 
     def _open(self, node: Any, stack: list[tuple[str, Any]]) -> None:
         name = node.name
-        if name in ("img", "input", "col"):
+        if name in _GONE or (name not in _WHOLE and _BOILERPLATE.search(_marks(node))):
             return
         if name == "br":
             self.words.append("\n")

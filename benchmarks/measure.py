@@ -1,0 +1,156 @@
+"""Timing that compares: candidates take turns, on inputs that are not in the cache, and rows say where they ran."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+QUANTILES = {"p20": 0.2, "p50": 0.5, "p80": 0.8}
+_FALLBACK_CACHE = 64 * 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Times of one candidate, one a round, in seconds."""
+
+    seconds: tuple[float, ...]
+
+    def quantiles(self) -> dict[str, float]:
+        """p20, p50, p80 in milliseconds."""
+        return _quantiles([1000 * value for value in self.seconds])
+
+    def ratio(self, base: Timing) -> dict[str, float]:
+        """p20, p50, p80 of this time over `base`'s time of the same round."""
+        return _quantiles([mine / its for mine, its in zip(self.seconds, base.seconds, strict=True)])
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, float]:
+    tensor = torch.tensor(values, dtype=torch.float64)
+    return {name: round(tensor.quantile(q).item(), 4) for name, q in QUANTILES.items()}
+
+
+def cache_bytes(device: torch.device) -> int:
+    """Size of the device's last cache; 64 MiB where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    sizes = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
+    if not sizes:
+        return _FALLBACK_CACHE
+    number, unit = re.fullmatch(r"(\d+)([KM]?)", sizes[-1].read_text(encoding="ascii").strip()).groups()
+    return int(number) * {"": 1, "K": 2**10, "M": 2**20}[unit]
+
+
+def rotating(make: Callable[[int], T], bytes_of_one: int, device: torch.device) -> list[T]:
+    """Input sets made by `make(index)`, at least two and together twice the cache: each turn finds a cold one."""
+    return [make(index) for index in range(max(2, -(-2 * cache_bytes(device) // max(1, bytes_of_one))))]
+
+
+def compare(
+    candidates: Mapping[str, Callable[[Any], Any]], inputs: Sequence[Any], device: torch.device, *,
+    rounds: int, warmup: int = 3,
+) -> dict[str, Timing]:
+    """Times `candidates[name](input)`, all candidates one after the other in every round, after a warm-up.
+
+    The order is turned by one each round, and the input is the next of `inputs`. On a GPU the times are of its
+    own clock, and the cache is overwritten before each: that also gives the host a start, so that the launches
+    are not what is timed.
+    """
+    for name in candidates:
+        for turn in range(warmup):
+            candidates[name](inputs[turn % len(inputs)])
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
+    clock = _gpu_clock(device) if device.type == "cuda" else _cpu_clock
+    for turn in range(rounds):
+        for step in range(len(names)):
+            name = names[(turn + step) % len(names)]
+            data = inputs[(turn * len(names) + step) % len(inputs)]
+            times[name].append(clock(candidates[name], data))
+    return {name: Timing(seconds=tuple(values)) for name, values in times.items()}
+
+
+def _cpu_clock(call: Callable[[Any], Any], data: Any) -> float:
+    start = time.perf_counter()
+    call(data)
+    return time.perf_counter() - start
+
+
+def _gpu_clock(device: torch.device) -> Callable[[Callable[[Any], Any], Any], float]:
+    scratch = torch.empty(4 * cache_bytes(device), dtype=torch.uint8, device=device)
+
+    def clock(call: Callable[[Any], Any], data: Any) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        scratch.zero_()
+        start.record()
+        call(data)
+        end.record()
+        torch.cuda.synchronize(device)
+        return start.elapsed_time(end) / 1000
+
+    return clock
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Where and with what a row was measured: device name, versions, commit (None outside a git checkout)."""
+    row: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "kind": device.type, "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "python": platform.python_version(), "torch": torch.__version__,
+    }
+    for package in ("triton", "peft"):
+        try:
+            row[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            row[package] = None
+    row["cuda"] = torch.version.cuda if device.type == "cuda" else None
+    row["commit"] = _commit()
+    row["date"] = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    return row
+
+
+def _cpu_name() -> str:
+    """Model, family and instruction set: virtual machines often hide the model's name."""
+    name, family = platform.machine(), ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        fields = dict(re.findall(r"^(.+?)\s*: (.*)$", info.read_text(encoding="utf-8"), re.MULTILINE))
+        name = fields.get("model name", name).strip()
+        if "cpu family" in fields:
+            family = f", family {fields['cpu family']} model {fields.get('model', '?')}"
+    return f"{name}{family} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with "+" when a tracked file differs from it."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        run = [
+            subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False)
+            for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])
+        ]
+    except FileNotFoundError:
+        return None
+    if run[0].returncode:
+        return None
+    return run[0].stdout.strip() + ("+" if run[1].stdout.strip() else "")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object a line, aside and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    aside.replace(path)

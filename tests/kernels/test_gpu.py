@@ -1,0 +1,94 @@
+"""The LoRA linear and the cross-entropy on a GPU, in the sizes and precisions of training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lora_cases import Case, check, make_case
+from torch import Tensor
+
+from numllm import ops
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SHAPES = [(2048, 1024, 1536, (16,)), (1500, 1000, 520, (16, 16)), (333, 1024, 2048, (8, 24)), (1100, 520, 72, (128,))]
+SHAPE_IDS = ["x".join(map(str, shape[:3])) + "-r" + "+".join(map(str, shape[3])) for shape in SHAPES]
+
+
+def run(case: Case, impl: str) -> dict[str, Tensor]:
+    """y and the gradients through autograd, the factors as they are in training: fp32."""
+    x = case.x.detach().clone().requires_grad_()
+    a, b = (value.detach().float().requires_grad_() for value in (case.a, case.b))
+    y = ops.lora_linear(x, case.w, case.bias, a, b, case.scales, case.columns, case.rows, impl=impl)
+    y.backward(case.dy)
+    assert a.grad.dtype == b.grad.dtype == torch.float32
+    return {"y": y.detach(), "dx": x.grad, "da": a.grad, "db": b.grad}
+
+
+@pytest.mark.parametrize("impl", ["triton", "triton-fused", "torch"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
+@pytest.mark.parametrize("rows", [None, "mixed"], ids=["all-on", "mixed"])
+def test_forward_and_gradients(shape, dtype, rows, impl) -> None:
+    case = make_case(*shape, dtype=DTYPES[dtype], device="cuda", rows=rows, bias=rows == "mixed")
+    check(run(case, impl), case)
+
+
+@pytest.mark.parametrize("impl", ["triton", "triton-fused", "torch"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_bits_twice(dtype, impl) -> None:
+    case = make_case(1500, 1000, 2048, (16, 16), dtype=DTYPES[dtype], device="cuda", rows="mixed", bias=True)
+    first, second = run(case, impl), run(case, impl)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_auto_goes_through_the_kernels(monkeypatch) -> None:
+    kernels = ops._load_kernels()
+    calls = []
+    launch = kernels._launch
+    monkeypatch.setattr(kernels, "_launch", lambda *args, **more: calls.append(args[0]) or launch(*args, **more))
+    case = make_case(64, 48, 32, (16,), dtype=torch.bfloat16, device="cuda")
+    check(run(case, "auto"), case)
+    assert calls
+
+
+def test_offsets_beyond_32_bits() -> None:
+    """A y of 2^31 elements and more."""
+    m, n, k = 2**17 + 64, 2**14 + 8, 64
+    case = make_case(m, 8, k, (16,), dtype=torch.bfloat16, device="cuda")
+    w = torch.randn(n, k, device="cuda", dtype=torch.bfloat16)
+    b = torch.randn(n, 16, device="cuda", dtype=torch.bfloat16)
+    kernels = ops._load_kernels()
+    s = kernels.down(case.x, case.a, case.scales)
+    y = kernels.linear(case.x, w, None, s, b)
+    tail = case.x[-50:].float() @ w.float().T + s[-50:].float() @ b.float().T
+    torch.testing.assert_close(y[-50:].float(), tail, rtol=1e-2, atol=1e-2)
+    ds, db = kernels.down_outer(y, b, s, case.scales)
+    wanted = (y[-50:].float() @ b.float()) * case.scales
+    torch.testing.assert_close(ds[-50:].float(), wanted, rtol=1e-2, atol=1e-2 * wanted.abs().max().item())
+    columns = y[:, -50:].float().T @ s.float()
+    torch.testing.assert_close(db[-50:], columns, rtol=1e-2, atol=1e-2 * columns.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_token_losses(dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3000, 256, generator=generator).to("cuda", DTYPES[dtype]).requires_grad_()
+    w = (torch.randn(5003, 256, generator=generator) / 16).to("cuda", DTYPES[dtype])
+    labels = torch.randint(5003, (3000,), generator=generator).cuda()
+    weights = torch.rand(3000, generator=generator).cuda()
+    losses = ops.token_losses(x, w, labels, 1024)
+    (losses * weights).sum().backward()
+    exact = x.detach().double().requires_grad_()
+    true = F.cross_entropy(exact @ w.double().T, labels, reduction="none")
+    (true * weights).sum().backward()
+    rough = x.detach().requires_grad_()
+    low = F.cross_entropy((rough @ w.T).float(), labels, reduction="none")
+    (low * weights).sum().backward()
+    for got, want, other in ((losses.detach(), true.detach(), low.detach()), (x.grad, exact.grad, rough.grad)):
+        allowed = (other.double() - want).abs().max() + 4 * torch.finfo(DTYPES[dtype]).eps * want.abs().max()
+        assert (got.double() - want).abs().max() <= allowed
+    assert torch.equal(ops.token_losses(x, w, labels, 1024), losses)

@@ -1,0 +1,278 @@
+"""The autograd Functions against the reference, by finite differences and by torch's own autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from numllm import ops, reference
+
+SCALES = torch.tensor([2.0] * 3 + [0.7] * 2)
+COLUMNS = torch.tensor([0] * 3 + [1] * 2, dtype=torch.int32)
+ROWS = torch.tensor([[0, 1, -1, 1], [-1, 0, 0, 1]], dtype=torch.int32)
+
+
+def inputs(dtype: torch.dtype = torch.float64, *, size: int = 1) -> dict[str, torch.Tensor]:
+    """x (2, 4, 6), w (7, 6), bias (7,), a (5, 6), b (7, 5), with K and N `size` times as large."""
+    generator = torch.Generator().manual_seed(0)
+    n, k = 7 * size, 6 * size
+    shapes = {"x": (2, 4, k), "w": (n, k), "bias": (n,), "a": (5, k), "b": (n, 5)}
+    return {
+        name: (torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(dtype)
+        for name, shape in shapes.items()
+    }
+
+
+def call(v: dict[str, torch.Tensor], rows: torch.Tensor | None = ROWS, **options: object) -> torch.Tensor:
+    return ops.lora_linear(v["x"], v["w"], v["bias"], v["a"], v["b"], SCALES, COLUMNS, rows, **options)
+
+
+@pytest.mark.parametrize("rows", [None, ROWS, torch.full_like(ROWS, -1)], ids=["all-on", "mixed", "all-off"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_lora_linear_and_its_gradients(rows, bias) -> None:
+    v = inputs()
+    if not bias:
+        v["bias"] = None
+    trained = [v[name].requires_grad_() for name in ("x", "a", "b")]
+    assert torch.autograd.gradcheck(
+        lambda x, a, b: call({**v, "x": x, "a": a, "b": b}, rows), trained, eps=1e-6, atol=1e-7
+    )
+    flat = v["x"].detach().view(8, -1)
+    choice = SCALES, COLUMNS, None if rows is None else rows.view(-1)
+    y = call(v, rows)
+    torch.testing.assert_close(
+        y.view(8, -1), reference.lora_linear(flat, v["w"], v["bias"], v["a"], v["b"], *choice)
+    )
+    dy = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
+    y.backward(dy)
+    wanted = reference.lora_linear_backward(dy.view(8, -1), flat, v["w"], v["a"], v["b"], *choice)
+    torch.testing.assert_close([v["x"].grad.view(8, -1), v["a"].grad, v["b"].grad], list(wanted))
+
+
+def test_the_reference_gradients_are_those_of_its_formula() -> None:
+    v = inputs()
+    flat, choice = v["x"].view(8, -1).requires_grad_(), (SCALES, COLUMNS, ROWS.view(-1))
+    a, b = v["a"].requires_grad_(), v["b"].requires_grad_()
+    y = reference.lora_linear(flat, v["w"], v["bias"], a, b, *choice)
+    dy = torch.randn_like(y)
+    wanted = torch.autograd.grad(y, (flat, a, b), dy)
+    torch.testing.assert_close(reference.lora_linear_backward(dy, flat, v["w"], a, b, *choice), wanted)
+
+
+def test_two_adapters_in_one_call_are_each_alone() -> None:
+    v = inputs()
+    a, b = v["a"].requires_grad_(), v["b"].requires_grad_()
+    call(v).sum().backward()
+    for index in (0, 1):
+        column, token = COLUMNS == index, ROWS == index
+        part_a, part_b = (t.detach().clone().requires_grad_() for t in (a[column], b[:, column]))
+        y = ops.lora_linear(v["x"][token], v["w"], v["bias"], part_a, part_b, SCALES[column])
+        torch.testing.assert_close(call(v)[token], y)
+        y.sum().backward()
+        torch.testing.assert_close(a.grad[column], part_a.grad)
+        torch.testing.assert_close(b.grad[:, column], part_b.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("native", [True, False], ids=["native", "widened"])
+def test_master_weights_in_fp32(monkeypatch, dtype, native) -> None:
+    """fp32 factors on a 16-bit model, with and without the CPU's own 16-bit products."""
+    monkeypatch.setattr(ops, "_product_dtype", lambda tensor, _: dtype if native else torch.float32)
+    monkeypatch.setattr(ops, "_WIDE_BLOCK", 64)  # several blocks
+    v = inputs(dtype, size=5)
+    exact = {name: value.double() for name, value in v.items()}
+    a, b = v["a"].float().requires_grad_(), v["b"].float().requires_grad_()
+    x = v["x"].requires_grad_()
+    y = call({**v, "a": a, "b": b})
+    assert y.dtype == x.dtype == dtype
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    assert a.grad.dtype == b.grad.dtype == torch.float32
+
+    choice = SCALES, COLUMNS, ROWS.view(-1)
+
+    def answers(v: dict[str, torch.Tensor], dy: torch.Tensor) -> list[torch.Tensor]:
+        flat = v["x"].detach().view(8, -1)
+        y = reference.lora_linear(flat, v["w"], v["bias"], v["a"], v["b"], *choice)
+        gradients = reference.lora_linear_backward(dy.view(8, -1), flat, v["w"], v["a"], v["b"], *choice)
+        return [y, *gradients]
+
+    got = [y.detach().view(8, -1), x.grad.view(8, -1), a.grad, b.grad]
+    for value, true, rough in zip(got, answers(exact, dy.double()), answers(v, dy), strict=True):
+        allowed = (rough.double() - true).abs().max() + torch.finfo(dtype).eps * true.abs().max()
+        assert (value.double() - true).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("needed", [(), ("x",), ("a",), ("b",), ("x", "a"), ("a", "b"), ("x", "b")], ids="+".join)
+def test_only_the_gradients_asked_for(needed) -> None:
+    v = inputs()
+    for name in needed:
+        v[name].requires_grad_()
+    y = call(v)
+    assert y.requires_grad == bool(needed)
+    if needed:
+        y.sum().backward()
+    assert [name for name in v if v[name].grad is not None] == list(needed)
+
+
+@pytest.mark.parametrize(("trained", "kept"), [("x", False), ("b", False), ("a", True)])
+def test_the_input_is_kept_only_for_the_gradient_of_a(trained, kept) -> None:
+    v = inputs()
+    v[trained].requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
+        call(v)
+    assert (v["x"].data_ptr() in saved) == kept
+
+
+def test_empty_batch() -> None:
+    v = inputs()
+    v["x"] = v["x"][:0].requires_grad_()
+    a = v["a"].requires_grad_()
+    y = call(v, ROWS[:0])
+    assert y.shape == (0, 4, 7)
+    y.sum().backward()
+    assert v["x"].grad.shape == (0, 4, 6) and not a.grad.any()
+
+
+def test_a_second_derivative_is_refused() -> None:
+    v = inputs()
+    v["x"].requires_grad_()
+    (gradient,) = torch.autograd.grad(call(v).square().sum(), v["x"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+WRONG = {
+    "K": ({"a": torch.zeros(5, 4).double()}, ValueError, r"a must be \(5, 6\)"),
+    "N": ({"b": torch.zeros(6, 5).double()}, ValueError, r"b must be \(7, 5\)"),
+    "bias": ({"bias": torch.zeros(6).double()}, ValueError, r"bias must be \(7,\)"),
+    "rank 0": ({"a": torch.zeros(0, 6).double(), "b": torch.zeros(7, 0).double()}, ValueError, "scales|rank 0"),
+    "dtype of w": ({"w": torch.zeros(7, 6)}, TypeError, "w must be of x's dtype"),
+    "trained w": ({"w": torch.zeros(7, 6).double().requires_grad_()}, ValueError, "w must be frozen"),
+    "trained bias": ({"bias": torch.zeros(7).double().requires_grad_()}, ValueError, "bias must be frozen"),
+    "integers": ({"a": torch.zeros(5, 6).int()}, TypeError, "floating point"),
+    "device": ({"a": torch.zeros(5, 6, device="meta").double()}, ValueError, "on x's device"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_inputs_are_refused(name) -> None:
+    changes, error, message = WRONG[name]
+    with pytest.raises(error, match=message):
+        call({**inputs(), **changes})
+
+
+def test_wrong_rows_are_refused() -> None:
+    v = inputs()
+    with pytest.raises(ValueError, match=r"rows must be \(2, 4\)"):
+        call(v, ROWS[:1])
+    with pytest.raises(TypeError, match="rows must be torch.int32"):
+        call(v, ROWS.long())
+    with pytest.raises(ValueError, match="rows needs columns"):
+        ops.lora_linear(v["x"], v["w"], None, v["a"], v["b"], SCALES, None, ROWS)
+    with pytest.raises(TypeError, match="scales must be torch.float32"):
+        ops.lora_linear(v["x"], v["w"], None, v["a"], v["b"], SCALES.double())
+
+
+def test_an_implementation_that_cannot_run_is_refused(monkeypatch) -> None:
+    v = inputs(torch.float32)
+    with pytest.raises(ValueError, match="impl must be one of auto, torch"):
+        call(v, impl="fast")
+    pytest.importorskip("triton")
+    if not ops._load_kernels().INTERPRETED:
+        with pytest.raises(ValueError, match="takes CUDA tensors, got cpu; pass impl='torch'"):
+            call(v, impl="triton")
+    with pytest.raises(TypeError, match="takes fp32, fp16 or bf16, got torch.float64"):
+        call(inputs(), impl="triton")
+    monkeypatch.setattr(ops, "_load_kernels", lambda: None)
+    with pytest.raises(ValueError, match="needs the package triton"):
+        call(v, impl="triton")
+
+
+def head(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x (11, 6), w (9, 6), labels (11,), weights (11,) with a zero."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(11, 6, generator=generator).to(dtype)
+    w = torch.randn(9, 6, generator=generator).to(dtype)
+    weights = torch.rand(11, generator=generator)
+    weights[3] = 0
+    return x, w, torch.randint(9, (11,), generator=generator), weights
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4, 11, 100])
+def test_token_losses_and_their_gradient(chunk) -> None:
+    x, w, labels, weights = head()
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: ops.token_losses(x, w, labels, chunk), (x,), eps=1e-6, atol=1e-7
+    )
+    losses = ops.token_losses(x, w, labels, chunk)
+    torch.testing.assert_close(losses, F.cross_entropy(x @ w.T, labels, reduction="none"))
+    torch.testing.assert_close(losses, reference.token_losses(x, w, labels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("native", [True, False], ids=["native", "widened"])
+def test_token_losses_in_low_precision(monkeypatch, dtype, native) -> None:
+    wide = dtype if native else torch.float32
+    monkeypatch.setattr(ops, "_product_dtype", lambda tensor, _: wide)
+    monkeypatch.setattr(ops, "_WIDE_BLOCK", 20)
+    x, w, labels, weights = head(dtype)
+    x.requires_grad_()
+    losses = ops.token_losses(x, w, labels, 4)
+    assert losses.dtype == torch.float32
+    (losses * weights).sum().backward()
+    exact = x.detach().double().requires_grad_()
+    true = reference.token_losses(exact, w.double(), labels)
+    (true * weights).sum().backward()
+    rough = x.detach().requires_grad_()
+    rough_losses = F.cross_entropy((rough @ w.T).float(), labels, reduction="none")
+    (rough_losses * weights).sum().backward()
+    pairs = ((losses.detach(), true.detach(), rough_losses.detach()), (x.grad, exact.grad, rough.grad))
+    for got, want, low in pairs:
+        allowed = (low.double() - want).abs().max() + torch.finfo(dtype).eps * want.abs().max()
+        assert (got.double() - want).abs().max() <= allowed
+
+
+def test_token_losses_of_large_logits_are_finite() -> None:
+    x, w, labels, _ = head(torch.float32)
+    x = (x * 1e4).requires_grad_()
+    losses = ops.token_losses(x, w, labels)
+    losses.sum().backward()
+    assert torch.isfinite(losses).all() and torch.isfinite(x.grad).all()
+    torch.testing.assert_close(losses, F.cross_entropy(x @ w.T, labels, reduction="none"))
+
+
+def test_token_losses_without_a_gradient_form_none(monkeypatch) -> None:
+    x, w, labels, _ = head()
+    monkeypatch.setattr(ops, "_times_weight", None)
+    with torch.no_grad():
+        losses = ops.token_losses(x.requires_grad_(), w, labels)
+    assert not losses.requires_grad
+    assert not ops.token_losses(x.detach(), w, labels).requires_grad
+
+
+def test_token_losses_of_nothing() -> None:
+    x, w, labels, _ = head()
+    x = x[:0].requires_grad_()
+    losses = ops.token_losses(x, w, labels[:0])
+    losses.sum().backward()
+    assert losses.shape == (0,) and x.grad.shape == (0, 6)
+
+
+def test_token_losses_refuse_wrong_inputs() -> None:
+    x, w, labels, _ = head()
+    with pytest.raises(ValueError, match=r"labels must be in 0..8, got -100"):
+        ops.token_losses(x, w, labels.masked_fill(labels == labels[0], -100))
+    with pytest.raises(ValueError, match="w must be frozen"):
+        ops.token_losses(x, w.clone().requires_grad_(), labels)
+    with pytest.raises(TypeError, match="w must be of x's dtype"):
+        ops.token_losses(x, w.float(), labels)
+    with pytest.raises(TypeError, match="labels must be torch.int64"):
+        ops.token_losses(x, w, labels.int())
+    with pytest.raises(ValueError, match="chunk must be at least 1"):
+        ops.token_losses(x, w, labels, chunk=0)
+    with pytest.raises(ValueError, match=r"x must be \(S, D\)"):
+        ops.token_losses(x[:, :4], w, labels)
