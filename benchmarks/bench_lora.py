@@ -149,10 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dtype = getattr(torch, options.dtype)
     if options.quick:
         tokens, rounds = tokens // 2, max(10, rounds // 3)
-    if not importlib.util.find_spec("peft"):
-        print("bench_lora: peft is not installed, its rows are left out", file=sys.stderr)
     where = measure.provenance(device)
     rows = []
+    if not importlib.util.find_spec("peft"):
+        rows.append({"bench": "lora_linear", "candidate": "PEFT", "skipped": "peft is not installed", **where})
+        print("bench_lora: peft is not installed, its rows are left out", file=sys.stderr)
     for k, n in shapes:
         for adapters in (1, 2):
             for row in bench(k, n, adapters, tokens=tokens, dtype=dtype, device=device, rounds=rounds):

@@ -8,7 +8,8 @@ For the adapters i with weights wᵢ and scales sᵢ, stacked into B̂ = [wᵢ s
 R_B R_Aᵀ, so no dense N × K matrix is ever decomposed. ‖Δ − Δₖ‖²_F = Σ_{j>k} σⱼ². The sum is taken in fp64
 and rounded once: every element is the number of the base's dtype nearest to the exact sum.
 
-Plan (from headers) → check → write → verify. The memory used is some row blocks and one module's factors a thread.
+Plan (from headers) → check → write → verify. A thread holds one row block and one module's factors at a time;
+only a merged adapter is held whole before it is written.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import math
 import os
 import shutil
@@ -213,11 +215,9 @@ def _check_base(base: Checkpoint) -> None:
 def _check_tied(base: Checkpoint, adapter: AdapterFile) -> None:
     nested = base.raw_config.get("text_config")
     says = [config.get("tie_word_embeddings") for config in (base.raw_config, nested) if isinstance(config, dict)]
+    tied = True in says or not any(name.endswith("lm_head.weight") for name in base.tensors)
     for module in adapter.modules:
-        last = module.rpartition(".")[2]
-        if last not in ("lm_head", "embed_tokens"):
-            continue
-        if True in says or (last == "lm_head" and f"{module}.weight" not in base.tensors):
+        if tied and module.rpartition(".")[2] in ("lm_head", "embed_tokens"):
             raise MergeError(
                 f"{adapter.folder}: has factors for {module}, but the base ties its head to its embedding: a change "
                 "of one would change both; merge into a base saved with tie_word_embeddings=false"
@@ -512,13 +512,13 @@ def _by_size(plan: MergePlan) -> list[Target]:
 
 def _write_model(plan: MergePlan, folder: Path, pool: _Pool, progress: Progress) -> dict[str, dict[str, Any]]:
     names = [name for _, _, name in plan.adapters]
-    with contextlib.ExitStack() as stack_:
+    with contextlib.ExitStack() as opened:
         handles: dict[Path, tuple[int, int]] = {}
         for path in plan.base.files:
             source = os.open(path, os.O_RDONLY)
-            stack_.callback(os.close, source)
+            opened.callback(os.close, source)
             out = os.open(folder / path.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            stack_.callback(os.close, out)
+            opened.callback(os.close, out)
             os.truncate(out, path.stat().st_size)
             handles[path] = source, out
 
@@ -705,6 +705,16 @@ def _check_out(plan: MergePlan, out: Path, needed: int) -> int:
     return free
 
 
+def _sha256(path: Path, pool: _Pool) -> str:
+    """SHA-256 of a file, given up when the merge is."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            pool.check()
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def _provenance(plan: MergePlan, hashes: Mapping[Path, str]) -> dict[str, Any]:
     base = {path.relative_to(plan.base.folder).as_posix(): digest for path, digest in hashes.items()
             if path.is_relative_to(plan.base.folder)}
@@ -748,7 +758,7 @@ def run_merge(
         return report
     with new_folder(out, overwrite=overwrite) as folder:
         with _Pool() as pool:
-            hashes = {path: pool.submit(lambda p=path: sha256(p)) for path in plan.stamps}
+            hashes = {path: pool.submit(lambda p=path: _sha256(p, pool)) for path in plan.stamps}
             write = _write_model if as_ == "model" else _write_as_adapter
             rows = write(plan, folder, pool, progress)
             report["inputs"] = _provenance(plan, {path: future.result() for path, future in hashes.items()})

@@ -251,6 +251,7 @@ _CN_DATE = re.compile(
 _YEAR_DATE = re.compile(
     rf"(?P<y>[{_D}]{{4}})\s?年(?:度|\s?(?P<m>[{_D}]{{1,2}})\s?月(?!至)(?:份|\s?(?P<d>[{_D}]{{1,2}})\s?[日号])?)?"
 )
+_SHORT_YEAR = re.compile(r"(?:[5-9][0-9]年(?:代|初|末|底)|[0-9]{2}年\s?[0-9]{1,2}月(?:\s?[0-9]{1,2}日)?)")
 _MASKED_YEAR = re.compile(
     r"(?P<y>[12２][0-9０-９]?[×xX＊*✕╳][0-9０-９×xX＊*]{1,2}|[12][0-9][×xX＊*✕╳]{1,2}[0-9０-９l]{0,2})"
     r"(?:\s?年(?:度|\s?(?P<m>[0-9０-９]{1,2})\s?月(?:份|\s?(?P<d>[0-9０-９]{1,2})\s?[日号])?)?"
@@ -846,8 +847,8 @@ def _try_date(text: str, i: int, j: int, n: str) -> tuple[Number, int] | None:
             issue = _ISSUE.match(text, match.end()) if match.group("m") is None else None
             if issue is not None:
                 return _make(text, i, issue.end(), text[i : issue.end()].translate(_FOLD), "", "identifier", False)
-        elif j - i == 2 and text[i : i + 1] in "56789":
-            short = re.compile(r"[0-9]{2}年(?:代|初|末|底|[0-9]{1,2}月)").match(text, i)
+        elif j - i == 2:
+            short = _SHORT_YEAR.match(text, i)
             if short is not None:
                 return _make(text, i, short.end(), text[i:j], "", "date", False)
     elif k and k in "×xX＊*✕╳" and text[i] in "12２":
@@ -1017,8 +1018,8 @@ def _with_unit(text: str, core: _Core, measure: _Measure) -> tuple[Number, int]:
         if not variable:
             kind, name = "date", ""
     elif kind == "amount":
-        if _PER_BEFORE.search(text, max(0, start - 20), start):
-            kind, name = "price", f"{name}/{_PER_BEFORE.search(text, max(0, start - 20), start).group(2)}"  # type: ignore[union-attr]
+        if (per := _PER_BEFORE.search(text, max(0, start - 20), start)) is not None:
+            kind, name = "price", f"{name}/{per.group(2)}"
         if core.currency:
             name = core.currency if unit.name == "CNY" else name
     elif name == "点":
@@ -1074,8 +1075,9 @@ def _bare(text: str, core: _Core, floor: int) -> tuple[Number | None, int]:
     operated = (after and after in _OPERATORS) or (before and before in _OPERATORS)
     if operated and "*" in (n, p):  # Markdown emphasis, not a product
         operated = False
-    cue = None if value in "01" and operated else _cue(text, start)
-    if digits and cue is None and not whole:
+    term = (after and after in "×÷+−*＋") or (operated and value in "01")  # part of a sum, not what the word names
+    cue = None if term else _cue(text, start)
+    if digits and cue is None and not whole and not core.scaled:
         six = len(raw) == 6 and p and p in "（(" and n and n in "）)."
         if len(raw) >= 8 or six:
             return _make(text, start, j, raw.translate(_FOLD), "", "identifier", False)
@@ -1177,6 +1179,7 @@ def _in_address(text: str, i: int) -> bool:
     return False
 
 
+_ORDINAL_TO = re.compile(r"\s?[-–—~～至到]\s?[0-9]{1,4}")
 _ORDINAL_WORDS = "章节条款项编部分类种个次期年季步号页回届位名卷阶层轮批方代集题组段句行列点级"
 
 
@@ -1196,7 +1199,7 @@ def _read_ordinal(text: str, i: int, floor: int) -> tuple[Number | None, int]:
         if whole is None:
             return None, run.end()
         j, value = run.end(), str(whole)
-    tail = re.compile(r"\s?[-–—~～至到]\s?[0-9]{1,4}").match(text, j)
+    tail = _ORDINAL_TO.match(text, j)
     if tail is not None and text[i].isdecimal():
         j = tail.end()
     word = j + 1 if text[j : j + 1] in _SPACE and text[j : j + 1] else j

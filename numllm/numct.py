@@ -11,6 +11,7 @@ the documents come: the same documents and seed give the same questions.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import math
 import random
@@ -37,7 +38,7 @@ _NATURAL = (0, 1, 2, 2, 3, 3, 3)  # wrong options that are numbers of the docume
 _REMEMBERED = 400  # answers of one unit and form that may come again as wrong options
 _FREQUENCY_TARGET = 0.8  # of pure chance, see _Balance
 _COMMON = 8.0  # questions that the most frequent answer may win above its target before it is left out
-_DRAWS = 8  # draws of wrong options among which the most balanced is kept
+_DRAWS = 5  # draws of wrong options among which the most balanced is kept
 _MIN_PROSE = 10  # Chinese characters a sentence needs besides its number
 _MAX_SENTENCE = 220
 _MAX_CONTEXT = 420
@@ -50,13 +51,15 @@ _UNIT8 = 10**8  # values are compared as whole multiples of 1e-8 of the base uni
 @dataclass(frozen=True, slots=True)
 class _Sentence:
     text: str
-    numbers: tuple[Number, ...]  # offsets within text
+    offset: int  # of the text in its line
+    numbers: tuple[Number, ...]  # with offsets in the line
     section: int  # sentences of one section may be each other's context
 
 
-_FENCE = re.compile(r"\s*(?:```|~~~|\$\$)")
-_NOT_PROSE = re.compile(r"\s*(?:#|\||!\[|<|\[!|:::|---|===|\* \* \*|\{%|%|@|借[：:]|贷[：:])")
-_HEADING = re.compile(r"\s*(?:#|={3,}\s*$|-{3,}\s*$)")
+_SPECIAL = re.compile(
+    r"\s*(?:(?P<fence>```|~~~|\$\$)|(?P<heading>#|={3,}\s*$|-{3,}\s*$)|"
+    r"(?P<other>$|\||!\[|<|\[!|:::|---|===|\* \* \*|\{%|%|@|>\s*\[!|[借贷][：:]))"
+)
 _LIST_MARK = re.compile(
     r"\s*(?:(?:[-*+>•·]\s+|\d{1,3}[.、．)）]\s*(?!\d)|[（(](?:[一二三四五六七八九十百]{1,4}|\d{1,3})[)）]\s*|[一二三四五六七八九十]{1,3}、)\s*)*"
 )
@@ -88,40 +91,35 @@ def _sentences(text: str) -> list[_Sentence]:
     found: list[_Sentence] = []
     section, fenced = 0, False
     for raw in text.splitlines():
-        if _FENCE.match(raw):
-            fenced = not fenced or raw.strip().count("$$") == 2
-            fenced = fenced and raw.strip().count("$$") != 2
-            continue
-        if fenced:
-            continue
-        if _HEADING.match(raw):
-            section += 1
-            continue
-        if not raw.strip() or _NOT_PROSE.match(raw) or raw.count("|") >= 2 or "\t" in raw.strip():
-            continue
-        line = raw
-        if "[" in line:
-            line = _LINK.sub(r"\1", line)
-        line = _MARKS.sub("", line)
-        mark = _LIST_MARK.match(line)
-        line = line[mark.end() :].rstrip() if mark is not None else line.strip()
-        numbers = find_numbers(line)
-        at = 0
-        for start, end in _pieces(line):
-            inside = []
-            while at < len(numbers) and numbers[at].end <= end:
-                if numbers[at].start >= start:
-                    inside.append(numbers[at])
-                at += 1
-            piece = line[start:end]
-            skip = len(piece) - len(piece.lstrip())
-            shift = start + skip
-            moved = tuple(
-                Number(n.text, n.start - shift, n.end - shift, n.value, n.unit, n.kind, n.variable, n.low, n.high)
-                for n in inside
-            )
-            found.append(_Sentence(piece.strip(), moved, section))
+        special = _SPECIAL.match(raw)
+        if special is not None and special.lastgroup == "fence":
+            closed = raw.lstrip().startswith("$$") and raw.count("$$") == 2
+            fenced = not fenced and not closed
+        elif fenced or special is not None:
+            section += special is not None and special.lastgroup == "heading" and not fenced
+        elif raw.count("|") < 2 and "\t" not in raw:
+            _add_line(raw, section, found)
     return found
+
+
+def _add_line(raw: str, section: int, found: list[_Sentence]) -> None:
+    """Appends the sentences of one line of prose, cleaned of Markdown, to `found`."""
+    line = _LINK.sub(r"\1", raw) if "[" in raw else raw
+    line = _MARKS.sub("", line).rstrip()
+    mark = _LIST_MARK.match(line)
+    line = line[mark.end() :] if mark is not None else line
+    numbers = find_numbers(line)
+    at, count = 0, len(numbers)
+    for start, end in _pieces(line):
+        piece = line[start:end]
+        text = piece.strip()
+        if not text:
+            continue
+        shift = start + len(piece) - len(piece.lstrip())
+        first = at
+        while at < count and numbers[at].end <= end:
+            at += 1
+        found.append(_Sentence(text, shift, tuple(numbers[first:at]), section))
 
 
 # -------------------------------------------------------------------------------------------- form
@@ -142,6 +140,7 @@ class _Form:
     decimals: int
     separator: str
     wide: bool
+    percent: bool
     two: str  # how a Chinese 2 is written before this unit
     scale: int
 
@@ -168,10 +167,11 @@ class _Form:
         return (m // 1000) / (m % 1000) if self.style == "f" else m * self.scale / _UNIT8
 
 
-_Shape = tuple[str, str, str, int, str]  # kind, unit, style, decimals, prefix and suffix
+_Shape = tuple[str, str, str, int, str]  # kind, unit, style, decimals, prefix and suffix: what looks alike
 _WIDEN = str.maketrans("0123456789.,", "０１２３４５６７８９．，")
 _ARABIC_FORM = re.compile(
-    r"(?P<head>[A-Z]{0,3}\\?[¥￥$＄€£￡]?\s?)(?P<sign>[-−－﹣]?)(?P<whole>[0-9０-９]{1,3}(?:[, ，][0-9０-９]{3})+|[0-9０-９]+)"
+    r"(?P<head>[A-Z]{0,3}\\?[¥￥$＄€£￡]?\s?)(?P<sign>[-−－﹣]?)"
+    r"(?P<whole>[0-9０-９]{1,3}(?:[, ，][0-9０-９]{3})+|[0-9０-９]+)"
     r"(?:[.．](?P<rest>[0-9０-９]+))?(?P<suffix>(?:\s?(?:[十百千]?[万亿]|[百千])(?![克米瓦]))?(?:\s?[%％‰‱]|\s?\$?\\%\$?)?)(?P<tail>[^0-9０-９]*)"
 )
 _SHARE_FORM = re.compile(r"(?P<sign>负?)(?P<prefix>[百千万]分之)(?P<body>[零一二三四五六七八九十百两]+)")
@@ -196,7 +196,7 @@ def _form(number: Number, separator: str) -> tuple[_Form, int] | None:
             return None
         scale = _UNIT8 // _SHARES[match.group("prefix")[0]]
         prefix = match.group("sign") + match.group("prefix")
-        form = _Form("p", "", prefix, "", "", 0, "", False, "二", scale)
+        form = _Form("p", "", prefix, "", "", 0, "", False, prefix == "百分之", "二", scale)
     elif "分之" in text:
         match = _FRACTION_FORM.fullmatch(text)
         if match is None:
@@ -204,7 +204,7 @@ def _form(number: Number, separator: str) -> tuple[_Form, int] | None:
         n, m = chinese_to_int(match.group("n")), chinese_to_int(match.group("m"))
         if n is None or m is None or not 0 < m < n <= 20:
             return None
-        form = _Form("f", "", "", "", "", 0, "", False, "二", 0)
+        form = _Form("f", "", "", "", "", 0, "", False, False, "二", 0)
         m = m * 1000 + n
     elif c in "一二三四五六七八九十两":
         match = _CHINESE_FORM.fullmatch(text)
@@ -218,7 +218,7 @@ def _form(number: Number, separator: str) -> tuple[_Form, int] | None:
         exact = _units8(value)
         if exact is None or exact % m:
             return None
-        form = _Form("c", "", "", "", tail, 0, "", False, two, exact // m)
+        form = _Form("c", "", "", "", tail, 0, "", False, False, two, exact // m)
     else:
         match = _ARABIC_FORM.fullmatch(text)
         if match is None or not _TAIL_UNITS.match(match.group("tail")):
@@ -238,10 +238,9 @@ def _form(number: Number, separator: str) -> tuple[_Form, int] | None:
         if exact is None or abs(exact) % m:
             return None
         scale = abs(exact) // m
-        groups = match.group
-        form = _Form(
-            "a", groups("head"), groups("sign"), groups("suffix"), groups("tail"), len(rest), separator, wide, "", scale
-        )
+        head, sign, suffix, tail = match.group("head", "sign", "suffix", "tail")
+        percent = suffix.strip(" $\\") in ("%", "％")
+        form = _Form("a", head, sign, suffix, tail, len(rest), separator, wide, percent, "", scale)
     if form.head + form.render(m) + form.tail != text:
         return None
     return form, m
@@ -266,47 +265,50 @@ def _significant(m: int) -> tuple[int, int]:
 
 # ---------------------------------------------------------------------------------- wrong options
 
+_PARTS = (2, 3, 3, 4, 4, 5, 6, 8, 10)  # denominators of fractions, as often as listed
+_STEPS = (1, 1, 1, 2, 2, 3, -1, -1, -1, -2, -2, -3)
 _STRETCH = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 1.1, 1.15, 1.2, 1.25, 1.3, 1.4, 1.5, 2.0)
 
 
 def _perturb(m: int, form: _Form, rng: random.Random) -> int:
     """A number that `m` may be mistaken for, as round as `m`: a digit stepped or two exchanged, a scale of ten,
     a stretch by 10 to 50 %, the complement of a percentage. 0 when the draw gives none."""
+    draw = rng.random()
     if form.style == "f":
-        n = rng.choice((2, 3, 3, 4, 4, 5, 6, 8, 10))
-        top = rng.randint(1, n - 1)
+        n = _PARTS[int(draw * len(_PARTS))]
+        top = 1 + int(rng.random() * (n - 1))
         return top * 1000 + n if math.gcd(top, n) == 1 else 0
     s, z = _significant(m)
     digits = str(s)
     count = len(digits)
-    draw = rng.random()
     if draw < 0.12:
-        if rng.random() < 0.5:
-            return m // 10 if z or count == 1 and m % 10 == 0 else 0
-        return m * 10 if z or count == 1 else 0
-    if draw < 0.2 and form.suffix.strip() in ("%", "％", "\\%", "$\\%$") or draw < 0.2 and form.prefix == "百分之":
+        if not z and count > 1:
+            return 0
+        return m * 10 if draw < 0.06 else (m // 10 if z else 0)
+    if draw < 0.2 and form.percent:
         whole = 100 * 10**form.decimals
         return whole - m if m < whole and _significant(whole - m)[1] == z else 0
-    if draw < 0.35 and count >= 2:
-        i, j = rng.sample(range(count), 2)
+    if count > 1 and draw < 0.35:
+        i = int(rng.random() * count)
+        j = int(rng.random() * count)
         swapped = list(digits)
         swapped[i], swapped[j] = swapped[j], swapped[i]
         if swapped[0] == "0" or swapped[-1] == "0" or swapped[i] == swapped[j]:
             return 0
         return int("".join(swapped)) * 10**z
-    if draw < 0.62 and count >= 2:
-        stretched = round(s * rng.choice(_STRETCH))
+    if count > 1 and draw < 0.62:
+        stretched = round(s * _STRETCH[int(rng.random() * len(_STRETCH))])
         if stretched % 10 == 0 or (s % 5 == 0) != (stretched % 5 == 0) or abs(len(str(stretched)) - count) > 1:
             return 0
         return stretched * 10**z
     # step one digit; a last 5 stays, so that 2.5 meets 3.5 rather than 2.6
     places = count - 1 if count > 1 and digits[-1] == "5" else count
-    i = 0 if rng.random() < 0.4 else rng.randrange(places)
-    step = rng.choice((1, 1, 1, 2, 2, 3)) * rng.choice((1, -1))
-    digit = int(digits[i]) + step
-    if not 0 <= digit <= 9 or (digit == 0 and (i == 0 or i == count - 1)) or (digit == 5) > (count == 1 or i < count - 1):
+    i = 0 if rng.random() < 0.4 else int(rng.random() * places)
+    digit = int(digits[i]) + _STEPS[int(rng.random() * len(_STEPS))]
+    last = i == count - 1
+    if not 0 <= digit <= 9 or (digit == 0 and (i == 0 or last)) or (digit == 5 and last and count > 1):
         return 0
-    return int(digits[:i] + str(digit) + digits[i + 1 :]) * 10**z
+    return int(f"{digits[:i]}{digit}{digits[i + 1 :]}") * 10**z
 
 
 class _Balance:
@@ -355,26 +357,37 @@ class _Asked:
     kind: str
     unit: str
     taken: set[int]  # values, in 1e-8, that stand in the question or the context
-    near: list[float]  # logarithms of the sizes of the numbers in question and context
+    near: list[float]  # sorted logarithms of the sizes of the numbers in question and context
     frequency: Counter[tuple[str, int]]
     answers: Counter[int]
+    bounds: tuple[int, int | None]  # values, in 1e-8, that the sentence sets an option between: `____元以上50万元以下`
+    size: tuple[int, int, int] = field(init=False)  # digits before trailing zeros, digits, trailing zeros of m
     features: dict[int, tuple[float, int, int, int, int, float]] = field(default_factory=dict)
     near_to: dict[int, list[int]] = field(default_factory=dict)  # perturbed numbers by what they were made from
+
+    def __post_init__(self) -> None:
+        s, z = _significant(self.m)
+        self.size = len(str(s)), len(str(self.m)), z
 
     def look(self, m: int) -> tuple[float, int, int, int, int, float]:
         """(value, length, significant digits, frequency in the texts and among earlier answers, distance to the
         nearest number of question and context) of an option."""
         found = self.features.get(m)
         if found is None:
-            value = self.form.value(m)
-            size = math.log(value) if value > 0 else 0.0
+            form, near = self.form, self.near
+            value = form.value(m)
+            distance = 0.0
+            if near:
+                size = math.log(value)
+                at = bisect.bisect(near, size)
+                distance = min(abs(size - near[at - 1]), abs(size - near[min(at, len(near) - 1)]))
             found = (
                 value,
-                len(self.form.render(m)),
-                len(str(_significant(m)[0])) if self.form.style != "f" else 1,
-                self.frequency[self.unit, m * self.form.scale],
-                self.answers[m],
-                min((abs(size - other) for other in self.near), default=0.0),
+                len(str(m)) if form.style == "a" else len(form.render(m)),
+                len(str(_significant(m)[0])) if form.style != "f" else 1,
+                self.frequency.get((self.unit, m * form.scale), 0),
+                self.answers.get(m, 0),
+                distance,
             )
             self.features[m] = found
         return found
@@ -386,18 +399,33 @@ class _Asked:
         form = self.form
         if form.style == "f":
             return form.value(m) != form.value(self.m)
-        if m * form.scale in self.taken or m >= 10**13:
+        value = m * form.scale
+        if value in self.taken or m >= 10**13 or value <= self.bounds[0]:
+            return False
+        if self.bounds[1] is not None and value >= self.bounds[1]:
             return False
         whole = 100 * 10**form.decimals
         if self.kind == "rate" and self.m < whole and m >= whole and form.scale <= _UNIT8 // 100:
             return False
         return self.kind != "duration" or m * form.scale <= max(60, 4 * self.m * form.scale // _UNIT8) * _UNIT8
 
+    def like(self, m: int) -> bool:
+        """Whether `m` is as round as the answer and of about its length: neither stands out when written alike."""
+        if m <= 0:
+            return False
+        s, z = _significant(m)
+        decimals = self.form.decimals
+        return (
+            abs(len(str(s)) - self.size[0]) <= 1
+            and abs(len(str(m)) - self.size[1]) <= 2
+            and min(z, decimals) == min(self.size[2], decimals)
+        )
+
     def neighbour(self, base: int, chosen: dict[int, str], rng: random.Random) -> int:
         """Adds to `chosen` a number that `base` may be mistaken for and returns it, or 0 when there is none left."""
         known = self.near_to.get(base)
         if known is None:
-            drawn = {_perturb(base, self.form, rng): None for _ in range(14)}
+            drawn = {_perturb(base, self.form, rng): None for _ in range(9)}
             known = self.near_to[base] = [m for m in drawn if self.allowed(m)]
         free = [m for m in known if m not in chosen]
         if not free:
@@ -470,24 +498,12 @@ def _natural_options(
     if form.style != "f":
         for value in document if len(document) <= 12 else rng.sample(document, 12):
             m, rest = divmod(value, form.scale)
-            if not rest and _like(m, asked.m, form.decimals) and asked.allowed(m):
+            if not rest and asked.like(m) and asked.allowed(m):
                 found.append((m, "document"))
-    for m in corpus if len(corpus) <= 20 else rng.sample(corpus, 20):
-        if _like(m, asked.m, form.decimals) and asked.allowed(m):
+    for m in corpus if len(corpus) <= 16 else rng.sample(corpus, 16):
+        if asked.like(m) and asked.allowed(m):
             found.append((m, "corpus"))
     return found
-
-
-def _like(m: int, other: int, decimals: int) -> bool:
-    """Whether `m` is as round as `other` and of about its length, so that neither stands out when written alike."""
-    s, z = _significant(m) if m > 0 else (0, 0)
-    t, y = _significant(other)
-    return (
-        s > 0
-        and min(z, decimals) == min(y, decimals)
-        and abs(len(str(s)) - len(str(t))) <= 1
-        and abs(len(str(m)) - len(str(other))) <= 2
-    )
 
 
 # ------------------------------------------------------------------------------------------ build
@@ -660,7 +676,7 @@ def _ask(
         return None
     text = sentence.text
     answer = form.render(m)
-    start = number.start + len(form.head)
+    start = number.start - sentence.offset + len(form.head)
     stem, rest = text[:start], text[start + len(answer) :]
     if _stands_in(answer, form, f"{context}\n{stem}\n{rest}"):
         return None
@@ -672,8 +688,19 @@ def _ask(
             if exact:
                 taken.add(abs(exact))
                 near.append(math.log(abs(exact) / _UNIT8))
-    shape = (number.kind, number.unit, form.style, form.decimals, form.prefix + form.suffix.strip())
-    asked = _Asked(form, m, number.kind, number.unit, taken, near[:16], state.frequency, state.answers[shape])
+    written = form.prefix + form.suffix.strip() + (form.tail if number.kind == "rate" else "")
+    shape = (number.kind, number.unit, form.style, form.decimals, written)
+    asked = _Asked(
+        form,
+        m,
+        number.kind,
+        number.unit,
+        taken,
+        sorted(near),
+        state.frequency,
+        state.answers[shape],
+        _bounds(sentence, number),
+    )
     earlier = state.earlier[shape]
     natural = _natural_options(asked, pools.get((number.kind, number.unit), ()), earlier, rng)
     best: tuple[float, list[tuple[int, str]], list[float]] | None = None
@@ -719,6 +746,25 @@ def _ask(
     }
 
 
+def _bounds(sentence: _Sentence, number: Number) -> tuple[int, int | None]:
+    """The values between which an option must lie because the number is an end of a range in words."""
+    low, high = 0, None
+    at = sentence.numbers.index(number)
+    for step in (-1, 1):
+        if not 0 <= at + step < len(sentence.numbers):
+            continue
+        other = sentence.numbers[at + step]
+        first, second = (other, number) if step < 0 else (number, other)
+        gap = sentence.text[first.end - sentence.offset : second.start - sentence.offset]
+        exact = _units8(other.value) if other.unit == number.unit and other.kind == number.kind else None
+        if exact is not None and gap and _BETWEEN.fullmatch(gap) is not None:
+            low, high = (exact, high) if step < 0 else (low, exact)
+    return low, high
+
+
+_BETWEEN = re.compile(r"\s?(?:及?以上)?(?:至|到|不满|不足|不超过|（含[^）]{0,8}）|[-－—~～])?\s?")
+
+
 def _stands_in(answer: str, form: _Form, text: str) -> bool:
     """Whether the answer's characters stand elsewhere, not as part of a longer number."""
     if form.style == "a":
@@ -737,19 +783,16 @@ def _stands_in(answer: str, form: _Form, text: str) -> bool:
 # ------------------------------------------------------------------------------------------ audit
 
 
-def _option_values(row: dict[str, Any]) -> list[float]:
-    """The value of each option, read back in its place in the question."""
+def _option_numbers(row: dict[str, Any]) -> list[Number | None]:
+    """Each option as the number it is in its place in the question."""
     stem, _, rest = row["question"].partition(BLANK)
     left, right = stem[-12:], rest[:12]
-    values = []
+    found: list[Number | None] = []
     for option in row["options"]:
-        found = [
-            n
-            for n in find_numbers(f"{left}{option}{right}")
-            if n.start < len(left) + len(option) and n.end > len(left)
-        ]
-        values.append(_float(found[0].value) if found else math.nan)
-    return values
+        last = len(left) + len(option)
+        numbers = find_numbers(f"{left}{option}{right}")
+        found.append(next((n for n in numbers if n.start < last and n.end > len(left)), None))
+    return found
 
 
 def _float(value: str) -> float:
@@ -790,12 +833,13 @@ def _distance(a: str, b: str) -> int:
 
 
 def _guesses(
-    row: dict[str, Any], answers: Counter[tuple[str, str]], frequency: Counter[str]
+    row: dict[str, Any], answers: Counter[tuple[str, str]], frequency: Counter[tuple[str, str]]
 ) -> dict[str, list[float]]:
     """For each way to guess, a score of every option: the guesser takes the highest, ties drawn."""
     options: list[str] = row["options"]
     unit = row["number"]["unit"]
-    values = _option_values(row)
+    numbers = _option_numbers(row)
+    values = [math.nan if n is None else _float(n.value) for n in numbers]
     order = sorted(range(len(options)), key=lambda i: (math.isnan(values[i]), values[i]))
     rank = {i: r for r, i in enumerate(order)}
     half = (len(options) - 1) / 2
@@ -815,7 +859,7 @@ def _guesses(
         "longest": [float(len(option)) for option in options],
         "shortest": [-float(len(option)) for option in options],
         "most frequent answer": [float(answers[unit, o] - (o == own)) for o in options],
-        "most frequent in the texts": [float(frequency[o + unit_mark(row)]) for o in options],
+        "most frequent in the texts": [0.0 if n is None else float(frequency[n.unit, n.value]) for n in numbers],
         "nearest to a number of the text": [-min((abs(s - n) for n in near), default=0.0) for s in sizes],
         "odd one out by form": [-float(forms[_form_key(option)]) for option in options],
         "like the others": [-float(sum(_distance(o, other) for other in options)) for o in options],
@@ -823,11 +867,6 @@ def _guesses(
         "smallest first digit": [-float(d[0]) for d in digits],
         "digits that stand in the text": [sum(texts[c] > 0 for c in o) / len(o) for o in options],
     }
-
-
-def unit_mark(row: dict[str, Any]) -> str:
-    """The characters that follow the blank, enough to tell the unit."""
-    return row["question"].partition(BLANK)[2][:1]
 
 
 def audit(rows: Iterable[dict[str, Any]], *, progress: Progress = no_progress) -> dict[str, Any]:
@@ -844,7 +883,7 @@ def audit(rows: Iterable[dict[str, Any]], *, progress: Progress = no_progress) -
     splits: Counter[str] = Counter()
     letters: Counter[str] = Counter()
     answers: Counter[tuple[str, str]] = Counter()
-    frequency: Counter[str] = Counter()
+    frequency: Counter[tuple[str, str]] = Counter()
     for row in held:
         number = row["number"]
         kinds[number["kind"]] += 1
@@ -854,7 +893,7 @@ def audit(rows: Iterable[dict[str, Any]], *, progress: Progress = no_progress) -
         letters[row["answer"]] += 1
         answers[number["unit"], row["options"][_LETTERS.index(row["answer"])]] += 1
         for n in find_numbers(row["context"] + row["question"]):
-            frequency[n.text] += 1
+            frequency[n.unit, n.value] += 1
     sums: dict[str, list[float]] = defaultdict(list)
     for row in progress(held, total=len(held), description="audit", unit="question"):
         right = _LETTERS.index(row["answer"])

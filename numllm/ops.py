@@ -218,7 +218,7 @@ def _times_weight(scores: Tensor, w: Tensor) -> Tensor:
 def _product_dtype(tensor: Tensor, tokens: int) -> torch.dtype:
     """The dtype to multiply in: the tensor's, or fp32 for 16 bits on a CPU without instructions for them.
 
-    There torch's 16-bit products are plain loops, up to seventy times slower than widening to fp32. For a few
+    There torch's 16-bit products are plain loops, many times slower than widening to fp32 first. For a few
     tokens, where reading the weight is the cost, they are kept.
     """
     if tensor.is_cuda or tensor.dtype not in _HALVES or tokens < _FEW_TOKENS:

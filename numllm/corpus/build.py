@@ -100,18 +100,18 @@ def _edges(blocks: Sequence[Block]) -> Iterator[int]:
 def trim_edges(blocks: list[Block], repeated: set[bytes]) -> tuple[list[Block], list[str]]:
     """Blocks without the repeated ones that lie at the very beginning or end, and the texts taken away.
 
-    A file that would lose half of its text is a copy of others, not their footer, and stays whole.
+    A run of repeated blocks that does not end within reach is no header or footer: the file is a copy or
+    another edition of others, and keeps it.
     """
     bodies = [k for k, block in enumerate(blocks) if block.kind != "heading"]
     gone: set[int] = set()
     for order in (bodies[:_EDGE], bodies[::-1][:_EDGE]):
+        run: list[int] = []
         for k in order:
             if len(blocks[k].text) > _EDGE_CHARACTERS or _digest(blocks[k].text) not in repeated:
+                gone.update(run)
                 break
-            gone.add(k)
-    total = sum(len(blocks[k].text) for k in bodies)
-    if not gone or sum(len(blocks[k].text) for k in gone) * 2 > total:
-        return blocks, []
+            run.append(k)
     return [b for k, b in enumerate(blocks) if k not in gone], [blocks[k].text for k in sorted(gone)]
 
 

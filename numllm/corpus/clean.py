@@ -131,7 +131,7 @@ _CHARACTERS = _table()
 
 _UNITS = "%‰年月日号时分秒元角万亿千百个条章节款项目期天周倍股份户吨次名人位家种台件套批类级岁折成档页笔米克"
 _WIDE_POINT = re.compile(r"(?<=\d)．(?=\d)")
-_WIDE_COMMAS = re.compile(r"(?<![\d，])\d{1,3}(?:，\d{3})+(?![\d，])")
+_WIDE_COMMAS = re.compile(r"(?<![０-９，])[０-９]{1,3}(?:，[０-９]{3})+(?![０-９，])")
 _SPACING: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(" {2,}"), " "),
     (re.compile(r" ?\n ?"), "\n"),
@@ -158,8 +158,8 @@ def _close_up(line: str) -> str:
 
 
 def _prose(text: str) -> str:
-    text = unicodedata.normalize("NFC", text).translate(_CHARACTERS)
-    text = _WIDE_POINT.sub(".", _WIDE_COMMAS.sub(lambda found: found[0].replace("，", ","), text))
+    text = _WIDE_COMMAS.sub(lambda found: found[0].replace("，", ","), unicodedata.normalize("NFC", text))
+    text = _WIDE_POINT.sub(".", text.translate(_CHARACTERS))
     if " " not in text:
         return text
     for pattern, by in _SPACING:

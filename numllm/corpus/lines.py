@@ -10,6 +10,9 @@ FENCE = re.compile(r"^[ \t]*(?:>[ \t]?)*(`{3,}|~{3,}|:{3,})[ \t]*(.*)$")
 DIRECTIVE = re.compile(r"\{([A-Za-z][\w:.-]*)\}[ \t]*(.*)$")
 TARGET = re.compile(r"^\s*\(([\w:.\-]+)\)=\s*$")
 
+TOC_LEADER = re.compile(r"^.{1,80}?(?:\.{5,}|…{2,}|·{5,}|(?:\. ){4,})\s*\d{1,4}\s*$")
+"""A line of a table of contents: a title, dots, a page number."""
+
 NAMED = {
     "definition": "定义", "theorem": "定理", "proposition": "命题", "lemma": "引理", "corollary": "推论",
     "assumption": "假设", "axiom": "公理", "proof": "证明", "example": "例", "remark": "注", "algorithm": "算法",

@@ -12,6 +12,7 @@ from .lines import (
     FENCE,
     NAMED,
     TARGET,
+    TOC_LEADER,
     depths,
     directive_kind,
     front_matter,
@@ -46,7 +47,6 @@ _TOC_MARK = re.compile(r"^\s*(?:\[\[?_?toc_?\]?\]|\{:toc\}|@\[toc\].*)\s*$", re.
 _TOC_ITEM = re.compile(
     r"^\s*(?:(?:[-*+]|\d+[.)])\s+)?\[.*\]\(\s*<?(?:#[^)]*|(?!\w+:)[^)]*\.(?:md|html?)(?:#[^)]*)?)>?\s*\)\s*$"
 )
-_TOC_LEADER = re.compile(r"^.{1,80}?(?:\.{5,}|…{2,}|·{5,}|(?:\. ){4,})\s*\d{1,4}\s*$")
 _BEGIN = re.compile(r"^\s*\\begin\{([a-z]+\*?)\}")
 
 _DROPPED = re.compile(
@@ -197,7 +197,7 @@ class _Reader:
             return True
         if head in "[{@" and _TOC_MARK.match(line):
             return True
-        if line.rstrip()[-1:].isdigit() and _TOC_LEADER.match(line):
+        if line.rstrip()[-1:].isdigit() and TOC_LEADER.match(line):
             return True
         if "***" in line and _EMPTY_LINE.match(line):
             return True
@@ -378,6 +378,9 @@ class _Reader:
         if count < 2:
             return False
         self.flush()
+        above = self.blocks[-1] if self.blocks else None
+        if above and above.kind == "text" and len(above.text) <= 60 and above.text.endswith(("：", ":")):
+            self.blocks.pop()  # it announced the links
         self.at = last + 1
         return True
 

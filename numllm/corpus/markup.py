@@ -16,7 +16,7 @@ _NAMES = (
     "|source|span|strike|strong|style|sub|summary|sup|table|tbody|td|tfoot|th|thead|time|title|tr|tt|u|ul|var"
     "|video|[a-z]{1,3}:[a-z]+"
 )
-TAG = re.compile(rf"<(/?)({_NAMES})(?=[\s/>])[^<>]{{0,4000}}>", re.IGNORECASE)
+TAG = re.compile(rf"<(/?)({_NAMES})(?:\s+[A-Za-z_:][\w:.-]{{0,60}}\s*=[^<>]{{0,4000}}|\s*/?)>", re.IGNORECASE)
 """A tag of HTML or of Word's namespaces; `a < b` and XML names in prose are none."""
 _BREAKS = re.compile(
     r"(?:br|p|div|li|tr|h[1-6]|ul|ol|dl|dd|dt|table|blockquote|center|summary|details|section)\Z",

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import DataError
 from .blocks import Block
 from .clean import decode, normalise
-from .lines import join_lines
+from .lines import TOC_LEADER, join_lines
 from .markdown import read_markdown
 from .webpage import read_html
 
@@ -33,7 +33,7 @@ def read_plain(text: str) -> list[Block]:
     """The blocks of plain text: paragraphs end at empty lines, indents and finished sentences."""
     paragraphs: list[list[str]] = [[]]
     for line in text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n").split("\n"):
-        if not line.strip():
+        if not line.strip() or TOC_LEADER.match(line):
             paragraphs.append([])
             continue
         if line[:1] in " \t\u3000" or _heading_depth(normalise(line)):

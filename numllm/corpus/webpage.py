@@ -67,20 +67,26 @@ class _Walker:
     def __init__(self) -> None:
         self.blocks: list[Block] = []
         self.words: list[str] = []
+        self.marks: list[str] = []
+        """The mark, `- ` or `1. `, of each list item that is open, "" once it is written."""
+        self.counts: dict[int, int] = {}
 
     def add(self, kind: Any, text: str, level: int = 0) -> None:
         text = "\n".join(line for line in (part.strip() for part in text.split("\n")) if line)
         if text:
             self.blocks.append(Block(kind, text, level))
 
-    def flush(self, kind: Any = "text") -> None:
+    def flush(self) -> None:
+        """Ends the text collected so far: a paragraph, or a line of a list inside list items."""
         text, self.words = normalise("".join(self.words)), []
-        if kind == "list" and text:
-            text = "- " + text.replace("\n", " ")
-            if self.blocks and self.blocks[-1].kind == "list":
-                self.blocks[-1] = Block("list", f"{self.blocks[-1].text}\n{text}")
-                return
-        self.add(kind, text)
+        if not self.marks or not text:
+            self.add("text", text)
+            return
+        line = f"{'  ' * (len(self.marks) - 1)}{self.marks[-1]}{text}".replace("\n", " ")
+        self.marks[-1] = ""  # further paragraphs of an item carry no mark
+        if self.blocks and self.blocks[-1].kind == "list":
+            line = f"{self.blocks.pop().text}\n{line}"
+        self.blocks.append(Block("list", line))
 
     def walk(self, root: Any) -> None:
         from bs4.element import NavigableString, PreformattedString, Tag
@@ -89,7 +95,9 @@ class _Walker:
         while stack:
             action, node = stack.pop()
             if action == "close":
-                self.flush("list" if node.name == "li" else "text")
+                self.flush()
+                if node.name == "li":
+                    self.marks.pop()
             elif isinstance(node, Tag):
                 self._open(node, stack)
             elif isinstance(node, NavigableString) and not isinstance(node, PreformattedString):
@@ -115,5 +123,14 @@ class _Walker:
         else:
             if name in _BLOCKS:
                 self.flush()
+                if name == "li":
+                    self._open_item(node)
                 stack.append(("close", node))
             stack.extend(("open", child) for child in reversed(list(node.children)))
+
+    def _open_item(self, node: Any) -> None:
+        if node.parent is None or node.parent.name != "ol":
+            self.marks.append("- ")
+            return
+        number = self.counts[id(node.parent)] = self.counts.get(id(node.parent), 0) + 1
+        self.marks.append(f"{number}. ")

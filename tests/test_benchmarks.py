@@ -1,0 +1,63 @@
+"""The benchmarks run, their rows say where they come from, and the page shows what the rows say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import bench_lora, measure
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLES = ROOT / "scripts" / "benchmark_tables.py"
+
+
+def test_the_page_is_what_the_rows_say() -> None:
+    run = subprocess.run([sys.executable, str(TABLES), "--check"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_rows_of_the_lora_benchmark(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(bench_lora, "CPU_SHAPES", [(32, 48)])
+    monkeypatch.setattr(measure, "cache_bytes", lambda device: 1)
+    monkeypatch.setattr(bench_lora.Layer, "peft", lambda layer, *, fp32_factors: layer.frozen)
+    out = tmp_path / "rows.jsonl"
+    bench_lora.main(["--device", "cpu", "--quick", "--out", str(out)])
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    measured = [row for row in rows if "skipped" not in row]
+    assert {row["adapters"] for row in measured} == {1, 2}
+    for row in measured:
+        assert 0 < row["ms"]["p20"] <= row["ms"]["p50"] <= row["ms"]["p80"]
+        assert row["device"] and row["torch"] == torch.__version__ and "commit" in row
+        if row["candidate"] == "frozen linear":
+            assert set(row["ratio_to_frozen"].values()) == {1.0}
+
+    spec = importlib.util.spec_from_file_location("benchmark_tables", TABLES)
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    page = tables.render("before <!-- lora_linear -->\nold\n<!-- end lora_linear --> after", measured)
+    assert "| 32 → 48 |" in page and "numllm, by row" in page and "not yet measured" in page and "old" not in page
+    assert tables.render(page, measured) == page
+    with pytest.raises(ValueError, match="must have <!-- lora_linear -->"):
+        tables.render("a page without markers", measured)
+
+
+def test_candidates_take_turns_on_rotating_inputs() -> None:
+    calls: list[tuple[str, int]] = []
+    candidates = {name: lambda data, name=name: calls.append((name, data)) for name in "abc"}
+    timings = measure.compare(candidates, [0, 1], torch.device("cpu"), rounds=4, warmup=0)
+    assert [name for name, _ in calls] == list("abcbcacababc")
+    assert all(len(timing.seconds) == 4 for timing in timings.values())
+    assert {data for _, data in calls} == {0, 1}
+
+
+def test_peft_trains_every_adapter_it_is_timed_with() -> None:
+    pytest.importorskip("peft")
+    layer = bench_lora.Layer(24, 32, 2, 8, torch.float32, torch.device("cpu"))
+    x = torch.randn(8, 24, requires_grad=True)
+    layer.peft(fp32_factors=True)(bench_lora.Batch(x, torch.randn(8, 32)))
