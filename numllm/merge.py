@@ -128,9 +128,6 @@ class Delta:
         return float(torch.linalg.vector_norm(self.singular[: self.kept]))
 
 
-# --- Plan -----------------------------------------------------------------------------------------------------
-
-
 def plan_merge(
     base: Checkpoint, adapters: Sequence[tuple[AdapterFile, float, str]], *, method: str = "svd",
     rank: int | None = None, base_name: str | None = None,
@@ -264,9 +261,6 @@ def _carried(folder: Path) -> tuple[str, ...]:
     if (folder / INDEX).is_file():
         found.append(INDEX)
     return tuple(found)
-
-
-# --- Arithmetic -----------------------------------------------------------------------------------------------
 
 
 def stack(target: Target) -> tuple[Tensor, Tensor]:
@@ -413,9 +407,6 @@ def fold(target: Target, delta: Delta, sums: _Sums | None = None) -> Iterator[tu
             sums.square += square
             sums.changed += int(np.count_nonzero(_integers(old).numpy() != _integers(new).numpy()))
         yield first, last, new
-
-
-# --- Files ----------------------------------------------------------------------------------------------------
 
 
 class _Pool:
@@ -603,9 +594,6 @@ def _write_as_adapter(plan: MergePlan, folder: Path, pool: _Pool, progress: Prog
     return {row.pop("name"): row for row, _ in results}
 
 
-# --- Verify ---------------------------------------------------------------------------------------------------
-
-
 def verify_merge(
     plan: MergePlan, folder: str | Path, *, as_: str = "model", progress: Progress = no_progress
 ) -> dict[str, bool]:
@@ -686,9 +674,6 @@ def _verify_adapter(plan: MergePlan, folder: Path, pool: _Pool, progress: Progre
             raise _differs(folder, target.module)
 
     pool.run([lambda t=target: same(t) for target in plan.targets.values()], progress, "verifying")
-
-
-# --- The whole of it ------------------------------------------------------------------------------------------
 
 
 def _check_out(plan: MergePlan, out: Path, needed: int) -> int:

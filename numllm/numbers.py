@@ -169,6 +169,7 @@ def _unit_table() -> dict[str, _Unit]:
     add(_NUMBERED, "ordinal", "", 0, 0)
     add(_ABSTRACT, "count", None, 0, 1)
     add(_CONCRETE, "count", None, 0, 2)
+    add("周岁", "count", "岁", 0, 3)
     add(_MEASURED, "count", None, 0, 3)
     table["万吨"] = _Unit("count", "吨", 4, 3)
     table["公吨"] = _Unit("count", "吨", 0, 3)
@@ -231,6 +232,7 @@ _ARABIC = re.compile(
     rf"(?:[0-9]{{1,3}}(?:(?:,|\{{,\}})[0-9]{{3}})+(?![0-9])|[０-９]{{1,3}}(?:[，,][０-９]{{3}})+(?![０-９])|[{_D}]+)"
     rf"(?:[.．][{_D}]+)?(?:[eE][+\-−]?[0-9]{{1,3}}(?![0-9A-Za-z.]))?"
 )
+_WIDE_COMMA = re.compile(r"，000(?![0-9，,.])")
 _SPACED = re.compile(r"[0-9]{1,3}(?:[ \u00a0\u2009\u202f][0-9]{3})+(?![0-9])(?:\.[0-9]+)?")
 _CN_RUN = re.compile(f"[{_CN}]{{1,64}}")
 _FORMAL_RUN = re.compile(f"[{_FORMAL}零万亿]{{1,64}}")
@@ -253,7 +255,8 @@ _YEAR_DATE = re.compile(
 )
 _SHORT_YEAR = re.compile(r"(?:[5-9][0-9]年(?:代|初|末|底)|[0-9]{2}年\s?[0-9]{1,2}月(?:\s?[0-9]{1,2}日)?)")
 _MASKED_YEAR = re.compile(
-    r"(?P<y>[12２][0-9０-９]?[×xX＊*✕╳][0-9０-９×xX＊*]{1,2}|[12][0-9][×xX＊*✕╳]{1,2}[0-9０-９l]{0,2})"
+    r"(?P<y>[12２][0-9０-９]?[×xX＊*✕╳][0-9０-９×xX＊*]{1,2}|[12][0-9][×xX＊*✕╳]{1,2}[0-9０-９l]{0,2}|"
+    r"[12][0-9]{2}[×xX＊*✕╳])"
     r"(?:\s?年(?:度|\s?(?P<m>[0-9０-９]{1,2})\s?月(?:份|\s?(?P<d>[0-9０-９]{1,2})\s?[日号])?)?"
     r"|(?=\s?[-—–~～至到]\s?[12][0-9]?[×xX＊*✕╳0-9]{1,3}\s?年))"
 )
@@ -305,6 +308,8 @@ _DAYS_BEFORE = re.compile(r"(?:起满?|[满过于逾达近约隔]|至少|不足|
 _MONTH_BEFORE = re.compile(r"(?:月|每月|次月|月的?)\Z")
 _OPERATORS = "×÷+=≈＝＋−*✕"
 _ARITHMETIC = tuple("×÷+=≈＝＋−*✕－-—–/^")
+_TENTHS = re.compile("[一二三四五六七八九](?![十百千万个年月天人家股次条项])")
+_STEP_WORDS = "这那某同上下前后另任头本哪"  # 这一年, 上一季度: a step in a row, no duration
 _HALF = re.compile(r"半(?:(?P<m>个月)|(?P<y>年)(?!度|报)|(?P<d>天)|(?P<h>个?小时)|(?P<q>个季度))")
 _NO_MONEY_ONE = "线性论化次函方程回模"
 
@@ -477,7 +482,7 @@ def _before(text: str, i: int, floor: int) -> tuple[int, bool, str]:
             q = text[start - 2] if start > 1 else ""
             r = text[start - 3] if start > 2 and q in " \t" else q
             closed = r.isascii() and (r.isalnum() or r in ")]}%'\"")
-            if (r and (closed or r in "０１２３４５６７８９％）］元年月日股份率额-—–−×")) or start - 1 < floor:
+            if (r and (closed or r in "０１２３４５６７８９％）］元年月日股-—–−×")) or start - 1 < floor:
                 break
             start, negative = start - 1, True
         elif p == "负" and not negative and text[start - 2 : start - 1] not in ("正", "自", "抱", "胜"):
@@ -547,6 +552,9 @@ def _arabic(text: str, i: int, floor: int) -> _Core:
     start, negative, currency = _before(text, i, floor)
     scaled = False
     c = text[j : j + 1]
+    if c == "，" and exponent == 0 and j - i <= 3 and _WIDE_COMMA.match(text, j) is not None:  # 1，000元
+        j, digits = j + 4, digits + "000"
+        c = text[j : j + 1]
     if c and (c in "十百千万亿" or c in _SPACE):
         end, power = _magnitude(text, j)
         if power:
@@ -690,6 +698,8 @@ def _measure(text: str, core: _Core) -> _Measure | None:
         if found is None or found.unit.grade == 0:
             return None
         return found._replace(unit=found.unit._replace(shift=found.unit.shift + power))
+    if c and c in "（(" and core.style == "a":
+        return _bracketed(text, core)
     if c == "个" and text[j + 1 : j + 2] == "半":
         for word, name in (("月", "month"), ("小时", "hour"), ("星期", "week"), ("季度", "quarter")):
             if text.startswith(word, j + 2):
@@ -716,10 +726,25 @@ def _measure(text: str, core: _Core) -> _Measure | None:
                         name = f"{unit.name}/{word[:size]}"
                         start = per.start(1) if per.group(1) else per.start(2)
                         return _Measure(start + size, _Unit("price", name, unit.shift, 3))
+    elif unit.shift == -1 and text[end - 1] == "成" and _TENTHS.match(text, end) is not None:
+        return _Measure(end + 1, unit, Fraction(_DIGITS[text[end]], 100))  # 六成五
     elif unit.kind == "duration" and text[end : end + 1] == "半" and unit.name in ("year", "day", "week"):
         if text[end - 1] in "年天周" and text[end + 1 : end + 2] not in ("年", "天", "周"):
             return _Measure(end + 1, unit, Fraction(1, 2))
     return found
+
+
+def _bracketed(text: str, core: _Core) -> _Measure | None:
+    """A unit in brackets behind the number: `6,600（元）`, `12.87（万元）`."""
+    end, power = _magnitude(text, core.end + 1)
+    if text[end : end + 1] in ("（", "("):
+        return None
+    found = _measure(text, core._replace(end=end))
+    if found is None or found.add is not None or found.unit.grade < 2:
+        return None
+    if text[found.end : found.end + 1] not in ("）", ")"):
+        return None
+    return _Measure(found.end + 1, found.unit._replace(shift=found.unit.shift + power))
 
 
 # ---------------------------------------------------------------------------------------------- deciding
@@ -940,6 +965,11 @@ def _try_range(text: str, core: _Core, measure: _Measure | None) -> tuple[Number
             return None
     if dash and text[core.start - 1 : core.start] in _ARITHMETIC:
         return None
+    if measure is None and n == "日":
+        days = _day(text, other, core.start)[0]
+        if days.variable and core.fraction is None and Fraction(core.value()) < Fraction(days.value):
+            end, low = days.end, core.value()
+            return Number(text[core.start : end], core.start, end, low, "day", "duration", True, low, days.value), end
     if measure is None and core.style == "a" and n and (n in "年月日" or text[other.end : other.end + 2] == " 年"):
         if (number := _date_range(text, core, other, n)) is not None:
             return number
@@ -1013,10 +1043,6 @@ def _with_unit(text: str, core: _Core, measure: _Measure) -> tuple[Number, int]:
         # 85折 is 0.85, 8.5折 and 8折 are 0.85 and 0.8
         if core.exponent == 0 and len(core.digits) == 2 and core.digits != "10":
             value = core.value(-2)
-    elif kind == "duration":
-        variable = not _calendar(text, core, end)
-        if not variable:
-            kind, name = "date", ""
     elif kind == "amount":
         if (per := _PER_BEFORE.search(text, max(0, start - 20), start)) is not None:
             kind, name = "price", f"{name}/{per.group(2)}"
@@ -1031,14 +1057,6 @@ def _with_unit(text: str, core: _Core, measure: _Measure) -> tuple[Number, int]:
     elif core.lone and unit.grade < 3:
         variable = unit.grade >= 2 and core.digits != "1"
     return _make(text, start, end, value, name, kind, variable)
-
-
-def _calendar(text: str, core: _Core, end: int) -> bool:
-    """Whether a numeral with 年 names a calendar year (98年底) or a step in a row (上一年), not a duration."""
-    p = text[core.start - 1 : core.start]
-    if core.style == "c" and core.digits == "1" and p and p in "这那某同上下前后另任头本哪":
-        return True
-    return False
 
 
 def _bare(text: str, core: _Core, floor: int) -> tuple[Number | None, int]:
@@ -1069,7 +1087,7 @@ def _bare(text: str, core: _Core, floor: int) -> tuple[Number | None, int]:
         tail = _WORD_TAIL.match(text, j)
         end = tail.end() if tail is not None else j + 1
         return _make(text, start, end, text[start:end], "", "identifier", False)
-    whole = j - start == len(text) or text.strip() == raw
+    whole = len(text) - (j - start) <= 16 and text.strip() == raw
     after = text[j + 1 : j + 2] if n and n in _SPACE else n
     before = left[-2:-1] if p and p in _SPACE else p
     operated = (after and after in _OPERATORS) or (before and before in _OPERATORS)
@@ -1132,10 +1150,11 @@ def _negative_entry(text: str, start: int, end: int) -> bool:
     return (not before or before in " \t|\n\u3000") and (not after or after in " \t|\n\r\u3000")
 
 
-def _day(text: str, core: _Core) -> tuple[Number, int]:
-    """`30日内` is a duration, `5日` a day of the month."""
+def _day(text: str, core: _Core, begin: int | None = None) -> tuple[Number, int]:
+    """`30日内` is a duration, `5日` a day of the month; `begin` is where a range starts that core ends."""
     j = core.end + (1 if text[core.end : core.end + 1] in _SPACE else 0) + 1
-    left = text[max(0, core.start - 6) : core.start]
+    begin = core.start if begin is None else begin
+    left = text[max(0, begin - 6) : begin]
     value = core.value()
     if _MONTH_BEFORE.search(left) is None and (
         len(core.digits) > 2
@@ -1247,6 +1266,8 @@ def _read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     run = _CN_RUN.match(text, i)
     assert run is not None
     j = run.end()
+    if text[i] == "零" and j - i > 1:  # 一年零三个月
+        return None, i + 1
     n = text[j : j + 1]
     if n and n in "年月0０Ｏ":
         date = _CN_DATE.match(text, i)
@@ -1286,7 +1307,7 @@ def _read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
         if core.lone or not any(c in _TENS or c in "万亿" for c in run.group()[1:]):
             return None, max(core.end, i + 1)
         return _make(text, core.start, core.end, core.value(), "", "other", False)
-    if core.lone and core.digits == "1" and measure.unit.grade < 3:
+    if core.lone and core.digits == "1" and (measure.unit.grade < 3 or (p and p in _STEP_WORDS)):
         return None, j
     return _with_unit(text, core, measure)
 
@@ -1306,7 +1327,7 @@ def _chinese_measure(text: str, core: _Core, p: str) -> _Measure | None:
         return None
     if word in "分点手头份张" or core.digits == "0":
         return None if word in "分点手头" or core.digits in "01" else measure
-    if word == "期" or (word in "级代号节章款" and measure.unit.grade == 0):
+    if measure.unit.name == "期" or (word in "级代号节章款" and measure.unit.grade == 0):
         return None
     return measure
 

@@ -178,7 +178,7 @@ _SHARE_FORM = re.compile(r"(?P<sign>负?)(?P<prefix>[百千万]分之)(?P<body>[
 _FRACTION_FORM = re.compile(r"(?P<n>[二三四五六七八九十]+)分之(?P<m>[一二三四五六七八九十]+)")
 _CHINESE_FORM = re.compile(r"(?P<body>[一二三四五六七八九十百千万亿两零]+)(?P<tail>[^一二三四五六七八九十零]*)")
 _SHARES = {"百": 100, "千": 1000, "万": 10_000}
-_TAIL_UNITS = re.compile(r"(?!.*[多余半角])(?:\s?[\u4e00-\u9fffA-Za-z/／]{0,12})\Z")
+_TAIL_UNITS = re.compile(r"(?!.*[多余半角])(?:\s?[\u4e00-\u9fffA-Za-z/／（）()]{0,12})\Z")
 _TWO_LIANG = frozenset("年 倍 个月 周 天 小时 人 名 家 台 件 股 吨 辆 个工作日 个季度 个会计年度 个交易日".split())
 
 
@@ -426,7 +426,11 @@ class _Asked:
         known = self.near_to.get(base)
         if known is None:
             drawn = {_perturb(base, self.form, rng): None for _ in range(9)}
-            known = self.near_to[base] = [m for m in drawn if self.allowed(m)]
+            known = [m for m in drawn if self.allowed(m)]
+            if len(known) < 3:
+                drawn = {_perturb(base, self.form, rng): None for _ in range(40)}
+                known = [m for m in drawn if self.allowed(m)]
+            self.near_to[base] = known
         free = [m for m in known if m not in chosen]
         if not free:
             return 0
@@ -944,7 +948,7 @@ def _chi_square_p(square: float, freedom: int) -> float:
     if freedom % 2:
         p, term, a = math.erfc(math.sqrt(half)), math.exp(-half) / math.sqrt(math.pi * half), 0.5
     else:
-        p, term, a = math.exp(-half), math.exp(-half) / half, 1.0
+        p, term, a = math.exp(-half), math.exp(-half), 1.0
     while a < freedom / 2:
         term *= half / a
         p += term

@@ -244,7 +244,7 @@ def main() -> None:
             "parameters": parameters, "vocabulary": tokenizer.vocab_size, "steps": step, "tokens_seen": seen,
             "tokens_a_pass": tokens, "passes": round(seen / tokens, 2), "minutes": args.minutes,
             "rows": args.rows, "length": args.length, "rate": args.rate, "seed": args.seed,
-            "characters": used, "last_training_loss": round(smooth, 3),
+            "threads": torch.get_num_threads(), "characters": used, "last_training_loss": round(smooth, 3),
         }
         if heldout:
             base = load_model(Checkpoint.open(out), dtype=torch.float32)
@@ -283,7 +283,7 @@ textbook to merged model can be walked in minutes without a GPU. It is not fit f
 Made by `scripts/pretrain_demo_base.py` from random weights (seed {figures['seed']}): {figures['steps']:,} steps of
 {figures['rows']} × {figures['length']} tokens, {figures['tokens_seen']:,} tokens seen ({figures['passes']} passes over
 {figures['tokens_a_pass']:,}), Muon for the hidden matrices and AdamW for the rest, peak learning rate
-{figures['rate']}, cosine decay, {figures['minutes']:g} minutes on 2 CPU cores. Training stops by wall time, so a
+{figures['rate']}, cosine decay, {figures['minutes']:g} minutes on {figures['threads']} CPU core(s). Training stops by wall time, so a
 second run on another machine gives other weights. Last training loss {figures['last_training_loss']}.
 {heldout}
 | text | characters | licence |

@@ -96,9 +96,6 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name not in ("base", "domain", "numeric"))
 
 
-# --- Right ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("weight", [1.0, 0.25])
 def test_exact_equals_peft_cat(tmp_path: Path, base: Path, two: list[tuple[Path, float]], weight: float) -> None:
     """PEFT's add_weighted_adapter("cat") and merge_and_unload, in fp32."""
@@ -240,9 +237,6 @@ def test_more_rank_than_the_weight_has(tmp_path: Path) -> None:
         torch.testing.assert_close(weights(out)["x.weight"], wanted.float(), rtol=1e-6, atol=1e-6)
     merge(tmp_path / "base", adapters, tmp_path / "as", method="exact", as_="adapter", verify=True)
     torch.testing.assert_close(deltas([(tmp_path / "as", 1.0)])["x.weight"], wanted - weight, rtol=1e-5, atol=1e-5)
-
-
-# --- Files ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shard", ["10GB", "60KB"], ids=["one-file", "sharded"])
@@ -471,9 +465,6 @@ def test_a_base_in_the_hubs_cache(tmp_path: Path, base: Path, two: list[tuple[Pa
         assert not (tmp_path / "out" / path.name).is_symlink()
         if path.name != merging.REPORT:
             assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
-
-
-# --- Refused --------------------------------------------------------------------------------------------------
 
 
 def refused(base: Path, adapters: list[tuple[Path, float]], out: Path, match: str, **options: Any) -> None:
