@@ -1110,7 +1110,7 @@ def _bare(text: str, core: _Core, floor: int) -> tuple[Number | None, int]:
 def _cue(text: str, start: int) -> str | None:
     """The kind that a word shortly before start gives to a numeral without unit (利率, 单价, 余额), or None."""
     left = text[max(0, start - 40) : start].rstrip(" \t*|$\u00a0\u3000")[-14:]
-    if not left or left.isascii() or left[-1].isdigit():
+    if not left or left.isascii() or left[-1].isdigit() or left.endswith(("除以", "乘以", "乘", "加上", "减去")):
         return None
     match = _CUE.search(left)
     return match.lastgroup if match is not None else None

@@ -35,6 +35,7 @@ _LETTERS = "ABCDE"
 _KINDS = ("amount", "rate", "price", "count", "duration", "index")
 _VAGUE_COUNTS = frozenset("个 项 种 类 次 位 条 点 步 组 轮 分 层 口 例 单位 道 部 期 副 场 片 门 座".split())
 _NATURAL = (0, 1, 2, 2, 3, 3, 3)  # wrong options that are numbers of the document or the corpus, as often as listed
+_SPREAD = 16  # a wrong option is less than so many times larger or smaller than the answer
 _REMEMBERED = 400  # answers of one unit and form that may come again as wrong options
 _FREQUENCY_TARGET = 0.8  # of pure chance, see _Balance
 _COMMON = 8.0  # questions that the most frequent answer may win above its target before it is left out
@@ -400,7 +401,9 @@ class _Asked:
         if form.style == "f":
             return form.value(m) != form.value(self.m)
         value = m * form.scale
-        if value in self.taken or m >= 10**13 or value <= self.bounds[0]:
+        if value in self.taken or value <= self.bounds[0]:
+            return False
+        if not self.m < _SPREAD * m < _SPREAD * _SPREAD * self.m or m >= 10**13:
             return False
         if self.bounds[1] is not None and value >= self.bounds[1]:
             return False
