@@ -94,20 +94,29 @@ command = functools.partial(cli.command, cls=Command)
 @click.option("--holdout", default=0.05, show_default=True, help="Share of the files held out.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--jobs", default=1, show_default=True, help="Processes.")
+@click.option("--overwrite", is_flag=True, help="Replace --out.")
 @json_option
-def corpus(sources: tuple[Path, ...], out: Path, holdout: float, seed: int, jobs: int, as_json: bool) -> None:
+def corpus(
+    sources: tuple[Path, ...], out: Path, holdout: float, seed: int, jobs: int, overwrite: bool, as_json: bool
+) -> None:
     """Textbooks (Markdown, text, HTML) to a clean corpus with provenance."""
     from .corpus import build_corpus
     from .report import table
 
-    stats = build_corpus(list(sources), out, holdout=holdout, seed=seed, jobs=jobs, progress=bar)
-    for name, reason in stats["failed"].items():
-        say(f"not read: {name}: {reason}")
+    stats = build_corpus(
+        list(sources), out, holdout=holdout, seed=seed, jobs=jobs, overwrite=overwrite, progress=bar
+    )
+    for file in stats["failed"]:
+        say(f"not read: {file['source']}: {file['reason']}")
+    for why, count in stats["skipped"].items():
+        say(f"skipped: {count} file(s), {why}")
     rows = [{"figure": key.replace("_", " "), "value": f"{stats[key]:,}"} for key in (
         "files", "documents", "characters", "chinese_characters",
     )]
-    rows += [{"figure": f"documents {split}", "value": f"{count:,}"} for split, count in stats["splits"].items()]
-    rows += [{"figure": f"dropped: {why}", "value": f"{count:,}"} for why, count in stats["dropped"].items()]
+    rows += [
+        {"figure": f"documents, {split}", "value": f"{part['documents']:,}"} for split, part in stats["splits"].items()
+    ]
+    rows += [{"figure": f"dropped: {why}", "value": f"{part['count']:,}"} for why, part in stats["dropped"].items()]
     finish(stats, table(rows, ["figure", "value"]), as_json)
 
 
@@ -435,7 +444,12 @@ def demo(out: Path, steps: int | None, overwrite: bool, as_json: bool) -> None:
     """The whole way on the embedded default: textbook to merged model, in minutes, without a GPU."""
     from .demo import run_demo
 
-    result = run_demo(out, steps=steps, overwrite=overwrite, train=run_training, say=say, progress=bar)
+    def train_whole(config: Any) -> None:
+        event, _ = run_training(config)
+        if event["event"] == "interrupted":
+            raise KeyboardInterrupt
+
+    result = run_demo(out, steps=steps, overwrite=overwrite, train=train_whole, say=say, progress=bar)
     finish(result, result.pop("text"), as_json)
 
 

@@ -41,8 +41,9 @@ class Choice:
 class Batch:
     """Rows of tokens of one adapter, with the positions that are scored.
 
-    tokens (B, T) int64; documents (B, T) int32, PADDING where empty; positions (S,) flat indexes b·T + t whose
-    next token is scored; labels (S,) int64, those next tokens; count: label tokens, or questions, over which
+    tokens (B, T) int64; documents (B, T) int32, PADDING where empty; branches (B, T) int32 where documents are
+    trees (see `Transformer.hidden`); positions (S,) flat indexes b·T + t from which a token is predicted;
+    labels (S,) int64, the tokens that should be; count: label tokens, or questions, over which
     the loss is a mean; choice: for questions scored by likelihood.
     """
 
@@ -51,6 +52,7 @@ class Batch:
     positions: Tensor
     labels: Tensor
     count: int
+    branches: Tensor | None = None
     choice: Choice | None = None
 
     def widened(self, width: int) -> Batch:
@@ -63,6 +65,7 @@ class Batch:
             self,
             tokens=torch.nn.functional.pad(self.tokens, more),
             documents=torch.nn.functional.pad(self.documents, more, value=PADDING),
+            branches=None if self.branches is None else torch.nn.functional.pad(self.branches, more),
             positions=self.positions // length * width + self.positions % length,
         )
 
@@ -196,6 +199,16 @@ class TextBatches:
         return Batch(tokens, documents, positions, labels, count=len(labels))
 
 
+def _shared(pieces: Sequence[Piece]) -> int:
+    """Tokens that all pieces begin with."""
+    count = 0
+    for tokens in zip(*pieces, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        count += 1
+    return count
+
+
 class ChoiceBatches:
     """Batches of choice questions, packed.
 
@@ -255,22 +268,41 @@ class ChoiceBatches:
         return Batch(tokens, documents, positions, tokens.flatten()[positions + 1], count=len(chosen))
 
     def _likelihood_batch(self, chosen: list[int]) -> Batch:
-        encoded = [option for index in chosen for option in self._options[index]]
-        tokens, documents, starts = self._pack([option.ids for option in encoded])
-        positions, owners, weights = [], [], []
-        for number, (start, option) in enumerate(zip(starts, encoded, strict=True)):
-            for begin, end in (option.option, option.rest):
-                positions += range(start + begin - 1, start + end - 1)
-                owners += [number] * (end - begin)
-                weights += [1.0 / max(end - begin, 1)] * (end - begin)
+        """Each question is a tree: what its options share once, then a branch an option."""
+        pieces: list[Piece] = []
+        branches: list[list[int]] = []
+        scored: list[tuple[int, int, int, int, float]] = []  # piece, predicted from, label, option, weight
+        for number, index in enumerate(chosen):
+            encoded = self._options[index]
+            trunk = _shared([option.ids[: option.option[0]] for option in encoded])
+            piece, branch = list(encoded[0].ids[:trunk]), [0] * trunk
+            for place, option in enumerate(encoded):
+                shift = len(piece) - trunk
+                for begin, end in (option.option, option.rest):
+                    for at in range(begin, end):
+                        source = at - 1 if at == trunk else at - 1 + shift
+                        scored.append((number, source, option.ids[at], place, 1.0 / (end - begin)))
+                piece += option.ids[trunk:]
+                branch += [place + 1] * (len(option.ids) - trunk)
+            pieces.append(tuple(piece))
+            branches.append(branch)
+        tokens, documents, starts = self._pack(pieces)
+        flat = torch.zeros(tokens.numel(), dtype=torch.int32)
+        for start, branch in zip(starts, branches, strict=True):
+            flat[start : start + len(branch)] = torch.tensor(branch, dtype=torch.int32)
         sizes = [len(self._options[index]) for index in chosen]
+        first = [sum(sizes[:q]) for q in range(len(sizes))]
         rights = [LETTERS.index(self._questions[index].answer) for index in chosen]
-        flat = torch.tensor(positions)
         choice = Choice(
-            options=torch.tensor(owners), weights=torch.tensor(weights), sizes=sizes,
-            answers=torch.tensor([sum(sizes[:q]) + right for q, right in enumerate(rights)]),
+            options=torch.tensor([first[q] + place for q, _, _, place, _ in scored]),
+            weights=torch.tensor([weight for *_, weight in scored]), sizes=sizes,
+            answers=torch.tensor([a + b for a, b in zip(first, rights, strict=True)]),
         )
-        return Batch(tokens, documents, flat, tokens.flatten()[flat + 1], count=len(chosen), choice=choice)
+        return Batch(
+            tokens, documents, torch.tensor([starts[q] + source for q, source, *_ in scored]),
+            torch.tensor([label for _, _, label, *_ in scored]), count=len(chosen),
+            branches=flat.view(tokens.shape), choice=choice,
+        )
 
     def _pack(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor, list[int]]:
         """Tokens and documents of packed rows, and the flat start of each piece in the order given."""

@@ -105,7 +105,7 @@ class Plan:
 
     def __init__(
         self, config: ModelConfig, frequencies: Tensor, tokens: Tensor, positions: Tensor | None,
-        documents: Tensor | None, cache: Cache | None, dtype: torch.dtype,
+        documents: Tensor | None, branches: Tensor | None, cache: Cache | None, dtype: torch.dtype,
     ) -> None:
         batch, count = tokens.shape
         device = tokens.device
@@ -119,7 +119,13 @@ class Plan:
                 cache.documents[:, self.start : self.stop] = documents
                 cache.padded = True
             documents = cache.documents[:, : self.stop] if cache.padded else None
-        if positions is None:
+        tree = None
+        if branches is not None:
+            if documents is None or cache is not None:
+                raise ValueError("branches need documents, and no cache")
+            tree = _tree(documents, branches)
+            positions = tree.sum(-1) - 1
+        elif positions is None:
             positions = _positions(documents, count, self.start, device).expand(batch, count)
         angles = positions[:, None, :, None].float() * frequencies
         angles = torch.cat((angles, angles), dim=-1)
@@ -127,6 +133,7 @@ class Plan:
         self.cos, self.sin = (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
         self.masks = {
             window: _mask(documents, count, self.start, self.stop, window, device)
+            if tree is None else _narrow(tree, positions, window)
             for window in set(config.windows)
         }
         self.causal = self.start == 0 and count > 1
@@ -159,6 +166,21 @@ def _mask(
     if documents is not None:
         seen = seen & (documents[:, None, start:stop, None] == documents[:, None, None, :stop])
     return seen
+
+
+def _tree(documents: Tensor, branches: Tensor) -> Tensor:
+    """(B, T, T) bool: earlier tokens of the same document, on the trunk (branch 0) or on the token's own branch."""
+    count = documents.shape[1]
+    seen = torch.ones(count, count, dtype=torch.bool, device=documents.device).tril()
+    seen = seen & (documents[:, :, None] == documents[:, None, :])
+    return seen & ((branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :]))
+
+
+def _narrow(tree: Tensor, positions: Tensor, window: int | None) -> Tensor:
+    """(B, 1, T, T): what `_tree` shows, within the window."""
+    if window is not None and window < tree.shape[-1]:
+        tree = tree & (positions[:, :, None] - positions[:, None, :] < window)
+    return tree[:, None]
 
 
 class Attention(nn.Module):
@@ -269,17 +291,18 @@ class Transformer(nn.Module):
 
     def hidden(
         self, tokens: Tensor, *, positions: Tensor | None = None, documents: Tensor | None = None,
-        cache: Cache | None = None,
+        branches: Tensor | None = None, cache: Cache | None = None,
     ) -> Tensor:
         """States after the last norm, (B, T, D).
 
         tokens (B, T) int64. positions (B, T): default, counted within each document. documents (B, T) ints:
-        a token sees earlier tokens of the same number only; PADDING marks padding. With a cache, tokens
-        follow what is in it.
+        a token sees earlier tokens of the same number only; PADDING marks padding. branches (B, T) ints: a
+        document may be a tree, its trunk numbered 0; a token sees the trunk and its own branch, and positions
+        are counted along them. With a cache, tokens follow what is in it.
         """
         if self._frequencies is None or self._frequencies.device != tokens.device:
             self._frequencies = rope_frequencies(self.config.rope, self.config.head_dim).to(tokens.device)
-        plan = Plan(self.config, self._frequencies, tokens, positions, documents, cache, self.dtype)
+        plan = Plan(self.config, self._frequencies, tokens, positions, documents, branches, cache, self.dtype)
         x = self.model.embed_tokens(tokens)
         for block in self.model.layers:
             x = block(x, plan)

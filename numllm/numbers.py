@@ -496,7 +496,7 @@ def _before(text: str, i: int, floor: int) -> tuple[int, bool, str]:
                     if k - size >= floor and text[k - size : k] in _SIGNS:
                         begin = k - size
                         break
-                if c == "$" and begin == k - 1 and _is_math(text, k, floor):
+                if c == "$" and begin == k - 1 and _is_math(text, k):
                     break
                 currency = _SIGNS[text[begin:k]]
                 if begin > floor and c == "$" and text[begin - 1] == "\\":
@@ -511,7 +511,7 @@ def _before(text: str, i: int, floor: int) -> tuple[int, bool, str]:
     return start, negative, currency
 
 
-def _is_math(text: str, k: int, floor: int) -> bool:
+def _is_math(text: str, k: int) -> bool:
     """Whether the `$` that ends at k opens or closes LaTeX mathematics rather than naming dollars."""
     if text[k - 2 : k - 1] == "\\" and k >= 2:
         return False
@@ -775,7 +775,7 @@ def find_numbers(text: str) -> list[Number]:
             position = tag.end() if tag is not None else i + 1
             continue
         elif c == "半":
-            number, position = _read_half(text, i, floor)
+            number, position = _read_half(text, i)
         elif c in _FORMAL:
             number, position = _read_formal(text, i)
         else:
@@ -1229,7 +1229,7 @@ def _read_ordinal(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     return _make(text, max(begin, floor), j, value, "", "ordinal", False)
 
 
-def _read_half(text: str, i: int, floor: int) -> tuple[Number | None, int]:
+def _read_half(text: str, i: int) -> tuple[Number | None, int]:
     """半年, 半个月, 半天: half of one unit."""
     match = _HALF.match(text, i)
     if match is None or text[i - 1 : i] in tuple("上下前后大小过多各一夜"):

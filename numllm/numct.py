@@ -1,9 +1,11 @@
 """NumCT: choice questions about the numbers of a corpus, and the audit that shows they are not guessable.
 
 A question is one sentence whose number is replaced by `BLANK`, a few sentences of context before it, and options
-in one written form: the answer, numbers of the same unit and kind from elsewhere in the document, and perturbed
-numbers. Wrong options are drawn several times and the draw is kept that leaves the known ways to guess without
-reading (the middle value, the roundest, the longest, the most frequent …) nearest to pure chance; see `_Balance`.
+in one written form: the answer and, as wrong options, numbers of the same unit and kind from elsewhere in the
+document ("document"), answers of earlier questions ("corpus") and perturbed numbers ("perturbed").
+
+Wrong options are drawn several times and the draw is kept that leaves the known ways to guess without reading (the
+middle value, the roundest, the longest, the most frequent …) nearest to pure chance; see `_Balance`.
 
 Everything is drawn from one generator a document, seeded by the seed and the document's id, in the order in which
 the documents come: the same documents and seed give the same questions.
@@ -428,11 +430,13 @@ class _Asked:
         """Adds to `chosen` a number that `base` may be mistaken for and returns it, or 0 when there is none left."""
         known = self.near_to.get(base)
         if known is None:
-            drawn = {_perturb(base, self.form, rng): None for _ in range(9)}
-            known = [m for m in drawn if self.allowed(m)]
-            if len(known) < 3:
-                drawn = {_perturb(base, self.form, rng): None for _ in range(40)}
-                known = [m for m in drawn if self.allowed(m)]
+            known = []
+            for draw in range(24):
+                m = _perturb(base, self.form, rng)
+                if m and m not in known and self.allowed(m):
+                    known.append(m)
+                if len(known) == 5 or (draw > 8 and len(known) >= 3):
+                    break
             self.near_to[base] = known
         free = [m for m in known if m not in chosen]
         if not free:

@@ -66,10 +66,15 @@ def forward_losses(
     offsets = [0]
     for batch in parts[:-1]:
         offsets.append(offsets[-1] + batch.tokens.numel())
+    branches = None
+    if any(batch.branches is not None for batch in parts):
+        branches = torch.cat([
+            torch.zeros_like(batch.documents) if batch.branches is None else batch.branches for batch in parts
+        ])
     with adapters.use(next(iter(batches)) if len(batches) == 1 else rows):
         x = model.hidden(
             torch.cat([batch.tokens for batch in parts]),
-            documents=torch.cat([batch.documents for batch in parts]),
+            documents=torch.cat([batch.documents for batch in parts]), branches=branches,
         )
     positions = torch.cat([batch.positions + at for batch, at in zip(parts, offsets, strict=True)])
     losses = ops.token_losses(

@@ -72,6 +72,21 @@ def test_cache_with_left_padding_equals_no_cache(tmp_path):
     assert close(joined[0], whole[0]) and close(joined[1, 9:], whole[1, 9:])
 
 
+@pytest.mark.parametrize("family", ["llama2", "mistral", "qwen2-window", "qwen3"])
+def test_branches_of_a_tree_equal_the_rows_they_stand_for(family, tmp_path):
+    model = load_model(save(transformers_model(family), tmp_path / "m"))
+    other, trunk, first, second = (torch.randint(0, 160, (1, count)) for count in (5, 11, 4, 7))
+    documents = torch.tensor([[0] * 5 + [1] * 22])
+    branches = torch.tensor([[0] * 16 + [1] * 4 + [2] * 7])
+    with torch.no_grad():
+        whole = model.lm_head(model.hidden(
+            torch.cat((other, trunk, first, second), 1), documents=documents, branches=branches
+        ))
+        one, two = model(torch.cat((trunk, first), 1)), model(torch.cat((trunk, second), 1))
+        assert close(whole[:, :5], model(other))
+        assert close(whole[:, 5:20], one) and close(whole[:, 20:], two[:, 11:])
+
+
 def test_select_picks_positions(tmp_path):
     model = load_model(save(transformers_model("llama2"), tmp_path / "m"))
     tokens = torch.randint(0, 160, (2, 9))

@@ -113,7 +113,7 @@ def test_likelihood_loss_is_the_softmax_over_scored_options(world):
             parts = [picked[a - 1 : b - 1] for a, b in (option.option, option.rest) if b > a]
             scores.append(sum(part.mean() for part in parts))
         expected.append(-torch.stack(scores).log_softmax(0)["ABCD".index(question.answer)])
-    x = model.hidden(batch.tokens, documents=batch.documents).flatten(0, 1)[batch.positions]
+    x = model.hidden(batch.tokens, documents=batch.documents, branches=batch.branches).flatten(0, 1)[batch.positions]
     losses = torch.nn.functional.cross_entropy(model.lm_head(x), batch.labels, reduction="none")
     assert torch.allclose(choice_loss(losses, batch), torch.stack(expected).mean(), atol=1e-5)
 
