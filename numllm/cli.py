@@ -244,7 +244,9 @@ def run_training(config: Any, *, resume: bool = False) -> tuple[dict[str, Any], 
     from .train import train as events
 
     asked = []
-    before = {number: signal.signal(number, lambda *_: asked.append(True)) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, lambda *_: asked.append(True)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     last: dict[str, Any] = {}
     losses: dict[str, float] = {}
     try:
@@ -269,7 +271,8 @@ def run_training(config: Any, *, resume: bool = False) -> tuple[dict[str, Any], 
 
 
 @command(epilog=(
-    "numllm merge --base Qwen/Qwen2.5-7B --adapter run/adapters/domain --adapter run/adapters/numeric --out merged\n"
+    "numllm merge --base Qwen/Qwen2.5-7B --adapter run/adapters/domain --adapter run/adapters/numeric "
+    "--out merged\n"
     "numllm merge --base demo --adapter a=0.7 --adapter b=0.3 --method svd --rank 16 --out merged --verify"
 ))
 @click.option("--base", required=True, help="Checkpoint: folder, Hub id or demo.")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import ops
 from .checkpoint import Checkpoint, read_header, read_tensor, write_safetensors
-from .config import LoRAConfig, TrainConfig
+from .config import TrainConfig
 from .corpus import read_corpus
 from .data import Batch, ChoiceBatches, TextBatches
 from .errors import DataError, TrainError
@@ -222,8 +222,8 @@ def _last_checkpoint(run: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def _prepare_run(config: TrainConfig, checkpoint: Checkpoint, resume: bool) -> tuple[Path | None, float]:
-    """(checkpoint to take up, seconds trained so far); the run folder made and checked."""
+def _prepare_run(config: TrainConfig, checkpoint: Checkpoint, resume: bool) -> Path | None:
+    """The training checkpoint to take up, if any; the run folder is made and checked."""
     run = Path(config.out)
     marks = fingerprint(config, checkpoint)
     if (run / "config.json").exists():

@@ -283,14 +283,16 @@ textbook to merged model can be walked in minutes without a GPU. It is not fit f
 Made by `scripts/pretrain_demo_base.py` from random weights (seed {figures['seed']}): {figures['steps']:,} steps of
 {figures['rows']} × {figures['length']} tokens, {figures['tokens_seen']:,} tokens seen ({figures['passes']} passes over
 {figures['tokens_a_pass']:,}), Muon for the hidden matrices and AdamW for the rest, peak learning rate
-{figures['rate']}, cosine decay, {figures['minutes']:g} minutes on {figures['threads']} CPU core(s). Training stops by wall time, so a
+{figures['rate']}, cosine decay, {figures['minutes']:g} minutes on {figures['threads']} CPU core(s).
+Training stops by wall time, so a
 second run on another machine gives other weights. Last training loss {figures['last_training_loss']}.
 {heldout}
 | text | characters | licence |
 |---|---|---|
 {sources}
 
-The demo's workbook, from which its held-out questions are made, was not read. `training.json` holds the figures.
+The demo's workbook, from which its held-out questions are made, was not read. `training.json` holds the
+figures.
 """
 
 

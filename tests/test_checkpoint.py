@@ -89,7 +89,9 @@ def rewrite_index(folder, change):
     (folder / INDEX).write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "x.bin", "C:x.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "x.bin", "C:x.safetensors"]
+)
 def test_index_cannot_lead_out_of_the_folder(sharded, name):
     rewrite_index(sharded, lambda names: names.update({"model.norm.weight": name}))
     with pytest.raises(CheckpointError, match="unsafe file name"):

@@ -46,7 +46,8 @@ def test_the_whole_way_by_commands(tmp_path, capfd):
     books.mkdir()
     for number in range(3):
         (books / f"{number}.md").write_text("# 第一章\n\n" + "".join(
-            f"甲公司第{i}批货物的采购成本为{i * 37 + number * 11 + 12}万元，运输费用为{i * 5 + 3}万元，仓储费率为{i + 2}.5%。\n\n"
+            f"甲公司第{i}批货物的采购成本为{i * 37 + number * 11 + 12}万元，运输费用为{i * 5 + 3}万元，"
+            f"仓储费率为{i + 2}.5%。\n\n"
             for i in range(1, 12)
         ), encoding="utf-8")
     model = tiny.base(tmp_path / "base")

@@ -11,7 +11,10 @@ from numllm.errors import AdapterError
 from numllm.lora import LoRALinear, attach, load_adapters
 from numllm.model import load_model
 
-CONFIGS = {"domain": LoRAConfig(rank=8, alpha=16.0), "numeric": LoRAConfig(rank=4, alpha=4.0, targets=("q_proj", "down_proj"))}
+CONFIGS = {
+    "domain": LoRAConfig(rank=8, alpha=16.0),
+    "numeric": LoRAConfig(rank=4, alpha=4.0, targets=("q_proj", "down_proj")),
+}
 
 
 @pytest.fixture()

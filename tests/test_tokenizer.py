@@ -11,7 +11,8 @@ from numllm.tokenizer import Tokenizer, byte_level_bpe
 
 TEXTS = [
     "甲公司2024年净利润为3.5亿元，同比增长12.5%。", "Once upon a time\n\n  there was 1,234.5 ½ ①②", "",
-    "<|endoftext|>不是控制符<|im_start|>", "ﬁ 全角１２３％　空格\u3000\r\n\tTab", "😀👍🏽 e\u0301 é", "   leading", "don't I'LL",
+    "<|endoftext|>不是控制符<|im_start|>", "ﬁ 全角１２３％　空格\u3000\r\n\tTab", "😀👍🏽 e\u0301 é", "   leading",
+    "don't I'LL",
 ]
 
 
@@ -51,7 +52,8 @@ def test_offsets_point_into_the_text():
     backend = byte_level_bpe()
     from tokenizers import trainers
 
-    backend.train_from_iterator(["年利率5%，本金100万元。"] * 4, trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    trainer = trainers.BpeTrainer(vocab_size=300, show_progress=False)
+    backend.train_from_iterator(["年利率5%，本金100万元。"] * 4, trainer)
     # Offsets come from the backend whatever folder it was read from.
     tokenizer = Tokenizer.__new__(Tokenizer)
     tokenizer._backend = backend

@@ -141,7 +141,8 @@ def test_resumed_run_equals_the_uninterrupted_one(world):
 def test_killed_run_resumes_to_the_same_bytes(world):
     list(train(config(world, "whole", steps=30)))
     code = (
-        "import sys, os, signal; from numllm.train import train; from test_train import config; from pathlib import Path\n"
+        "import sys, os, signal; from pathlib import Path\n"
+        "from numllm.train import train; from test_train import config\n"
         "for event in train(config(Path(sys.argv[1]), 'killed', steps=30)):\n"
         "    if event.get('step') == 17 and event['event'] == 'step': os.kill(os.getpid(), signal.SIGKILL)\n"
     )

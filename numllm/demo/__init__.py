@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 TEXTBOOK, WORKBOOK, BASE = HERE / "textbook", HERE / "workbook", HERE / "base"
 NUMERIC, CONCEPTS = HERE / "questions" / "numeric.jsonl", HERE / "questions" / "concepts.jsonl"
 
-STEPS = 300
+STEPS = 160
 LORA = LoRAConfig(rank=16, alpha=32.0)
 PROMPT = "货币时间价值是指"
 
@@ -28,8 +28,8 @@ def training(out: Path, steps: int) -> TrainConfig:
     """The demo's training run: both adapters in one pass, choices by likelihood."""
     return TrainConfig(
         model="demo", out=str(out / "run"), corpus=str(out / "corpus"), numct=str(out / "numct.jsonl"),
-        steps=steps, length=256, rows=8, questions=8, loss="likelihood", domain=LORA, numeric=LORA,
-        domain_rate=2e-3, numeric_rate=2e-3, save_every=100, dtype="float32",
+        steps=steps, length=256, rows=4, questions=8, loss="likelihood", domain=LORA, numeric=LORA,
+        domain_rate=1e-3, numeric_rate=3e-4, save_every=80, dtype="float32",
     )
 
 
