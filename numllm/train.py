@@ -297,8 +297,7 @@ def train(
         interrupted = stop()
         if not interrupted:
             rows = trainer.advance()
-            with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+            _append(run / "metrics.jsonl", rows)
             for row in rows:
                 yield {"event": "step", **row}
         due = trainer.step % config.save_every == 0 or trainer.step == config.steps
@@ -317,6 +316,16 @@ def train(
             trainer.adapters.save(name, aside, base_model=config.model)
         folders[name] = str(run / "adapters" / name)
     yield {"event": "done", "step": trainer.step, "adapters": folders}
+
+
+def _append(path: Path, rows: list[Event]) -> None:
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    except OSError as error:
+        raise TrainError(
+            f"{path}: cannot be written: {error.strerror}; mend that and continue with --resume"
+        ) from error
 
 
 def _prune(folder: Path, keep: int) -> None:

@@ -166,7 +166,8 @@ def test_score_is_what_training_maximises(pair, tokenizer):
     _, ours = pair
     questions = make_questions(4, cloze=True)
     batch = ChoiceBatches(questions, tokenizer, size=4, length=128, loss="likelihood")(0)
-    hidden = ours.hidden(batch.tokens, documents=batch.documents, branches=batch.branches).flatten(0, 1)[batch.positions]
+    states = ours.hidden(batch.tokens, documents=batch.documents, branches=batch.branches)
+    hidden = states.flatten(0, 1)[batch.positions]
     losses = torch.nn.functional.cross_entropy(ours.lm_head(hidden), batch.labels, reduction="none")
     rows = evaluate(ours, tokenizer, questions)["questions"]
     scores = [torch.tensor(list(row["logprobs"].values())) for row in rows]

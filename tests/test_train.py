@@ -206,6 +206,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(world):
         list(train(config(world, domain_rate=1e30, clip=1e30, warmup=0.0)))
 
 
+def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(world, monkeypatch):
+    list(train(config(world, "whole")))
+    events = train(config(world))
+    while next(events).get("step") != 7:
+        pass
+    metrics = world / "run" / "metrics.jsonl"
+    kept = metrics.read_text()
+    metrics.unlink()
+    metrics.symlink_to("/dev/full")
+    with pytest.raises(TrainError, match="No space left on device; mend that"):
+        list(events)
+    metrics.unlink()
+    metrics.write_text(kept)
+    list(train(config(world), resume=True))
+    assert bytes_of(world / "whole" / "adapters") == bytes_of(world / "run" / "adapters")
+
+
 def test_broken_questions_name_the_line(world):
     (world / "numct.jsonl").write_text('{"question": 1}\n')
     with pytest.raises((TrainError, DataError), match="line 1"):
