@@ -2,7 +2,7 @@
 # Runs the tests that need a GPU, and then the benchmarks, straight from the source tree: no installation, no
 # network. Rows go to ${OUT:-benchmarks/results}; no speed is measured when a test fails.
 #
-#     scripts/gpu_check.sh            PYTHON=python3.12 OUT=/tmp/rows scripts/gpu_check.sh
+#     scripts/gpu_check.sh            PYTHON=python3.12 OUT=rows scripts/gpu_check.sh
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}

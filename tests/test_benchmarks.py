@@ -56,8 +56,13 @@ def test_candidates_take_turns_on_rotating_inputs() -> None:
     assert {data for _, data in calls} == {0, 1}
 
 
-def test_peft_trains_every_adapter_it_is_timed_with() -> None:
+def test_peft_trains_every_adapter_it_is_timed_with(monkeypatch) -> None:
     pytest.importorskip("peft")
     layer = bench_lora.Layer(24, 32, 2, 8, torch.float32, torch.device("cpu"))
     x = torch.randn(8, 24, requires_grad=True)
+    found = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *given: found.extend(grad(*given)))
     layer.peft(fp32_factors=True)(bench_lora.Batch(x, torch.randn(8, 32)))
+    assert len(found) == 5  # x, and A and B of two adapters
+    assert all(gradient.abs().max() > 0 for gradient in found)
