@@ -4,8 +4,10 @@
     python scripts/pretrain_demo_base.py [--textbooks DIR] [--out numllm/demo/base] [--minutes 45]
 
 Text: the training chapters of the embedded mini textbook and, where --textbooks is given, folders of real
-textbooks under it whose licences allow weights under Apache-2.0 (SOURCES below). Held-out documents and the
-workbook that the demo's questions come from are never read. Hidden matrices are optimised by Muon, the rest
+textbooks under it whose licences allow weights under Apache-2.0 (SOURCES below). Beside real textbooks the
+mini textbook is read in the first pass only: a base that knows it by heart would leave the demo's adapters
+nothing to learn. Held-out documents and the workbook that the demo's questions come from are never read.
+Hidden matrices are optimised by Muon, the rest
 by AdamW; the schedule is cosine over the wall time allowed, so the card records the tokens really seen.
 """
 
@@ -15,14 +17,16 @@ import argparse
 import json
 import math
 import random
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from tokenizers import trainers
+from tokenizers import pre_tokenizers, trainers
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +92,7 @@ def train_tokenizer(texts: list[str], folder: Path, size: int) -> None:
     backend = byte_level_bpe()
     backend.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=size, special_tokens=[END], show_progress=False, max_token_length=24,
-        initial_alphabet=__import__("tokenizers").pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     ))
     backend.save(str(folder / "tokenizer.json"))
     write_json(folder / "tokenizer_config.json", {
@@ -101,10 +105,17 @@ def train_tokenizer(texts: list[str], folder: Path, size: int) -> None:
     })
 
 
-def batches(documents: list[list[int]], rows: int, length: int, seed: int) -> Iterator[Tensor]:
-    """Endless (rows, length + 1) batches of whole epochs, documents shuffled and joined by the end token."""
-    epoch = 0
+def batches(
+    documents: list[list[int]], once: list[list[int]], rows: int, length: int, seed: int
+) -> Iterator[Tensor]:
+    """Endless (rows, length + 1) batches of whole epochs, documents shuffled and joined by the end token.
+
+    once: documents of the first epoch only.
+    """
+    epoch, documents = 0, documents + once
     while True:
+        if epoch == 1:
+            documents = documents[: len(documents) - len(once)] or documents
         order = list(range(len(documents)))
         random.Random(seed * 1000 + epoch).shuffle(order)
         stream = torch.tensor([token for index in order for token in documents[index]])
@@ -174,6 +185,15 @@ def unigram_perplexity(train: list[list[int]], heldout: list[list[int]], size: i
     return math.exp(-logs[torch.tensor([t for d in heldout for t in d])].mean().item())
 
 
+def save(model: Transformer, folder: Path, shape: dict[str, Any]) -> None:
+    """Weights in bfloat16 and the configuration."""
+    weights = {name: model.get_parameter(name).bfloat16() for name, _ in expected_shapes(model.config)}
+    write_safetensors(folder / "model.safetensors", weights)
+    write_json(folder / "config.json", shape)
+    write_json(folder / "generation_config.json",
+               {name: shape["eos_token_id"] for name in ("eos_token_id", "pad_token_id")})
+
+
 def main() -> None:
     """Trains and writes the base, prints a line every 20 steps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -185,26 +205,29 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--snapshots", type=Path, help="folder for the weights as they are every ten minutes")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:
-        train, heldout, used = [], [], {}
+        train, once, heldout, used = [], [], [], {}
         folders = [TEXTBOOK]
         folders += [args.textbooks / name for name in SOURCES] if args.textbooks else []
         for folder in folders:
             build_corpus([folder], Path(scratch) / folder.name, holdout=0.0 if folder == TEXTBOOK else 0.02)
             rows = list(read_corpus(Path(scratch) / folder.name))
-            train += [row["text"] for row in rows if row["split"] == "train"]
+            part = once if args.textbooks and folder == TEXTBOOK else train
+            part += [row["text"] for row in rows if row["split"] == "train"]
             heldout += [row["text"] for row in rows if row["split"] == "heldout"]
             used[folder.name] = sum(len(row["text"]) for row in rows if row["split"] == "train")
     print(f"characters for training: {used}", flush=True)
 
     with new_folder(args.out, overwrite=True) as out:
-        train_tokenizer(train, out, args.vocabulary)
+        train_tokenizer(train + once, out, args.vocabulary)
         tokenizer = Tokenizer(out)
         end = tokenizer.token_id(END)
-        encoded = [ids + [end] for ids in tokenizer.encode_batch(train)]
-        unseen = [ids + [end] for ids in tokenizer.encode_batch(heldout)]
+        encoded, first, unseen = (
+            [ids + [end] for ids in tokenizer.encode_batch(texts)] for texts in (train, once, heldout)
+        )
         tokens = sum(map(len, encoded))
         shape = SHAPE | {"vocab_size": tokenizer.vocab_size, "eos_token_id": end, "torch_dtype": "bfloat16"}
         model = Transformer(ModelConfig.from_hf(shape))
@@ -214,8 +237,8 @@ def main() -> None:
         print(f"{tokens:,} tokens a pass, {parameters:,} parameters", flush=True)
 
         steps = optimisers(model, args.rate)
-        started, step, seen, smooth = time.monotonic(), 0, 0, None
-        for batch in batches(encoded, args.rows, args.length, args.seed):
+        started, step, seen, smooth, saved = time.monotonic(), 0, 0, None, 0
+        for batch in batches(encoded, first, args.rows, args.length, args.seed):
             share = (time.monotonic() - started) / (args.minutes * 60)
             if share >= 1:
                 break
@@ -235,14 +258,19 @@ def main() -> None:
             if step % 20 == 0:
                 speed = seen / (time.monotonic() - started)
                 print(f"step {step} loss {smooth:.3f} passes {seen / tokens:.2f} {speed:.0f} tok/s", flush=True)
+            minutes = (time.monotonic() - started) / 60
+            if args.snapshots and minutes >= 10 * (saved + 1):
+                saved += 1
+                with new_folder(args.snapshots / f"{10 * saved}-minutes") as snapshot:
+                    for name in ("tokenizer.json", "tokenizer_config.json"):
+                        shutil.copy(out / name, snapshot / name)
+                    save(model, snapshot, shape)
 
-        weights = {name: model.get_parameter(name).bfloat16() for name, _ in expected_shapes(model.config)}
-        write_safetensors(out / "model.safetensors", weights)
-        write_json(out / "config.json", shape)
-        write_json(out / "generation_config.json", {"eos_token_id": end, "pad_token_id": end})
+        save(model, out, shape)
         figures = {
             "parameters": parameters, "vocabulary": tokenizer.vocab_size, "steps": step, "tokens_seen": seen,
-            "tokens_a_pass": tokens, "passes": round(seen / tokens, 2), "minutes": args.minutes,
+            "tokens_a_pass": tokens, "tokens_read_once": sum(map(len, first)),
+            "passes": round(max(0, seen - sum(map(len, first))) / tokens, 2), "minutes": args.minutes,
             "rows": args.rows, "length": args.length, "rate": args.rate, "seed": args.seed,
             "threads": torch.get_num_threads(), "characters": used, "last_training_loss": round(smooth, 3),
         }
@@ -281,11 +309,12 @@ A Qwen2-architecture model of {figures['parameters']:,} parameters (bfloat16) wi
 textbook to merged model can be walked in minutes without a GPU. It is not fit for any other use.
 
 Made by `scripts/pretrain_demo_base.py` from random weights (seed {figures['seed']}): {figures['steps']:,} steps of
-{figures['rows']} × {figures['length']} tokens, {figures['tokens_seen']:,} tokens seen ({figures['passes']} passes over
-{figures['tokens_a_pass']:,}), Muon for the hidden matrices and AdamW for the rest, peak learning rate
-{figures['rate']}, cosine decay, {figures['minutes']:g} minutes on {figures['threads']} CPU core(s).
-Training stops by wall time, so a
-second run on another machine gives other weights. Last training loss {figures['last_training_loss']}.
+{figures['rows']} × {figures['length']} tokens, {figures['tokens_seen']:,} tokens seen: {figures['passes']} passes over
+{figures['tokens_a_pass']:,}, and {figures['tokens_read_once']:,} (the demo's own textbook) in the first pass only.
+Muon for the hidden matrices and AdamW for the rest, peak learning rate {figures['rate']}, cosine decay,
+{figures['minutes']:g} minutes on {figures['threads']} CPU core(s).
+Training stops by wall time, so a second run on another machine gives other weights.
+Last training loss {figures['last_training_loss']}.
 {heldout}
 | text | characters | licence |
 |---|---|---|
