@@ -205,6 +205,8 @@ def _lora_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--rows", default=8, show_default=True, help="Rows of text a step.")
 @click.option("--questions", default=8, show_default=True, help="Questions a step.")
 @click.option("--loss", type=click.Choice(["letter", "likelihood"]), default="letter", show_default=True)
+@click.option("--text-weight", default=0.0, show_default=True,
+              help="Weight of the next-token loss on the right option's text (likelihood).")
 @_lora_options
 @click.option("--warmup", default=0.05, show_default=True, help="Share of the steps.")
 @click.option("--clip", default=1.0, show_default=True, help="Largest gradient norm of an adapter.")
@@ -441,9 +443,10 @@ def generate(
 @command(epilog="numllm demo --out demo-run\nnumllm demo --json | tail -n 1")
 @click.option("--out", default="demo-run", show_default=True, type=EXISTING)
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps; default: the demo's own.")
+@click.option("--seed", default=0, show_default=True, help="Of the adapters' start and the order of data.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
 @json_option
-def demo(out: Path, steps: int | None, overwrite: bool, as_json: bool) -> None:
+def demo(out: Path, steps: int | None, seed: int, overwrite: bool, as_json: bool) -> None:
     """The whole way on the embedded default: textbook to merged model, in minutes, without a GPU."""
     from .demo import run_demo
 
@@ -452,7 +455,9 @@ def demo(out: Path, steps: int | None, overwrite: bool, as_json: bool) -> None:
         if event["event"] == "interrupted":
             raise KeyboardInterrupt
 
-    result = run_demo(out, steps=steps, overwrite=overwrite, train=train_whole, say=say, progress=bar)
+    result = run_demo(
+        out, steps=steps, seed=seed, overwrite=overwrite, train=train_whole, say=say, progress=bar
+    )
     finish(result, result.pop("text"), as_json)
 
 

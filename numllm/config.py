@@ -339,6 +339,8 @@ class TrainConfig:
     """Questions a step (numeric)."""
     loss: str = "letter"
     """Choice loss of the numeric adapter: "letter" or "likelihood"."""
+    text_weight: float = 0.0
+    """With "likelihood": weight of the next-token loss on the right option's text, added to the choice loss."""
     domain: LoRAConfig = LoRAConfig()
     numeric: LoRAConfig = LoRAConfig()
     domain_rate: float = 2e-4
@@ -379,6 +381,10 @@ class TrainConfig:
             raise ConfigError("the numeric adapter needs choice questions; give --numct or --adapters domain")
         if self.loss not in ("letter", "likelihood"):
             raise ConfigError(f"loss must be letter or likelihood, got {self.loss!r}")
+        if not math.isfinite(self.text_weight) or self.text_weight < 0:
+            raise ConfigError(f"text_weight must be a number of at least 0, got {self.text_weight!r}")
+        if self.text_weight and self.loss != "likelihood":
+            raise ConfigError("text_weight needs the loss likelihood: the letter loss scores no text")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise ConfigError(f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}")
 

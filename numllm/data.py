@@ -29,12 +29,14 @@ class Choice:
 
     options (S,) int64: the option each position belongs to, counted through the batch; weights (S,) fp32: its
     share in the option's score; sizes: options of each question; answers (Q,) int64: the right option of each.
+    text (S,) fp32: the position's share in the text loss, the mean −log p of each question's right text.
     """
 
     options: Tensor
     weights: Tensor
     sizes: list[int]
     answers: Tensor
+    text: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,12 +216,13 @@ class ChoiceBatches:
 
     loss "letter": one piece a question, FinEval's prompt and the answer's letter, which alone is scored; the
     options are shuffled afresh each epoch. loss "likelihood": one piece an option, the text with the blank
-    filled by it, scored as `questions.Encoded` says (see `train.choice_loss`).
+    filled by it, scored as `questions.Encoded` says (see `train.choice_loss`); with `text`, the right option's
+    whole text is scored too.
     """
 
     def __init__(
         self, questions: Sequence[Question], tokenizer: Tokenizer, *, size: int, length: int,
-        loss: str = "letter", seed: int = 0,
+        loss: str = "letter", text: bool = False, seed: int = 0,
     ) -> None:
         if loss not in ("letter", "likelihood"):
             raise ValueError(f"loss must be 'letter' or 'likelihood', got {loss!r}")
@@ -227,7 +230,7 @@ class ChoiceBatches:
         if not self._questions:
             raise DataError("there are no questions with an answer to train on")
         self._tokenizer = tokenizer
-        self.size, self.length, self.loss, self.seed = size, length, loss, seed
+        self.size, self.length, self.loss, self.text, self.seed = size, length, loss, text, seed
         if loss == "letter":
             self._letters = letter_ids(tokenizer)
         else:
@@ -271,17 +274,25 @@ class ChoiceBatches:
         """Each question is a tree: what its options share once, then a branch an option."""
         pieces: list[Piece] = []
         branches: list[list[int]] = []
-        scored: list[tuple[int, int, int, int, float]] = []  # piece, predicted from, label, option, weight
+        scored: list[tuple[int, int, int, int, float, float]] = []
+        """question, predicted from, label, option, share in the option's score, share in the text loss"""
         for number, index in enumerate(chosen):
             encoded = self._options[index]
+            right = LETTERS.index(self._questions[index].answer)
             trunk = _shared([option.ids[: option.option[0]] for option in encoded])
             piece, branch = list(encoded[0].ids[:trunk]), [0] * trunk
+            whole = 1.0 / (len(encoded[right].ids) - 1)
+            if self.text:
+                scored += [(number, at - 1, piece[at], right, 0.0, whole) for at in range(1, trunk)]
             for place, option in enumerate(encoded):
                 shift = len(piece) - trunk
-                for begin, end in (option.option, option.rest):
-                    for at in range(begin, end):
-                        source = at - 1 if at == trunk else at - 1 + shift
-                        scored.append((number, source, option.ids[at], place, 1.0 / (end - begin)))
+                share = {
+                    at: 1.0 / (end - begin) for begin, end in (option.option, option.rest) for at in range(begin, end)
+                }
+                text = whole if self.text and place == right else 0.0
+                for at in range(trunk, len(option.ids)) if text else share:
+                    source = at - 1 if at == trunk else at - 1 + shift
+                    scored.append((number, source, option.ids[at], place, share.get(at, 0.0), text))
                 piece += option.ids[trunk:]
                 branch += [place + 1] * (len(option.ids) - trunk)
             pieces.append(tuple(piece))
@@ -294,9 +305,10 @@ class ChoiceBatches:
         first = [sum(sizes[:q]) for q in range(len(sizes))]
         rights = [LETTERS.index(self._questions[index].answer) for index in chosen]
         choice = Choice(
-            options=torch.tensor([first[q] + place for q, _, _, place, _ in scored]),
-            weights=torch.tensor([weight for *_, weight in scored]), sizes=sizes,
+            options=torch.tensor([first[q] + place for q, _, _, place, *_ in scored]),
+            weights=torch.tensor([share for *_, share, _ in scored]), sizes=sizes,
             answers=torch.tensor([a + b for a, b in zip(first, rights, strict=True)]),
+            text=torch.tensor([text for *_, text in scored]),
         )
         return Batch(
             tokens, documents, torch.tensor([starts[q] + source for q, source, *_ in scored]),

@@ -36,26 +36,28 @@ Event = dict[str, Any]
 Source = Callable[[int], Batch]
 
 
-def choice_loss(losses: Tensor, batch: Batch) -> Tensor:
-    """Mean over questions of −log softmax(scores)[answer], a fp32 scalar.
+def choice_loss(losses: Tensor, batch: Batch, text_weight: float = 0.0) -> Tensor:
+    """Mean over questions of −log softmax(scores)[answer] + text_weight · text loss, a fp32 scalar.
 
     losses (S,): −log p of each scored token. An option's score is Σ weight · log p over its positions, that
-    is its length-normalised log-likelihood (NumCT by likelihood).
+    is its length-normalised log-likelihood (NumCT by likelihood); the text loss is the mean of −log p over the
+    tokens of the text with the right option in it.
     """
     choice = batch.choice
     scores = losses.new_zeros(sum(choice.sizes)).index_add(0, choice.options, -losses * choice.weights)
     per_question = scores.split(choice.sizes)
     whole = torch.stack([question.logsumexp(0) for question in per_question]).sum()
-    return (whole - scores[choice.answers].sum()) / batch.count
+    total = whole - scores[choice.answers].sum() + text_weight * (losses * choice.text).sum()
+    return total / batch.count
 
 
-def batch_loss(losses: Tensor, batch: Batch) -> Tensor:
+def batch_loss(losses: Tensor, batch: Batch, text_weight: float = 0.0) -> Tensor:
     """The loss of a batch from −log p of its scored tokens: their mean, or `choice_loss`."""
-    return losses.sum() / batch.count if batch.choice is None else choice_loss(losses, batch)
+    return losses.sum() / batch.count if batch.choice is None else choice_loss(losses, batch, text_weight)
 
 
 def forward_losses(
-    model: Transformer, adapters: AdapterSet, batches: Mapping[str, Batch]
+    model: Transformer, adapters: AdapterSet, batches: Mapping[str, Batch], text_weight: float = 0.0
 ) -> dict[str, Tensor]:
     """Each adapter's loss (differentiable scalar) from one pass over all their rows, put side by side."""
     order = {name: adapters.names.index(name) for name in batches}
@@ -82,7 +84,7 @@ def forward_losses(
     )
     split = losses.split([len(batch.labels) for batch in parts])
     return {
-        name: batch_loss(part, batch)
+        name: batch_loss(part, batch, text_weight)
         for (name, batch), part in zip(batches.items(), split, strict=True)
     }
 
@@ -116,7 +118,7 @@ class Trainer:
         config, began = self.config, time.perf_counter()
         batches = _width({name: self.sources[name](self.step) for name in config.adapters})
         batches = {name: batch.to(self.model.device) for name, batch in batches.items()}
-        losses = forward_losses(self.model, self.adapters, batches)
+        losses = forward_losses(self.model, self.adapters, batches, config.text_weight)
         torch.stack(list(losses.values())).sum().backward()
         rows = []
         for name, loss in losses.items():
@@ -189,7 +191,7 @@ def _sources(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Source]:
         questions = read_questions([Path(config.numct)], split="train")
         sources["numeric"] = ChoiceBatches(
             questions, tokenizer, size=config.questions, length=config.length, loss=config.loss,
-            seed=config.seed,
+            text=config.text_weight > 0, seed=config.seed,
         )
     return sources
 

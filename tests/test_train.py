@@ -99,23 +99,25 @@ def test_joint_gradients_equal_separate_ones(world, loss):
             assert (ours - expected).abs().max() <= 1e-10 * expected.abs().max()
 
 
-def test_likelihood_loss_is_the_softmax_over_scored_options(world):
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+def test_likelihood_loss_is_the_softmax_over_scored_options_and_the_text_loss(world, weight):
     tokenizer, model = Tokenizer(world / "base"), load_model(world / "base")
-    batches = ChoiceBatches(tiny.QUESTIONS, tokenizer, size=8, length=96, loss="likelihood")
+    batches = ChoiceBatches(tiny.QUESTIONS, tokenizer, size=8, length=96, loss="likelihood", text=weight > 0)
     batch = batches(0)
     expected = []
     for question in tiny.QUESTIONS:
-        scores = []
+        scores, right, text = [], "ABCD".index(question.answer), 0.0
         for option in encode_options(question, tokenizer, max_length=96):
             logs = model(torch.tensor([option.ids]))[0].log_softmax(-1)
             ids = torch.tensor(option.ids)
             picked = logs[:-1].gather(1, ids[1:, None])[:, 0]
             parts = [picked[a - 1 : b - 1] for a, b in (option.option, option.rest) if b > a]
+            text = -picked.mean() if len(scores) == right else text
             scores.append(sum(part.mean() for part in parts))
-        expected.append(-torch.stack(scores).log_softmax(0)["ABCD".index(question.answer)])
+        expected.append(-torch.stack(scores).log_softmax(0)[right] + weight * text)
     x = model.hidden(batch.tokens, documents=batch.documents, branches=batch.branches).flatten(0, 1)[batch.positions]
     losses = torch.nn.functional.cross_entropy(model.lm_head(x), batch.labels, reduction="none")
-    assert torch.allclose(choice_loss(losses, batch), torch.stack(expected).mean(), atol=1e-5)
+    assert torch.allclose(choice_loss(losses, batch, weight), torch.stack(expected).mean(), atol=1e-5)
 
 
 def test_resumed_run_equals_the_uninterrupted_one(world):
@@ -175,6 +177,8 @@ def test_one_adapter_alone_is_the_same_as_beside_the_other(world):
     ({"corpus": None}, ConfigError, "needs a corpus"),
     ({"numct": None}, ConfigError, "needs choice questions"),
     ({"loss": "other"}, ConfigError, "letter or likelihood"),
+    ({"text_weight": -1.0, "loss": "likelihood"}, ConfigError, "at least 0"),
+    ({"text_weight": 1.0, "loss": "letter"}, ConfigError, "scores no text"),
     ({"length": 4096}, TrainError, "more than the model's context of 128"),
     ({"corpus": "nowhere"}, NumLLMError, "nowhere"),
     ({"numct": "nowhere.jsonl"}, NumLLMError, "nowhere.jsonl"),
