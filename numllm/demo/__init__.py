@@ -24,12 +24,12 @@ LORA = LoRAConfig(rank=16, alpha=32.0)
 PROMPT = "货币时间价值是指"
 
 
-def training(out: Path, steps: int) -> TrainConfig:
+def training(out: Path, steps: int, seed: int = 0) -> TrainConfig:
     """The demo's training run: both adapters in one pass, choices by likelihood."""
     return TrainConfig(
         model="demo", out=str(out / "run"), corpus=str(out / "corpus"), numct=str(out / "numct.jsonl"),
         steps=steps, length=256, rows=4, questions=8, loss="likelihood", domain=LORA, numeric=LORA,
-        domain_rate=1e-3, numeric_rate=3e-4, save_every=80, dtype="float32",
+        domain_rate=1e-3, numeric_rate=3e-4, save_every=80, dtype="float32", seed=seed,
     )
 
 
@@ -54,23 +54,25 @@ class Judge:
 
 
 def run_demo(
-    out: Path, *, train: Callable[[TrainConfig], Any], steps: int | None = None, overwrite: bool = False,
-    say: Callable[[str], None] = lambda text: None, progress: Progress = no_progress,
+    out: Path, *, train: Callable[[TrainConfig], Any], steps: int | None = None, seed: int = 0,
+    overwrite: bool = False, say: Callable[[str], None] = lambda text: None, progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Walks from the textbook to the merged model in the folder `out`, which appears whole.
 
-    train: called with the TrainConfig; runs it to its end. say: told what is being done.
+    train: called with the TrainConfig; runs it to its end. seed: of the adapters' start and the order of data.
+    say: told what is being done.
     → {"models": [{"name", "perplexity", "numeric", "non_numeric", "letters"}], "comparisons", "generated",
     "figures", "seconds", "text"}, "text" being the table for people; written to demo.json too.
     """
     with new_folder(out, overwrite=overwrite) as folder:
-        result = _walk(folder, train, steps or STEPS, say, progress)
+        result = _walk(folder, train, steps or STEPS, seed, say, progress)
         result["folder"] = str(out)
     return result
 
 
 def _walk(
-    out: Path, train: Callable[[TrainConfig], Any], steps: int, say: Callable[[str], None], progress: Progress
+    out: Path, train: Callable[[TrainConfig], Any], steps: int, seed: int, say: Callable[[str], None],
+    progress: Progress,
 ) -> dict[str, Any]:
     import torch
 
@@ -99,7 +101,7 @@ def _walk(
     write_json(out / "audit.json", audit(rows))
     done("numct", f"{len(rows):,} choice questions about the textbook's numbers")
 
-    config = training(out, steps)
+    config = training(out, steps, seed)
     train(config)
     adapters = {name: Path(config.out) / "adapters" / name for name in config.adapters}
     done("train", f"both adapters, {steps} steps in one pass over the frozen model")
@@ -129,7 +131,8 @@ def _walk(
     done("generate", f"by merged svd-{rank}")
     return _report(out, found, PROMPT + sentence, {
         "documents": stats["documents"], "chinese_characters": stats["chinese_characters"],
-        "choice_questions": len(rows), "steps": steps, "seconds": seconds,
+        "choice_questions": len(rows), "questions": len(judge.questions), "steps": steps, "seed": seed,
+        "seconds": seconds,
     })
 
 
@@ -141,7 +144,7 @@ def _report(
     from ..report import has_plots, markdown_table, plot_bars, table
 
     keys = ("n", "correct", "accuracy", "ci95")
-    models, shown, comparisons = [], [], []
+    models, comparisons = [], []
     for name, scores in found.items():
         write_json(out / "results" / f"{name.replace(' ', '-').replace('+', 'with')}.json",
                    {"model": name, **scores["likelihood"]})
@@ -155,13 +158,6 @@ def _report(
             "bits_per_character": scores["text"]["bits_per_character"], **groups["likelihood"],
             "letters": groups["letters"],
         })
-        shown.append({
-            "model": name, "perplexity": f"{scores['text']['perplexity']:.1f}",
-            "numeric": _accuracy(groups["likelihood"]["numeric"]),
-            "non-numeric": _accuracy(groups["likelihood"]["non_numeric"]),
-            "letters: numeric": _accuracy(groups["letters"]["numeric"]),
-            "non-numeric ": _accuracy(groups["letters"]["non_numeric"]),
-        })
         if name != "base":
             pair = compare(found["base"]["likelihood"], scores["likelihood"])
             comparisons += [
@@ -169,24 +165,37 @@ def _report(
                     "n", "difference_points", "ci95_points", "p_value", "verdict")}}
                 for group in ("numeric", "non_numeric")
             ]
-    columns = list(shown[0])
-    against = [
-        {"model": row["model"], "questions": row["questions"].replace("_", "-"), "n": str(row["n"]),
-         "points against base": f"{row['difference_points']:+.1f}",
-         "95 %": " to ".join(f"{bound:+.1f}" for bound in row["ci95_points"]),
-         "McNemar p": f"{row['p_value']:.2g}",
-         "verdict": row["verdict"].replace("B is", "the model is").replace("A is", "the base is")}
-        for row in comparisons
-    ]
     result = {"models": models, "comparisons": comparisons, "generated": sentence, **figures}
     write_json(out / "demo.json", result)
-    markdown = f"{markdown_table(shown, columns)}\n\n{markdown_table(against, list(against[0]))}\n\n> {sentence}\n"
-    (out / "demo.md").write_text(markdown, encoding="utf-8")
+    shown = tables(result)
+    (out / "demo.md").write_text(
+        "".join(f"{markdown_table(rows, list(rows[0]))}\n\n" for rows in shown) + f"> {sentence}\n", encoding="utf-8")
     if has_plots():
         plot_bars({name: scores["likelihood"] for name, scores in found.items()}, out / "demo.png")
-    return result | {"text": (
-        f"\n{table(shown, columns)}\n\n{table(against, list(against[0]))}\n\n{sentence}"
-    )}
+    return result | {"text": "\n" + "".join(f"{table(rows, list(rows[0]))}\n\n" for rows in shown) + sentence}
+
+
+def tables(result: dict[str, Any]) -> list[list[dict[str, str]]]:
+    """The rows of the tables for people: the models side by side, and each against the base."""
+    models = [
+        {
+            "model": row["name"], "perplexity": f"{row['perplexity']:.1f}", "numeric": _accuracy(row["numeric"]),
+            "non-numeric": _accuracy(row["non_numeric"]), "letters: numeric": _accuracy(row["letters"]["numeric"]),
+            "non-numeric ": _accuracy(row["letters"]["non_numeric"]),
+        }
+        for row in result["models"]
+    ]
+    against = [
+        {
+            "model": row["model"], "questions": row["questions"].replace("_", "-"), "n": str(row["n"]),
+            "points against base": f"{row['difference_points']:+.1f}",
+            "95 %": " to ".join(f"{bound:+.1f}" for bound in row["ci95_points"]),
+            "McNemar p": f"{row['p_value']:.2g}",
+            "verdict": row["verdict"].replace("B is", "the model is").replace("A is", "the base is"),
+        }
+        for row in result["comparisons"]
+    ]
+    return [models, against]
 
 
 def _accuracy(group: dict[str, Any]) -> str:

@@ -1,0 +1,47 @@
+"""The demo, whole, once a seed: what the adapters and the merge do to accuracy and perplexity, and how it spreads.
+
+    python -m benchmarks.bench_demo --seeds 0 1 2 --out benchmarks/results/demo.jsonl
+
+A row a seed: the demo's own result (see `numllm.demo.run_demo`) and where it was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import measure
+from numllm.config import TrainConfig
+from numllm.demo import run_demo
+from numllm.train import train
+
+
+def train_whole(config: TrainConfig) -> None:
+    """Runs a training to its end."""
+    for _ in train(config):
+        pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="training steps; default: the demo's own")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(arguments)
+    where, rows = measure.provenance(torch.device("cpu")), []
+    for seed in args.seeds:
+        with tempfile.TemporaryDirectory() as scratch:
+            result = run_demo(Path(scratch) / "demo", train=train_whole, steps=args.steps, seed=seed, say=print)
+        print(result.pop("text"), flush=True)
+        del result["folder"]
+        rows.append({"bench": "demo", **result, **where})
+        measure.write_rows(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()
