@@ -24,9 +24,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from .errors import DataError
-from .files import Progress, no_progress
-from .numbers import Number, chinese_to_int, find_numbers, int_to_chinese
+from ..errors import DataError
+from ..files import Progress, no_progress
+from ..numbers import Number, chinese_to_int, find_numbers, int_to_chinese
+from .tags import TAGS, derivation, is_rule, target_of
 
 __all__ = ["BLANK", "audit", "build"]
 
@@ -528,6 +529,7 @@ def build(
     seed: int = 0,
     max_per_doc: int | None = None,
     per_sentence: int = 1,
+    tags: Sequence[str] = TAGS,
     progress: Progress = no_progress,
 ) -> Iterator[dict[str, Any]]:
     """Choice questions from corpus rows (`{"id", "text", "split", …}`), as rows of numct.jsonl, one by one.
@@ -539,16 +541,22 @@ def build(
         seed: gives, with the documents and their order, the same questions again.
         max_per_doc: questions of one document at most, drawn from all over it.
         per_sentence: questions of one sentence at most.
+        tags: of "recall", "derivable" and "other", those to keep.
 
-    Each row holds `id, question, options, answer, context, number, source_id, distractors, split`; `question` holds
-    `BLANK` exactly once, with the number's unit or currency sign outside it. A sentence is asked once even where it
-    stands in several documents (8 bytes a sentence are kept for that). DataError names a row without id or text.
+    Each row holds `id, question, options, answer, context, number, tag, relation, source_id, distractors, split`.
+    `tag` is "recall" (a rule's number), "derivable" (it follows from the other numbers as `relation` states:
+    "1000000 × 0.05 = 50000", in base units or as the text writes it) or "other"; `relation` is None but for the
+    second. `question` holds `BLANK` exactly once, with the number's unit or currency sign outside it. A sentence is
+    asked once even where it stands in several documents (8 bytes a sentence are kept for that). DataError names a
+    row without id or text.
     """
     if not 2 <= options <= len(_LETTERS):
         raise ValueError(f"options must be from 2 to {len(_LETTERS)}, got {options}")
     if context < 0 or per_sentence < 1 or (max_per_doc is not None and max_per_doc < 1):
         raise ValueError("context must be at least 0, per_sentence and max_per_doc at least 1")
-    state = _State(options, context, per_sentence, random.Random(f"numct positions {seed}"))
+    if not tags or not set(tags) <= set(TAGS):
+        raise ValueError(f"tags must be some of {', '.join(TAGS)}, got {', '.join(tags) or 'none'}")
+    state = _State(options, context, per_sentence, frozenset(tags), random.Random(f"numct positions {seed}"))
     for row in progress(documents, description="numct", unit="doc"):
         if not isinstance(row.get("id"), str) or not isinstance(row.get("text"), str):
             raise DataError(f"a corpus row needs the texts id and text, got the keys {', '.join(map(str, row))}")
@@ -563,6 +571,7 @@ class _State:
     options: int
     context: int
     per_sentence: int
+    tags: frozenset[str]
     rng: random.Random
     positions: list[int] = field(default_factory=list)
     balance: _Balance = field(init=False)
@@ -682,7 +691,8 @@ def _ask(
     form, m = parsed
     if m == 1:
         return None  # nothing is smaller in this form: the answer could only be the least
-    others = [*window, *(n for n in sentence.numbers if n is not number)]
+    siblings = [n for n in sentence.numbers if n is not number]
+    others = [*window, *siblings]
     if any(n.value == number.value or n.low == number.value or n.high == number.value for n in others):
         return None
     text = sentence.text
@@ -690,6 +700,18 @@ def _ask(
     start = number.start - sentence.offset + len(form.head)
     stem, rest = text[:start], text[start + len(answer) :]
     if _stands_in(answer, form, f"{context}\n{stem}\n{rest}"):
+        return None
+    span = number.start - sentence.offset, number.end - sentence.offset
+    tag, relation = "other", None
+    if form.style != "f":
+        target = target_of(number, m, form.scale, _UNIT8)
+        relation = derivation(text, *span, target, siblings, window)
+    before = context[context.rfind("。", 0, -1) + 1 :]
+    if relation is not None:
+        tag = "derivable"
+    elif is_rule(text, before, number, len(str(_significant(m)[0])), siblings):
+        tag = "recall"
+    if tag not in state.tags:
         return None
     taken: set[int] = set()
     near: list[float] = []
@@ -751,6 +773,8 @@ def _ask(
         "answer": _LETTERS[position],
         "context": context,
         "number": {"text": number.text, "value": number.value, "unit": number.unit, "kind": number.kind},
+        "tag": tag,
+        "relation": relation,
         "source_id": row["id"],
         "distractors": [tier for _, tier in wrong],
         "split": row.get("split", "train"),
@@ -883,14 +907,15 @@ def _guesses(
 def audit(rows: Iterable[dict[str, Any]], *, progress: Progress = no_progress) -> dict[str, Any]:
     """What a set of questions holds, and how well guessers do who see only options and surface.
 
-    Returns `n`; counts `by_kind`, `by_unit`, `by_tier`, `by_split`; `positions` (counts by letter, `chi_square`, its
-    `p`); `cheats` {name: {"accuracy", "ci95"}} where a guesser draws among ties and "ci95" is the normal interval of
+    Returns `n`; counts `by_kind`, `by_unit`, `by_tag`, `by_tier`, `by_split`; `positions` (counts by letter,
+    `chi_square`, its `p`); `cheats` {name: {"accuracy", "ci95"}} where a guesser draws among ties and "ci95" is the normal interval of
     its mean; `chance`. Frequencies leave the question's own answer out. All rows are held in memory.
     """
     held = list(rows)
     kinds: Counter[str] = Counter()
     units: Counter[str] = Counter()
     tiers: Counter[str] = Counter()
+    tags: Counter[str] = Counter()
     splits: Counter[str] = Counter()
     letters: Counter[str] = Counter()
     answers: Counter[tuple[str, str]] = Counter()
@@ -901,6 +926,7 @@ def audit(rows: Iterable[dict[str, Any]], *, progress: Progress = no_progress) -
         units[number["unit"]] += 1
         tiers.update(row["distractors"])
         splits[row["split"]] += 1
+        tags[row["tag"]] += 1
         letters[row["answer"]] += 1
         answers[number["unit"], row["options"][_LETTERS.index(row["answer"])]] += 1
         for n in find_numbers(row["context"] + row["question"]):
@@ -918,6 +944,7 @@ def audit(rows: Iterable[dict[str, Any]], *, progress: Progress = no_progress) -
         "n": len(held),
         "by_kind": dict(kinds.most_common()),
         "by_unit": dict(units.most_common()),
+        "by_tag": dict(tags.most_common()),
         "by_tier": dict(tiers.most_common()),
         "by_split": dict(splits.most_common()),
         "positions": {
