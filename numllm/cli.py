@@ -145,7 +145,7 @@ def numbers(file: Any) -> None:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--max-per-doc", type=click.IntRange(min=1), help="Most questions from one document.")
 @click.option("--tags", default="recall,derivable,other", show_default=True,
-              help="Keep questions that ask for a rule's number (recall), one that follows from others (derivable), other.")
+              help="Keep what asks for a rule's number (recall), one that follows from others (derivable), other.")
 @json_option
 def numct(
     corpus_dir: Path, out: Path, options: int, context: int, seed: int, max_per_doc: int | None, tags: str,

@@ -15,7 +15,7 @@ from numllm.errors import DataError
 from numllm.files import no_progress
 from numllm.numbers import find_numbers
 from numllm.numct import BLANK, TAGS, audit, build
-from numllm.numct.builder import _chi_square_p
+from numllm.numct.audit import _chi_square_p
 
 Row = dict[str, Any]
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numllm.numbers import find_numbers
 from numllm.numct import build, tags
 from numllm.numct.arithmetic import equation, evaluate
+from numllm.numct.form import UNIT8, read_form
 from numllm.numct.relations import Target, find_relation
 
 TEXTBOOK = Path(tags.__file__).parents[1] / "demo" / "textbook"
@@ -103,13 +104,11 @@ DERIVABLE = [
 
 def _ask(text: str) -> Any:
     """The relation of the last number of a text to the others."""
-    from numllm.numct.builder import _UNIT8, _form
-
     numbers = [n for n in find_numbers(text) if n.kind != "ordinal"]
-    parsed = _form(numbers[-1], "")
+    parsed = read_form(numbers[-1], "")
     assert parsed is not None
     form, m = parsed
-    return find_relation(tags.target_of(numbers[-1], m, form.scale, _UNIT8), numbers[:-1], [], text)
+    return find_relation(tags.target_of(numbers[-1], m, form.scale, UNIT8), numbers[:-1], [], text)
 
 
 @pytest.mark.parametrize(("text", "relation"), DERIVABLE, ids=[relation for _, relation in DERIVABLE])
