@@ -10,6 +10,7 @@ from typing import Any
 from ..files import Progress, no_progress
 from ..numbers import find_numbers
 from .cheats import LETTERS, guesses
+from .regression import regression_hits
 
 __all__ = ["audit"]
 
@@ -42,11 +43,17 @@ def audit(rows: Iterable[dict[str, Any]], *, progress: Progress = no_progress) -
         for n in find_numbers(row["context"] + row["question"]):
             frequency[n.unit, n.value] += 1
     sums: dict[str, list[float]] = defaultdict(list)
+    seen: list[list[list[float]]] = []
     for row in progress(held, total=len(held), description="audit", unit="question"):
         right = LETTERS.index(row["answer"])
-        for name, scores in guesses(row, answers, frequency).items():
+        cheats, described = guesses(row, answers, frequency)
+        seen.append(described)
+        for name, scores in cheats.items():
             top = max(scores)
             sums[name].append(1 / scores.count(top) if scores[right] == top else 0.0)
+    if len(held) > 1 and len({len(described) for described in seen}) == 1:
+        rights = [LETTERS.index(row["answer"]) for row in held]
+        sums["logistic regression"] = regression_hits(seen, rights)
     width = max((len(row["options"]) for row in held), default=0)
     counts = [letters[letter] for letter in LETTERS[:width]]
     square = _chi_square(counts)

@@ -255,28 +255,29 @@ def _ask(
         state.frequency,
         state.answers[shape],
         _bounds(sentence, number),
+        frozenset(f"{context}{stem}{rest}"),
     )
     earlier = state.earlier[shape]
     natural = natural_options(asked, pools.get((number.kind, number.unit), ()), earlier, rng)
-    best: tuple[float, list[tuple[int, str]], list[float]] | None = None
+    best: tuple[float, list[tuple[int, str]], list[tuple[float, ...]]] | None = None
     failed = 0
-    for _ in range(_DRAWS):
+    for _ in range(_DRAWS + 4):
         drawn = draw(asked, natural, state.options - 1, rng)
         if drawn is None:
             failed += 1
-            if failed == 3:
+            if failed == 6:
                 break
             continue
-        hits = asked.hits([m for m, _ in drawn])
-        cost = state.balance.cost(number.kind, hits) + 0.05 * rng.random()
+        seen = asked.seen([m for m, _ in drawn])
+        cost = state.balance.cost(number.kind, seen) + 0.05 * rng.random()
         if best is None or cost < best[0]:
-            best = cost, drawn, hits
+            best = cost, drawn, seen
     if best is None:
         return None
-    _, wrong, hits = best
-    if state.balance.too_common(number.kind, hits):
+    _, wrong, seen = best
+    if state.balance.too_common(number.kind, seen):
         return None
-    state.balance.add(number.kind, hits)
+    state.balance.add(number.kind, seen)
     state.answers[shape][m] += 1
     if len(earlier) < _REMEMBERED:
         earlier.append(m)

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 from ..numbers import Number, chinese_to_int, find_numbers
+from .regression import features
 
 __all__ = ["BLANK", "LETTERS", "guesses"]
 
@@ -68,8 +69,9 @@ def _distance(a: str, b: str) -> int:
 
 def guesses(
     row: dict[str, Any], answers: Counter[tuple[str, str]], frequency: Counter[tuple[str, str]]
-) -> dict[str, list[float]]:
-    """For each way to guess, a score of every option: the guesser takes the highest, ties drawn."""
+) -> tuple[dict[str, list[float]], list[list[float]]]:
+    """For each way to guess, a score of every option: the guesser takes the highest, ties drawn. And the options'
+    features for the regression."""
     options: list[str] = row["options"]
     unit = row["number"]["unit"]
     numbers = _option_numbers(row)
@@ -84,7 +86,7 @@ def guesses(
     sizes = [math.log(abs(v)) if v and math.isfinite(v) else 0.0 for v in values]
     forms = Counter(_form_key(option) for option in options)
     texts = Counter(c for c in text)
-    return {
+    scores = {
         "middle": [-abs(abs(rank[i] - half) - 0.5) for i in range(len(options))],
         "smallest": [-float(rank[i]) for i in range(len(options))],
         "largest": [float(rank[i]) for i in range(len(options))],
@@ -98,6 +100,7 @@ def guesses(
         "odd one out by form": [-float(forms[_form_key(option)]) for option in options],
         "like the others": [-float(sum(_distance(o, other) for other in options)) for o in options],
         "unlike the others": [float(sum(_distance(o, other) for other in options)) for o in options],
-        "smallest first digit": [-float(d[0]) for d in digits],
+        "first digit by Benford": [-float(d[0]) for d in digits],
         "digits that stand in the text": [sum(texts[c] > 0 for c in o) / len(o) for o in options],
     }
+    return scores, features(scores, values, digits)

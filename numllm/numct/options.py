@@ -6,15 +6,17 @@ import bisect
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from .balance import share
 from .form import UNIT8, Form, significant
 
 __all__ = ["Asked", "draw", "natural_options"]
 
-_NATURAL = (0, 1, 2, 2, 3, 3, 3)  # wrong options that are numbers of the document or the corpus, as often as listed
+_NATURAL = (0, 1, 2, 3, 3, 3, 3)  # wrong options that are numbers of the document or the corpus, as often as listed
+_RARITY = {digit: place for place, digit in enumerate("1235684790")}  # first digits, the most frequent first
+_SHOWN = frozenset("0123456789零一二三四五六七八九十百千万亿两")
 _SPREAD = 16  # a wrong option is less than so many times larger or smaller than the answer
 _PARTS = (2, 3, 3, 4, 4, 5, 6, 8, 10)  # denominators of fractions, as often as listed
 _STEPS = (1, 1, 1, 2, 2, 3, -1, -1, -1, -2, -2, -3)
@@ -75,17 +77,17 @@ class Asked:
     frequency: Counter[tuple[str, int]]
     answers: Counter[int]
     bounds: tuple[int, int | None]  # values, in 1e-8, that the sentence sets an option between: `____元以上50万元以下`
+    digits: frozenset[str]  # that stand in question or context
     size: tuple[int, int, int] = field(init=False)  # digits before trailing zeros, digits, trailing zeros of m
-    features: dict[int, tuple[float, int, int, int, int, float]] = field(default_factory=dict)
+    features: dict[int, tuple[Any, ...]] = field(default_factory=dict)
     near_to: dict[int, list[int]] = field(default_factory=dict)  # perturbed numbers by what they were made from
 
     def __post_init__(self) -> None:
         s, z = significant(self.m)
         self.size = len(str(s)), len(str(self.m)), z
 
-    def look(self, m: int) -> tuple[float, int, int, int, int, float]:
-        """(value, length, significant digits, frequency in the texts and among earlier answers, distance to the
-        nearest number of question and context) of an option."""
+    def look(self, m: int) -> tuple[Any, ...]:
+        """The traits of an option that do not depend on the others, as in `seen`, and its digits."""
         found = self.features.get(m)
         if found is None:
             form, near = self.form, self.near
@@ -95,13 +97,20 @@ class Asked:
                 size = math.log(value)
                 at = bisect.bisect(near, size)
                 distance = min(abs(size - near[at - 1]), abs(size - near[min(at, len(near) - 1)]))
+            text = form.render(m)
+            plain = str(m) if form.style != "f" else str(m // 1000)
+            shown = [c for c in text if c in _SHOWN]
             found = (
                 value,
-                len(str(m)) if form.style == "a" else len(form.render(m)),
-                len(str(significant(m)[0])) if form.style != "f" else 1,
+                len(plain) if form.style == "a" else len(text),
+                len(plain.rstrip("0")) if form.style != "f" else 1,
                 self.frequency.get((self.unit, m * form.scale), 0),
                 self.answers.get(m, 0),
                 distance,
+                ord(plain[0]),
+                _RARITY[plain[0]],
+                sum(c in self.digits for c in shown) / max(1, len(shown)),
+                plain,
             )
             self.features[m] = found
         return found
@@ -137,6 +146,16 @@ class Asked:
             and min(z, decimals) == min(self.size[2], decimals)
         )
 
+    def even(self, wrong: Iterable[int]) -> bool:
+        """Whether any two options are of about one size and length: were each only near the answer, it would be the
+        one in the middle of all."""
+        form = self.form
+        if form.style == "f":
+            return True
+        options = [self.m, *wrong]
+        low, high = min(options), max(options)
+        return high < _SPREAD * low and len(str(high)) - len(str(low)) <= 1
+
     def neighbour(self, base: int, chosen: dict[int, str], rng: random.Random) -> int:
         """Adds to `chosen` a number that `base` may be mistaken for and returns it, or 0 when there is none left."""
         known = self.near_to.get(base)
@@ -152,25 +171,41 @@ class Asked:
         free = [m for m in known if m not in chosen]
         if not free:
             return 0
-        m = free[int(rng.random() * len(free))]
+        # a real number goes on to occur in the texts; so do half of these
+        known_best = max(free, key=lambda m: self.look(m)[3]) if rng.random() < 0.5 else 0
+        m = known_best if known_best and self.look(known_best)[3] else free[int(rng.random() * len(free))]
         chosen[m] = "perturbed"
         return m
 
-    def hits(self, wrong: Sequence[int]) -> list[float]:
-        """For each way to guess, the chance that it finds the answer among these options."""
-        looks = [self.look(self.m)] + [self.look(m) for m in wrong]
-        values, lengths, rounds, frequencies, answers, distances = zip(*looks, strict=True)
-        rank = sum(v < values[0] for v in values)
-        found = [0.0] * len(looks)
-        found[rank] = 1.0
-        found.append(share(lengths, max))
-        found.append(share(lengths, min))
-        found.append(share(rounds, min))
-        found.append(share(rounds, max))
-        found.append(share(frequencies, max))
-        found.append(share(answers, max))
-        found.append(share(distances, min))
-        return found
+    def seen(self, wrong: Sequence[int]) -> list[tuple[float, ...]]:
+        """What can be seen of the options, the answer first: for each trait, its value for every option.
+
+        Traits: value, length, significant digits, frequencies in the texts and among earlier answers, distance to the
+        nearest number of the text, first digit, its rarity, share of digits that stand in the text, log distance to
+        the nearest and to all other options, options that differ in one digit, of the same length, with the same
+        first digit.
+        """
+        looks = [self.look(self.m), *map(self.look, wrong)]
+        columns: list[tuple[float, ...]] = list(zip(*(look[:-1] for look in looks), strict=True))
+        sizes = [math.log(value) for value in columns[0]]
+        texts = [look[-1] for look in looks]
+        nearest, total, alike, long, first = [], [], [], [], []
+        for i, size in enumerate(sizes):
+            gaps = [abs(size - other) for other in sizes]
+            total.append(round(sum(gaps), 9))
+            gaps[i] = math.inf
+            nearest.append(round(min(gaps), 9))
+            own = texts[i]
+            alike.append(sum(_one_digit(own, text) for text in texts))
+            long.append(sum(len(own) == len(text) for text in texts))
+            first.append(sum(own[0] == text[0] for text in texts))
+        columns += [tuple(nearest), tuple(total), tuple(alike), tuple(long), tuple(first)]
+        return columns
+
+
+def _one_digit(a: str, b: str) -> bool:
+    """Whether two numerals of one length differ in one digit."""
+    return len(a) == len(b) and sum(map(str.__ne__, a, b)) == 1
 
 
 def draw(
@@ -207,7 +242,7 @@ def draw(
             own = i == 0 and rng.random() < 0.5
             if not asked.neighbour(asked.m if own else rng.choice(list(chosen)), chosen, rng):
                 return None
-    return list(chosen.items())
+    return list(chosen.items()) if asked.even(chosen) else None
 
 
 def natural_options(
