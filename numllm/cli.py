@@ -136,35 +136,44 @@ def numbers(file: Any) -> None:
         click.echo(json.dumps(dataclasses.asdict(number), ensure_ascii=False))
 
 
-@command(epilog="numllm numct corpus --out numct.jsonl\nnumllm numct corpus --out numct.jsonl --max-per-doc 20")
+@command(epilog="numllm numct corpus --out numct.jsonl\nnumllm numct corpus --out numct.jsonl --max-per-doc 20\n"
+         "numllm numct corpus --out numct.jsonl --tags recall,derivable")
 @click.argument("corpus_dir", type=EXISTING)
 @click.option("--out", required=True, type=EXISTING, help="File to write; the audit stands beside it.")
 @click.option("--options", default=4, show_default=True, help="Options a question.")
 @click.option("--context", default=2, show_default=True, help="Sentences before the asked one.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--max-per-doc", type=click.IntRange(min=1), help="Most questions from one document.")
+@click.option("--tags", default="recall,derivable,other", show_default=True,
+              help="Keep what asks for a rule's number (recall), one that follows from others (derivable), other.")
 @json_option
 def numct(
-    corpus_dir: Path, out: Path, options: int, context: int, seed: int, max_per_doc: int | None, as_json: bool
+    corpus_dir: Path, out: Path, options: int, context: int, seed: int, max_per_doc: int | None, tags: str,
+    as_json: bool,
 ) -> None:
     """Choice questions about the numbers of a corpus (NumCT), and their audit."""
     from .corpus import read_corpus
     from .files import write_json, write_jsonl
-    from .numct import audit, build
+    from .numct import TAGS, audit, build
     from .report import table
 
+    kept = tuple(tag.strip() for tag in tags.split(","))
+    if not set(kept) <= set(TAGS):
+        raise NumLLMError(f"--tags wants some of {','.join(TAGS)}, got {tags}")
     rows = list(build(
-        read_corpus(corpus_dir), options=options, context=context, seed=seed, max_per_doc=max_per_doc,
+        read_corpus(corpus_dir), options=options, context=context, seed=seed, max_per_doc=max_per_doc, tags=kept,
         progress=bar,
     ))
     if not rows:
-        raise NumLLMError(f"{corpus_dir}: no number in it can be asked; give texts with more figures")
+        more = "more figures" if set(kept) == set(TAGS) else "more figures, or more --tags"
+        raise NumLLMError(f"{corpus_dir}: no number in it can be asked; give texts with {more}")
     write_jsonl(out, rows)
     report = audit(rows)
     write_json(out.with_name("audit.json"), report)
     shown = [{"cheat": name, "accuracy": percent(cheat["accuracy"]), "95 %": interval(cheat["ci95"])}
              for name, cheat in report["cheats"].items()]
-    text = f"{len(rows):,} questions in {out}\n" + table(shown, ["cheat", "accuracy", "95 %"])
+    tagged = ", ".join(f"{count:,} {tag}" for tag, count in report["by_tag"].items())
+    text = f"{len(rows):,} questions in {out} ({tagged})\n" + table(shown, ["cheat", "accuracy", "95 %"])
     finish(report, text, as_json)
 
 

@@ -27,7 +27,7 @@ ALLOWED = {
     "numbers": CORE,
     "corpus": CORE | {"corpus"},
     "questions": CORE | {"numbers", "tokenizer"},
-    "numct": CORE | {"numbers", "corpus", "questions"},
+    "numct": CORE | {"numbers"},
     "reference": set(),
     "ops": {"errors", "reference"},
     "model": MODEL - {"model"},

@@ -14,7 +14,8 @@ import pytest
 from numllm.errors import DataError
 from numllm.files import no_progress
 from numllm.numbers import find_numbers
-from numllm.numct import BLANK, _chi_square_p, audit, build
+from numllm.numct import BLANK, TAGS, audit, build
+from numllm.numct.audit import _chi_square_p
 
 Row = dict[str, Any]
 
@@ -59,10 +60,12 @@ def _value(row: Row, option: str) -> str:
 
 def test_rows_have_the_agreed_fields(rows: list[Row]) -> None:
     fields = {"id", "question", "options", "answer", "context", "number", "source_id", "distractors", "split"}
+    fields |= {"tag", "relation"}
     assert len(rows) > 500
     for row in rows:
         assert set(row) == fields
         assert set(row["number"]) == {"text", "value", "unit", "kind"}
+        assert row["tag"] in TAGS and (row["relation"] is not None) == (row["tag"] == "derivable")
         assert row["question"].count(BLANK) == 1
         assert len(row["options"]) == 4 and len(row["distractors"]) == 3
         assert set(row["distractors"]) <= {"document", "corpus", "perturbed"}
@@ -285,6 +288,8 @@ def _rigged(count: int, wrong: Callable[[int], list[str]]) -> list[Row]:
                 "source_id": "a",
                 "distractors": ["perturbed"] * 3,
                 "split": "train",
+                "tag": "other",
+                "relation": None,
             }
         )
     return made

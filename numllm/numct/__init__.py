@@ -1,0 +1,8 @@
+"""NumCT: choice questions about the numbers of a corpus, and the audit that shows they are not guessable."""
+
+from .audit import audit
+from .builder import build
+from .cheats import BLANK
+from .tags import TAGS
+
+__all__ = ["BLANK", "TAGS", "audit", "build"]

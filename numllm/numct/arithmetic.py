@@ -1,0 +1,203 @@
+"""Exact evaluation of written arithmetic: `80,000 × 2.75% × 3`, `28 × (1 + 3.2%)^6`, `\\frac{5}{1.05}`.
+
+Used to check equations that stand in a text and to verify every relation that `relations` states.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+__all__ = ["equation", "evaluate"]
+
+_NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?"
+_UNIT = (
+    r"(?:\s?个?(?:百分点|基点|人民币|美元|港元|欧元|日元|元|会计年度|季度|工作日|交易日|自然日|个月|月|年|天|日|小时|"
+    r"股|倍|份|张|件|吨|台|套|人|次|期|户|手|桶|克|盎司|平方米|点)(?:[/／][股件吨份张台套人桶克年月日])?)?"
+    r"(?:\s?[（(][^（）()0-9+×÷=−]{1,8}[）)])?"
+)
+_TOKEN = re.compile(
+    rf"\s*(?:(?P<number>{_NUMBER})\s?(?P<mark>%|％|‰|\\%)?(?P<size>[十百千]?[万亿])?{_UNIT}"
+    r"|(?P<sign>[-+×÷*/^()])|(?P<equal>[=≈]))"
+)
+_FOLD = str.maketrans("（）＋－−–＝·⋅＊／［］[]{}０１２３４５６７８９．，％", "()+---=×××/()()()0123456789.,%")
+_LATEX = (
+    (re.compile(r"\\(?:times|cdot)\b"), "×"),
+    (re.compile(r"\\div\b"), "÷"),
+    (re.compile(r"\\approx\b"), "≈"),
+    (re.compile(r"\\(?:left|right|text|mathrm|,|;|quad)"), ""),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\d?frac\{([^{}]{1,80})\}\{([^{}]{1,80})\}"), r"((\1)/(\2))"),
+)
+_SIZES = {"万": 10**4, "亿": 10**8, "十万": 10**5, "百万": 10**6, "千万": 10**7, "十亿": 10**9, "百亿": 10**10}
+_SIZES |= {"千亿": 10**11, "万亿": 10**12}
+_MARKS = {"%": 100, "％": 100, "\\%": 100, "‰": 1000}
+_POWER = 1300  # largest exponent: 100 years of months and some
+
+_Token = tuple[str, Fraction | None, int]  # sign or "" for a number, its value, decimals written
+
+
+def _tokens(text: str) -> list[_Token] | None:
+    """The tokens of an expression; None where anything else stands in it."""
+    found: list[_Token] = []
+    at = 0
+    text = text.rstrip()
+    while at < len(text):
+        match = _TOKEN.match(text, at)
+        if match is None or match.end() == at:
+            return None
+        at = match.end()
+        if match["number"] is not None:
+            value = Fraction(match["number"].replace(",", ""))
+            value = value * _SIZES[match["size"]] if match["size"] else value
+            value = value / _MARKS[match["mark"]] if match["mark"] else value
+            found.append(("", value, len(match["number"].partition(".")[2])))
+        else:
+            found.append((match["sign"] or match["equal"], None, 0))
+    return found
+
+
+class _Parser:
+    """sum := product (± product)*; product := power (×÷ power)*; power := sign? atom (^ power)?"""
+
+    def __init__(self, tokens: list[_Token]) -> None:
+        self.tokens, self.at = tokens, 0
+
+    def peek(self) -> str | None:
+        """The next sign, "" for a number, None at the end."""
+        return self.tokens[self.at][0] if self.at < len(self.tokens) else None
+
+    def sum(self) -> Fraction:
+        value = self.product()
+        while (sign := self.peek()) in ("+", "-"):
+            self.at += 1
+            term = self.product()
+            value = value + term if sign == "+" else value - term
+        return value
+
+    def product(self) -> Fraction:
+        value = self.power()
+        while (sign := self.peek()) in ("×", "*", "÷", "/"):
+            self.at += 1
+            factor = self.power()
+            value = value * factor if sign in ("×", "*") else value / factor
+        return value
+
+    def power(self) -> Fraction:
+        if self.peek() == "-":
+            self.at += 1
+            return -self.power()
+        value = self.atom()
+        if self.peek() == "^":
+            self.at += 1
+            exponent = self.power()
+            if exponent.denominator != 1 or abs(exponent) > _POWER:
+                raise ValueError("only whole exponents")
+            value = value ** int(exponent)
+        return value
+
+    def atom(self) -> Fraction:
+        sign = self.peek()
+        if sign == "":
+            value = self.tokens[self.at][1]
+            self.at += 1
+            assert value is not None
+            return value
+        if sign != "(":
+            raise ValueError("a number or bracket is missing")
+        self.at += 1
+        inner = self.sum()
+        if self.peek() != ")":
+            raise ValueError("a bracket is not closed")
+        self.at += 1
+        return inner
+
+
+def _plain(text: str) -> str:
+    if "\\" in text:
+        for pattern, put in _LATEX:
+            text = pattern.sub(put, text)
+    return text.translate(_FOLD).replace("$", "")
+
+
+def evaluate(expression: str) -> Fraction | None:
+    """The exact value of an expression of numbers, + − × ÷ ^ and brackets; None where it is not one.
+
+    >>> evaluate("80,000 × 2.75% × 3")
+    Fraction(6600, 1)
+    """
+    tokens = _tokens(_plain(expression))
+    return _value(tokens) if tokens else None
+
+
+def _value(tokens: list[_Token]) -> Fraction | None:
+    parser = _Parser(tokens)
+    try:
+        value = parser.sum()
+    except (ValueError, ZeroDivisionError):
+        return None
+    return value if parser.at == len(tokens) else None
+
+
+_RUN = r"0-9０-９.．,，%％‰()（）\[\]{}+＋\-−–－×÷*/／^=＝≈\\$ ·⋅a-z万亿千百十"
+_LEFT = re.compile(rf"[{_RUN}元年月天股倍份张件吨台套人次期个]*\Z")
+_RIGHT = re.compile(rf"[{_RUN}元年月天股倍份张件吨台套人次期个]*")
+
+
+def equation(left: str, answer: str, right: str) -> str | None:
+    """The written equation that the number `answer`, between `left` and `right`, is part of, if it holds.
+
+    It holds when one side is a single number and the other, exactly evaluated, rounds to it. Returned as
+    "expression = number" in the text's own characters; None where there is none.
+    """
+    before = _LEFT.search(left[-160:])
+    after = _RIGHT.match(right[:160])
+    assert before is not None and after is not None
+    head, tail = before.group(), after.group()
+    if not re.search("[=＝≈]|approx", head[-120:] + tail):
+        return None
+    run = _plain(f"{head}\0{answer}\1{tail}")
+    sides = re.split("[=≈]", run)
+    at = next(i for i, side in enumerate(sides) if "\0" in side)
+    sides = [side.replace("\0", "").replace("\1", "").strip() for side in sides]
+    for other in (at - 1, at + 1):
+        if not 0 <= other < len(sides):
+            continue
+        for own, lone in ((sides[at], sides[other]), (sides[other], sides[at])):
+            if (found := _holds(own, lone)) is not None:
+                return found
+    return None
+
+
+def _holds(expression: str, lone: str) -> str | None:
+    number = _tokens(lone)
+    expression = expression.lstrip(")], ")
+    tokens = _tokens(expression)
+    while tokens is None and " " in expression:  # words before the expression
+        expression = expression.partition(" ")[2].lstrip()
+        tokens = _tokens(expression)
+    if not number or not tokens or number[0][0] == "(" or not any(t[0] in "+-×÷*/^" and t[0] for t in tokens):
+        return None
+    if number[0][0] == "-" and len(number) == 2:
+        sign, (_, value, decimals) = -1, number[1]
+    elif number[0][0] == "":
+        sign, (_, value, decimals) = 1, number[0]
+        if len(number) > 1:
+            return None
+    else:
+        return None
+    computed = _value(tokens)
+    if computed is None or value is None:
+        return None
+    scale = Fraction(1)
+    if "%" in lone:
+        scale = Fraction(1, 100)
+    elif "‰" in lone:
+        scale = Fraction(1, 1000)
+    for name, size in _SIZES.items():
+        if name in lone.partition("(")[0]:
+            scale = Fraction(size)
+    gap = abs(computed - sign * value)
+    if gap > scale / 10**decimals / 2:
+        return None
+    return f"{expression.strip()} {'≈' if gap else '='} {lone.strip()}"

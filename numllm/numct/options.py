@@ -1,0 +1,263 @@
+"""Wrong options: numbers of the document and the corpus, and numbers that the answer may be mistaken for."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .form import UNIT8, Form, significant
+
+__all__ = ["Asked", "draw", "natural_options"]
+
+_NATURAL = (0, 1, 2, 3, 3, 3, 3)  # wrong options that are numbers of the document or the corpus, as often as listed
+_RARITY = {digit: place for place, digit in enumerate("1235684790")}  # first digits, the most frequent first
+_SHOWN = frozenset("0123456789零一二三四五六七八九十百千万亿两")
+_SPREAD = 16  # a wrong option is less than so many times larger or smaller than the answer
+_PARTS = (2, 3, 3, 4, 4, 5, 6, 8, 10)  # denominators of fractions, as often as listed
+_STEPS = (1, 1, 1, 2, 2, 3, -1, -1, -1, -2, -2, -3)
+_STRETCH = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 1.1, 1.15, 1.2, 1.25, 1.3, 1.4, 1.5, 2.0)
+
+
+def _perturb(m: int, form: Form, rng: random.Random) -> int:
+    """A number that `m` may be mistaken for, as round as `m`: a digit stepped or two exchanged, a scale of ten,
+    a stretch by 10 to 50 %, the complement of a percentage. 0 when the draw gives none."""
+    draw = rng.random()
+    if form.style == "f":
+        n = _PARTS[int(draw * len(_PARTS))]
+        top = 1 + int(rng.random() * (n - 1))
+        return top * 1000 + n if math.gcd(top, n) == 1 else 0
+    s, z = significant(m)
+    digits = str(s)
+    count = len(digits)
+    if draw < 0.12:
+        if not z and count > 1:
+            return 0
+        return m * 10 if draw < 0.06 else (m // 10 if z else 0)
+    if draw < 0.2 and form.percent:
+        whole = 100 * 10**form.decimals
+        return whole - m if m < whole and significant(whole - m)[1] == z else 0
+    if count > 1 and draw < 0.35:
+        i = int(rng.random() * count)
+        j = int(rng.random() * count)
+        swapped = list(digits)
+        swapped[i], swapped[j] = swapped[j], swapped[i]
+        if swapped[0] == "0" or swapped[-1] == "0" or swapped[i] == swapped[j]:
+            return 0
+        return int("".join(swapped)) * 10**z
+    if count > 1 and draw < 0.62:
+        stretched = round(s * _STRETCH[int(rng.random() * len(_STRETCH))])
+        if stretched % 10 == 0 or (s % 5 == 0) != (stretched % 5 == 0) or abs(len(str(stretched)) - count) > 1:
+            return 0
+        return stretched * 10**z
+    # step one digit; a last 5 stays, so that 2.5 meets 3.5 rather than 2.6
+    places = count - 1 if count > 1 and digits[-1] == "5" else count
+    i = 0 if rng.random() < 0.4 else int(rng.random() * places)
+    digit = int(digits[i]) + _STEPS[int(rng.random() * len(_STEPS))]
+    last = i == count - 1
+    if not 0 <= digit <= 9 or (digit == 0 and (i == 0 or last)) or (digit == 5 and last and count > 1):
+        return 0
+    return int(f"{digits[:i]}{digit}{digits[i + 1 :]}") * 10**z
+
+
+@dataclass(slots=True)
+class Asked:
+    """A number that can be asked, with what its wrong options are judged by."""
+
+    form: Form
+    m: int
+    kind: str
+    unit: str
+    taken: set[int]  # values, in 1e-8, that stand in the question or the context
+    near: list[float]  # sorted logarithms of the sizes of the numbers in question and context
+    frequency: Counter[tuple[str, int]]
+    answers: Counter[int]
+    bounds: tuple[int, int | None]  # values, in 1e-8, that the sentence sets an option between: `____元以上50万元以下`
+    digits: frozenset[str]  # that stand in question or context
+    size: tuple[int, int, int] = field(init=False)  # digits before trailing zeros, digits, trailing zeros of m
+    features: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    near_to: dict[int, list[int]] = field(default_factory=dict)  # perturbed numbers by what they were made from
+
+    def __post_init__(self) -> None:
+        s, z = significant(self.m)
+        self.size = len(str(s)), len(str(self.m)), z
+
+    def look(self, m: int) -> tuple[Any, ...]:
+        """The traits of an option that do not depend on the others, as in `seen`, and its digits."""
+        found = self.features.get(m)
+        if found is None:
+            form, near = self.form, self.near
+            value = form.value(m)
+            distance = 0.0
+            if near:
+                size = math.log(value)
+                at = bisect.bisect(near, size)
+                distance = min(abs(size - near[at - 1]), abs(size - near[min(at, len(near) - 1)]))
+            text = form.render(m)
+            plain = str(m) if form.style != "f" else str(m // 1000)
+            shown = [c for c in text if c in _SHOWN]
+            found = (
+                value,
+                len(plain) if form.style == "a" else len(text),
+                len(plain.rstrip("0")) if form.style != "f" else 1,
+                self.frequency.get((self.unit, m * form.scale), 0),
+                self.answers.get(m, 0),
+                distance,
+                ord(plain[0]),
+                _RARITY[plain[0]],
+                sum(c in self.digits for c in shown) / max(1, len(shown)),
+                plain,
+            )
+            self.features[m] = found
+        return found
+
+    def allowed(self, m: int) -> bool:
+        """Whether `m` may be a wrong option: written like the answer, no value of the text, no impossible rate."""
+        if m <= 0 or m == self.m:
+            return False
+        form = self.form
+        if form.style == "f":
+            return form.value(m) != form.value(self.m)
+        value = m * form.scale
+        if value in self.taken or value <= self.bounds[0]:
+            return False
+        if not self.m < _SPREAD * m < _SPREAD * _SPREAD * self.m or m >= 10**13:
+            return False
+        if self.bounds[1] is not None and value >= self.bounds[1]:
+            return False
+        whole = 100 * 10**form.decimals
+        if self.kind == "rate" and self.m < whole and m >= whole and form.scale <= UNIT8 // 100:
+            return False
+        return self.kind != "duration" or m * form.scale <= max(60, 4 * self.m * form.scale // UNIT8) * UNIT8
+
+    def like(self, m: int) -> bool:
+        """Whether `m` is as round as the answer and of about its length: neither stands out when written alike."""
+        if m <= 0:
+            return False
+        s, z = significant(m)
+        decimals = self.form.decimals
+        return (
+            abs(len(str(s)) - self.size[0]) <= 1
+            and abs(len(str(m)) - self.size[1]) <= 2
+            and min(z, decimals) == min(self.size[2], decimals)
+        )
+
+    def even(self, wrong: Iterable[int]) -> bool:
+        """Whether any two options are of about one size and length: were each only near the answer, it would be the
+        one in the middle of all."""
+        form = self.form
+        if form.style == "f":
+            return True
+        options = [self.m, *wrong]
+        low, high = min(options), max(options)
+        return high < _SPREAD * low and len(str(high)) - len(str(low)) <= 1
+
+    def neighbour(self, base: int, chosen: dict[int, str], rng: random.Random) -> int:
+        """Adds to `chosen` a number that `base` may be mistaken for and returns it, or 0 when there is none left."""
+        known = self.near_to.get(base)
+        if known is None:
+            known = []
+            for draw in range(24):
+                m = _perturb(base, self.form, rng)
+                if m and m not in known and self.allowed(m):
+                    known.append(m)
+                if len(known) == 5 or (draw > 8 and len(known) >= 3):
+                    break
+            self.near_to[base] = known
+        free = [m for m in known if m not in chosen]
+        if not free:
+            return 0
+        # a real number goes on to occur in the texts; so do half of these
+        known_best = max(free, key=lambda m: self.look(m)[3]) if rng.random() < 0.5 else 0
+        m = known_best if known_best and self.look(known_best)[3] else free[int(rng.random() * len(free))]
+        chosen[m] = "perturbed"
+        return m
+
+    def seen(self, wrong: Sequence[int]) -> list[tuple[float, ...]]:
+        """What can be seen of the options, the answer first: for each trait, its value for every option.
+
+        Traits: value, length, significant digits, frequencies in the texts and among earlier answers, distance to the
+        nearest number of the text, first digit, its rarity, share of digits that stand in the text, log distance to
+        the nearest and to all other options, options that differ in one digit, of the same length, with the same
+        first digit.
+        """
+        looks = [self.look(self.m), *map(self.look, wrong)]
+        columns: list[tuple[float, ...]] = list(zip(*(look[:-1] for look in looks), strict=True))
+        sizes = [math.log(value) for value in columns[0]]
+        texts = [look[-1] for look in looks]
+        nearest, total, alike, long, first = [], [], [], [], []
+        for i, size in enumerate(sizes):
+            gaps = [abs(size - other) for other in sizes]
+            total.append(round(sum(gaps), 9))
+            gaps[i] = math.inf
+            nearest.append(round(min(gaps), 9))
+            own = texts[i]
+            alike.append(sum(_one_digit(own, text) for text in texts))
+            long.append(sum(len(own) == len(text) for text in texts))
+            first.append(sum(own[0] == text[0] for text in texts))
+        columns += [tuple(nearest), tuple(total), tuple(alike), tuple(long), tuple(first)]
+        return columns
+
+
+def _one_digit(a: str, b: str) -> bool:
+    """Whether two numerals of one length differ in one digit."""
+    return len(a) == len(b) and sum(map(str.__ne__, a, b)) == 1
+
+
+def draw(
+    asked: Asked, natural: Sequence[tuple[int, str]], wanted: int, rng: random.Random
+) -> list[tuple[int, str]] | None:
+    """One set of wrong options as (m, tier), or None when too few are to be had.
+
+    Perturbed numbers are made from the answer and from other wrong options alike, in shapes that look the same
+    from every option: were all made from the answer, it would be the one that all others resemble.
+    """
+    count = min(wanted, _NATURAL[int(rng.random() * len(_NATURAL))])
+    chosen: dict[int, str] = {}
+    for _ in range(2 * count if natural else 0):
+        m, tier = natural[int(rng.random() * len(natural))]
+        chosen.setdefault(m, tier)
+        if len(chosen) == count:
+            break
+    missing = wanted - len(chosen)
+    if len(chosen) == 0:
+        # a star whose middle is each option equally often
+        hub = asked.m if rng.random() < 1 / (wanted + 1) else asked.neighbour(asked.m, chosen, rng)
+        for _ in range(wanted - len(chosen)):
+            if not hub or not asked.neighbour(hub, chosen, rng):
+                return None
+    elif missing > len(chosen):
+        # pairs: every natural option, the answer among them, gets a neighbour of its own
+        bases = [asked.m, *chosen]
+        for i in range(missing):
+            if not asked.neighbour(bases[i % len(bases)], chosen, rng):
+                return None
+    elif missing:
+        # one neighbour: the answer's half the time, so that the answer is in the pair's half as often as out of it
+        for i in range(missing):
+            own = i == 0 and rng.random() < 0.5
+            if not asked.neighbour(asked.m if own else rng.choice(list(chosen)), chosen, rng):
+                return None
+    return list(chosen.items()) if asked.even(chosen) else None
+
+
+def natural_options(
+    asked: Asked, document: Sequence[int], corpus: Sequence[int], rng: random.Random
+) -> list[tuple[int, str]]:
+    """Wrong options that are real numbers of the same unit, kind and form, as (m, tier): values that stand elsewhere
+    in the document, and answers of earlier questions. Both are drawn as often as they occur."""
+    form = asked.form
+    found: list[tuple[int, str]] = []
+    if form.style != "f":
+        for value in document if len(document) <= 12 else rng.sample(document, 12):
+            m, rest = divmod(value, form.scale)
+            if not rest and asked.like(m) and asked.allowed(m):
+                found.append((m, "document"))
+    for m in corpus if len(corpus) <= 16 else rng.sample(corpus, 16):
+        if asked.like(m) and asked.allowed(m):
+            found.append((m, "corpus"))
+    return found

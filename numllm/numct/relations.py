@@ -1,0 +1,217 @@
+"""Whether a number follows from other numbers by arithmetic, and how.
+
+`find_relation` tries typed relations from few operands to many: unit conversions, sums, differences, shares, changes,
+percentages of an amount, price × quantity, simple and compound interest, present value, annuities, straight-line
+depreciation, perpetuities, weighted means, and two steps of + − × ÷. The units decide what may be combined.
+
+A relation counts only where it is unlikely to be chance. Of `n` results of the right unit and size tried so far,
+on a grid as coarse as the answer is round, about n / (2.7 s) would meet an answer whose significant digits are the
+whole number s; this must stay under `CHANCE`, or `CHANCE_CUED` where the sentence speaks of a result (合计, 因此, 为).
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from ..numbers import Number
+from .arithmetic import evaluate
+from .formulas import Found, Target, Term, finance, like, matches, over, pair, single, sums, times
+
+__all__ = ["Relation", "Target", "find_relation"]
+
+CHANCE = 0.04
+CHANCE_CUED = 0.12
+_ROUNDING = 2  # a hit by rounding is so many times easier
+_SENTENCE, _CONTEXT = 8, 8  # operands of the sentence and of the context at most, the nearest
+_CUES = re.compile(
+    r"合计|总计|总共|一共|共计?|总额|总和|之和|因此|所以|于是|可知|可见|由此|即|就是|相当于|等于|相差|差额|余下|其余|剩余|剩下|只剩|折合|"
+    r"换算|扣除|减去|净|得到|得出|应为|则|变为|升至|增至|降至|升到|降到|增长|下降|上升|高出|多出|少|占|比例为|[=＝≈]"
+)
+_ROUNDED = re.compile("约|[≈]|左右|将近|接近")
+
+
+class Relation(NamedTuple):
+    """How a number follows: `text` "1000000 × 0.05 = 50000", `operands` the texts' numbers it uses."""
+
+    text: str
+    operands: int
+
+
+def _text(value: str) -> str:
+    return f"({value})" if "/" in value or value.startswith("-") else value
+
+
+def _terms(numbers: Iterable[Number], limit: int, known: list[Term]) -> list[Term]:
+    """Numbers as operands, each value and unit once, after the operands already known."""
+    found = list(known)
+    seen = {(term.value, term.unit) for term in known}
+    for number in numbers:
+        if number.low is not None or ":" in number.value or len(number.value) > 18:
+            continue
+        if not (number.variable or (number.kind in ("count", "other") and number.unit != "元组")):
+            continue
+        top, _, bottom = number.value.partition("/")
+        try:
+            value = float(top) / float(bottom or 1)
+        except ValueError:
+            continue
+        if not value or (value, number.unit) in seen:
+            continue
+        seen.add((value, number.unit))
+        found.append(Term(value, _text(number.value), number.unit))
+        if len(found) == len(known) + limit:
+            break
+    return found
+
+
+class _Search:
+    """The search for one target: counts what was tried, and keeps the first hit that chance does not explain."""
+
+    def __init__(self, target: Target, text: str) -> None:
+        self.target = target
+        value, half = float(target.value), float(target.step) / 2
+        self.low, self.high = value - half * (1 + 1e-9), value + half * (1 + 1e-9)
+        self.near = sorted((value / 3, value * 3))
+        units = abs(target.value / target.step)
+        self.grid = units.numerator
+        zeros = 0
+        while self.grid % 10 == 0:
+            self.grid //= 10
+            zeros += 1
+        self.coarse = float(target.step) * 10**zeros
+        self.rounded = self.grid >= 100 or _ROUNDED.search(text) is not None
+        cued = _CUES.search(text) is not None
+        self.limit = 2.7 * self.grid * (CHANCE_CUED if cued else CHANCE)
+        self.tried: set[float] = set()
+
+    def look(self, found: Iterable[Found]) -> Relation | None:
+        """The relation among these results, all of which are tried first: ties are settled by their order."""
+        hits = []
+        low, high = self.near
+        wanted, coarse, tried = self.target.unit, self.coarse, self.tried
+        for one in found:
+            value = one.value
+            if low <= value <= high and matches(one.unit, wanted):
+                tried.add(round(value / coarse, 3) if abs(value / coarse - round(value / coarse)) < 1e-6 else -value)
+                if self.low <= value <= self.high:
+                    hits.append(one)
+        return self.best(hits, 0)
+
+    def best(self, hits: Sequence[Found], more: int) -> Relation | None:
+        """The first of the hits that exact arithmetic confirms, those without rounding before the others; None
+        where chance explains a hit among what was tried and `more` besides.
+
+        A hit without rounding could only come from a result as round as the answer, one with rounding from any.
+        """
+        if not hits:
+            return None
+        stated = [relation for one in hits if (relation := self.state(one)) is not None]
+        round_ones = sum(value > 0 for value in self.tried)
+        if round_ones + more / 2 <= self.limit:
+            exact = next((relation for relation in stated if "≈" not in relation.text), None)
+            if exact is not None:
+                return exact
+        return stated[0] if stated and _ROUNDING * (len(self.tried) + more) <= self.limit else None
+
+    def state(self, one: Found) -> Relation | None:
+        """The relation in words of figures, if exact arithmetic confirms it."""
+        expression = one.form.format(*(term.text for term in one.terms))
+        exact = evaluate(expression)
+        if exact is None:
+            return None
+        gap = abs(exact - self.target.value)
+        if 2 * gap > self.target.step or (gap and not self.rounded):
+            return None
+        return Relation(f"{expression} {'≈' if gap else '='} {_written(self.target.value)}", len(one.terms))
+
+    def two_steps(self, terms: Sequence[Term]) -> Relation | None:
+        """(a ∘ b) ∘ c: for each c, the results of two operands are looked up that would give the target."""
+        pairs: dict[str, list[tuple[float, int, Found]]] = {}
+        for i, a in enumerate(terms):
+            for b in terms[i + 1 :]:
+                for one in pair(a, b):
+                    if one.value > 0 and len(one.form) < 20:
+                        pairs.setdefault(one.unit, []).append((one.value, len(pairs), one))
+        keys = {}
+        for unit, listed in pairs.items():
+            listed.sort(key=lambda entry: entry[0])
+            keys[unit] = [entry[0] for entry in listed]
+        hits: list[Found] = []
+        near = 0
+        for c in terms:
+            for unit, values in keys.items():
+                for form, low, high in self._wanted(Term(1.0, "", unit), c):
+                    first, last = bisect.bisect_left(values, low), bisect.bisect_right(values, high)
+                    near += bisect.bisect_right(values, 3 * high) - bisect.bisect_left(values, low / 3)
+                    hits += [
+                        Found(0.0, unit, form.replace("{x}", f"({one.form})"), (*one.terms, c))
+                        for _, _, one in pairs[unit][first:last]
+                        if c not in one.terms
+                    ]
+        return self.best(hits, near)
+
+    def _wanted(self, x: Term, c: Term) -> Iterable[tuple[str, float, float]]:
+        """(form, low, high) of the x that give the target with c."""
+        v, low, high, wanted = c.value, self.low, self.high, self.target.unit
+        if like(x.unit, c.unit) and matches(x.unit, wanted):
+            yield "{x} + {2}", low - v, high - v
+            yield "{x} − {2}", low + v, high + v
+            yield "{2} − {x}", v - high, v - low
+        if v > 0 and v not in (1, 10, 100):
+            unit = times(x, c)
+            if unit is not None and matches(unit, wanted):
+                yield "{x} × {2}", low / v, high / v
+            unit = over(x, c)
+            if unit is not None and matches(unit, wanted):
+                yield "{x} ÷ {2}", low * v, high * v
+            unit = over(c, x)
+            if unit is not None and matches(unit, wanted):
+                yield "{2} ÷ {x}", v / high, v / low
+
+
+def _written(value: Fraction) -> str:
+    """A fraction as a decimal where it is one."""
+    bottom = value.denominator
+    places = 0
+    while bottom % 10 == 0 or bottom % 5 == 0 or bottom % 2 == 0:
+        bottom //= 10 if bottom % 10 == 0 else 5 if bottom % 5 == 0 else 2
+        places += 1
+    if bottom != 1:
+        return str(value)
+    text = f"{abs(value) * 10**places}"
+    whole = text.zfill(places + 1)
+    digits = (whole[:-places] + "." + whole[-places:]).rstrip("0").rstrip(".") if places else whole
+    return "-" + digits if value < 0 else digits
+
+
+def find_relation(
+    target: Target, sentence: Sequence[Number], context: Sequence[Number], text: str
+) -> Relation | None:
+    """The simplest relation by which `target` follows from the numbers of its sentence, or of the context too.
+
+    sentence: the other numbers of the sentence, in order; context: those before it, in order; text: the sentence, in
+    which words such as 半年 or 合计 stand.
+    """
+    if not target.value or not target.step:
+        return None
+    search = _Search(target, text)
+    near = _terms(sentence, _SENTENCE, [])
+    wide = _terms(reversed(context), _CONTEXT, near)
+    for terms in (near, wide) if len(wide) > len(near) else (near,):
+        pairs = [(a, b) for i, a in enumerate(terms) for b in terms[i + 1 :]]
+        if found := search.look(one for term in terms for one in single(term, target, text)):
+            return found
+        if found := search.look(one for a, b in pairs for one in pair(a, b)):
+            return found
+        if len(terms) > 2:
+            if found := search.look(sums(terms, target)):
+                return found
+            if found := search.look(finance(terms, target)):
+                return found
+            if found := search.two_steps(terms):
+                return found
+    return None

@@ -1,0 +1,85 @@
+"""The prose sentences of a document, with their numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..numbers import Number, find_numbers
+
+__all__ = ["CJK", "Sentence", "read_sentences"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    text: str
+    offset: int  # of the text in its line
+    numbers: tuple[Number, ...]  # with offsets in the line
+    section: int  # sentences of one section may be each other's context
+
+
+_SPECIAL = re.compile(
+    r"\s*(?:(?P<fence>```|~~~|\$\$)|(?P<heading>#|={3,}\s*$|-{3,}\s*$)|"
+    r"(?P<other>$|\||!\[|<|\[!|:::|---|===|\* \* \*|\{%|%|@|>\s*\[!|[借贷][：:]))"
+)
+_LIST_MARK = re.compile(
+    r"\s*(?:(?:[-*+>•·]\s+|\d{1,3}[.、．)）]\s*(?!\d)|[（(](?:[一二三四五六七八九十百]{1,4}|\d{1,3})[)）]\s*|[一二三四五六七八九十]{1,3}、)\s*)*"
+)
+_LINK = re.compile(r"!?\[([^\[\]]{0,200})\]\([^()\s]{0,400}\)")
+_MARKS = re.compile(r"\*\*|__|~~|`|</?[A-Za-z][^<>]{0,4000}>|\\(?=[\[\]\-=#.*_()>~|])|&(?:nbsp|emsp|ensp);")
+_BREAKS = re.compile(r"[。！？；!?;（）()“”《》「」『』\[\]【】]")
+_OPEN, _CLOSE = "（(“《「『[【", "）)”》」』]】"
+CJK = re.compile(r"[\u4e00-\u9fff]")
+
+
+def _pieces(line: str) -> Iterator[tuple[int, int]]:
+    """(start, end) of each sentence of a line; nothing is split inside brackets or quotation marks."""
+    start = depth = 0
+    for match in _BREAKS.finditer(line):
+        c = match.group()
+        if c in _OPEN:
+            depth += 1
+        elif c in _CLOSE:
+            depth = max(0, depth - 1)
+        elif depth == 0:
+            yield start, match.end()
+            start = match.end()
+    if start < len(line):
+        yield start, len(line)
+
+
+def read_sentences(text: str) -> list[Sentence]:
+    """The prose sentences of a document in order, with their numbers; headings, tables and code left out."""
+    found: list[Sentence] = []
+    section, fenced = 0, False
+    for raw in text.splitlines():
+        special = _SPECIAL.match(raw)
+        if special is not None and special.lastgroup == "fence":
+            closed = raw.lstrip().startswith("$$") and raw.count("$$") == 2
+            fenced = not fenced and not closed
+        elif fenced or special is not None:
+            section += special is not None and special.lastgroup == "heading" and not fenced
+        elif raw.count("|") < 2 and "\t" not in raw:
+            _add_line(raw, section, found)
+    return found
+
+
+def _add_line(raw: str, section: int, found: list[Sentence]) -> None:
+    """Appends the sentences of one line of prose, cleaned of Markdown, to `found`."""
+    line = _LINK.sub(r"\1", raw) if "[" in raw else raw
+    line = _MARKS.sub("", line).rstrip()
+    mark = _LIST_MARK.match(line)
+    line = line[mark.end() :] if mark is not None else line
+    numbers = find_numbers(line)
+    at, count = 0, len(numbers)
+    for start, end in _pieces(line):
+        piece = line[start:end]
+        text = piece.strip()
+        if not text:
+            continue
+        shift = start + len(piece) - len(piece.lstrip())
+        first = at
+        while at < count and numbers[at].end <= end:
+            at += 1
+        found.append(Sentence(text, shift, tuple(numbers[first:at]), section))

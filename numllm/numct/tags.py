@@ -1,0 +1,85 @@
+"""What a question asks of its reader: to recall a rule, to work the number out, or neither.
+
+`derivable`: the number stands in a written equation that holds, or follows from the other numbers (`relations`).
+`recall`: a sentence of a general rule, without a story's persons, years and amounts. `other`: all else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from ..numbers import Number
+from .arithmetic import equation
+from .relations import Target, find_relation
+
+__all__ = ["TAGS", "derivation", "is_rule"]
+
+TAGS = ("recall", "derivable", "other")
+
+# words of a norm or a custom; weaker ones that a story uses as well; what marks a story or a calculation
+_NORM = re.compile(
+    r"应当|不得|不许|必须|规定|一般|通常|习惯上|惯例|惯用|称为|称作|是指|视[为同]|至少|至多|不(?:低于|高于|少于|多于|超过|晚于|迟于)|"
+    r"最[低高长短多少]|[上下]限|限额|时限|门槛|封顶|起步|法定|监管|允许|有权|征收率|免征|减按|我国|法律|条例|准则|办法|交易所|"
+    r"法则|原则上|常见|常用|多半|起码|只能|适用|定为|个人所得税"
+)
+_WEAK_NORM = re.compile(
+    r"税率|费率|标准(?![价工用差成])|期限|扣除|计提|以[上下内]|满|每[年季月周日天]|面值|国际|协议|归为"
+)
+_STORY = re.compile(
+    r"[甲乙丙丁戊己庚辛壬癸](?![类级种])|某|[A-Z]\s?(?:公司|企业|银行|股票|债券|基金|产品|项目|方案|国)|"
+    r"(?<![每各应])该(?:公司|企业|银行|厂|项目|债券|股票|基金|设备|客户|投资者|产品|笔|批|组合|期权|合约|居民|员工|户)|"
+    r"这(?:家|笔|只|名|位|个|张|份|批|台|种情|一年|样|里)|本(?:例|题|案|月|期|年|季|公司)|上(?:例|题|年|月|期|述)|"
+    r"[今去当次](?:年|月|日)|当期|[年月期]末|[年月期]初|两人|[他她]们?|小[王李张刘陈赵周吴林杨黄孙马何]|老[张王李赵]|"
+    r"先生|女士|夫[妇妻]|假[如设定使]|如果|若|设(?=[^备定立置计施])|例(?!外|会)|比如|譬如|设想|解[：:]|答[：:]|题中|案例|"
+    r"[求问](?=[^权])|则|因此|于是|可见|其余|剩|改为|变为|比[^例率重值较价]|[=＝≈×÷？?]|净[赚亏]|节约|[多少][付还缴提]|"
+    r"提高|下降|下调|上调|上升|增加|减少|涨|跌(?!幅)|亏(?!损)|盈(?!余)|另有|还有|其中|合计|共[^同有]|所得为"
+)
+_WORKED = re.compile(r"例\s?[0-9]|解[：:]|[=≈？]|[某甲乙丙丁]")
+_MOST_OTHERS = 5  # numbers besides the asked one that a rule may hold
+_MOST_DIGITS = 3  # significant digits that they may have
+
+
+def is_rule(sentence: str, before: str, number: Number, digits: int, others: Sequence[Number]) -> bool:
+    """Whether a sentence states a general rule, so that its number is known rather than found.
+
+    before: the sentence before it; digits: significant digits of the number, few in a rule.
+    """
+    if digits > (2 if number.kind == "amount" else 4) or len(others) > _MOST_OTHERS:
+        return False
+    if any(n.kind == "date" or len(n.value.replace(".", "").strip("0")) > _MOST_DIGITS for n in others):
+        return False
+    if _STORY.search(sentence) is not None:
+        return False
+    if _NORM.search(sentence) is not None:
+        return True
+    if number.kind in ("amount", "price"):
+        return False
+    few = sum(n.variable for n in others) <= 1 and _WORKED.search(before) is None
+    return few and _WEAK_NORM.search(sentence) is not None
+
+
+def derivation(
+    sentence: str,
+    start: int,
+    end: int,
+    target: Target,
+    others: Sequence[Number],
+    window: Sequence[Number],
+) -> str | None:
+    """The relation by which the number at `sentence[start:end]` follows from what else is told, or None.
+
+    others: the sentence's other numbers; window: those of the sentences before.
+    """
+    if written := equation(sentence[:start], sentence[start:end], sentence[end:]):
+        return written
+    found = find_relation(target, others, window, sentence)
+    return found.text if found is not None else None
+
+
+def target_of(number: Number, m: int, scale: int, units: int) -> Target:
+    """The target of a number written as the whole number `m`, each worth `scale` / `units` of the base unit."""
+    step = Fraction(scale, units)
+    value = m * step if not number.value.startswith("-") else -m * step
+    return Target(value, step, number.unit, number.kind)

@@ -1,0 +1,210 @@
+"""Which questions are derivable, how, and which are rules; and that relations are not found by chance."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from numllm.numbers import find_numbers
+from numllm.numct import build, tags
+from numllm.numct.arithmetic import equation, evaluate
+from numllm.numct.form import UNIT8, read_form
+from numllm.numct.relations import Target, find_relation
+
+TEXTBOOK = Path(tags.__file__).parents[1] / "demo" / "textbook"
+
+EXPRESSIONS = {
+    "80,000 × 2.75% × 3": Fraction(6600),
+    "(1 + 5%) ÷ (1 + 2%) − 1": Fraction(3, 102),
+    "2 − 3 × 4": Fraction(-10),
+    "2^3^2": Fraction(512),
+    "-2^2": Fraction(-4),
+    "100 × (1 + 0.5)^(−2)": Fraction(400, 9),
+    r"\frac{5}{1.05}": Fraction(100, 21),
+    r"28 \times (1 + 3\%)^{2}": Fraction(28 * 103**2, 10_000),
+    "3.5亿元 × 5%": Fraction(17_500_000),
+    "１２＋３": Fraction(15),
+    "12 ÷ 0": None,
+    "2^0.5": None,
+    "2^9999": None,
+    "5 +": None,
+    "(5": None,
+    "本金 × 5%": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize(("text", "value"), EXPRESSIONS.items(), ids=EXPRESSIONS.keys())
+def test_evaluate(text: str, value: Fraction | None) -> None:
+    assert evaluate(text) == value
+
+
+def _expression(depth: int) -> st.SearchStrategy[tuple[str, Fraction]]:
+    number = st.integers(1, 999).map(lambda n: (str(n), Fraction(n)))
+    if depth == 0:
+        return number
+    inner = _expression(depth - 1)
+
+    def join(a: tuple[str, Fraction], sign: str, b: tuple[str, Fraction]) -> tuple[str, Fraction]:
+        x, y = a[1], b[1]
+        value = {"+": x + y, "−": x - y, "×": x * y, "÷": x / y if y else Fraction(0)}[sign]
+        return f"({a[0]} {sign} {b[0]})", value if y or sign != "÷" else x
+
+    return st.one_of(number, st.builds(join, inner, st.sampled_from("+−×"), inner))
+
+
+@settings(max_examples=80, deadline=None)
+@given(_expression(3))
+def test_evaluate_agrees_with_exact_arithmetic(pair: tuple[str, Fraction]) -> None:
+    assert evaluate(pair[0]) == pair[1]
+
+
+@pytest.mark.parametrize(
+    ("left", "answer", "right", "relation"),
+    [
+        ("到期利息 = 80,000 × 2.75% × 3 = ", "6,600（元）", "", "80,000 × 2.75% × 3 = 6,600(元)"),
+        ("存款终值 = 28 × (1 + 3.2%)^6 ≈ ", "33.82（万元）", "", "28 × (1 + 3.2%)^6 ≈ 33.82(万元)"),
+        ("到期利息 = 80,000 × ", "2.75%", " × 3 = 6,600（元）", "80,000 × 2.75% × 3 = 6,600(元)"),
+        ("到期利息 = 80,000 × 2.75% × 3 = ", "6,601（元）", "", None),
+        ("每股收益为", "0.84元", "，比上年略有增加。", None),
+        ("税率 = ", "25%", "", None),
+    ],
+)
+def test_equation(left: str, answer: str, right: str, relation: str | None) -> None:
+    assert equation(left, answer, right) == relation
+
+
+# a text whose last number is asked, and the relation that gives it
+DERIVABLE = [
+    ("住房总价300万元，首付比例为30%，因此首付款为90万元。", "3000000 × 0.3 = 900000"),
+    ("总价300万元，付了首付90万元，其余向银行借款210万元。", "3000000 − 900000 = 2100000"),
+    ("营业收入由2,150万元增至2,494万元，增长16%。", "(24940000 − 21500000) ÷ 21500000 = 0.16"),
+    ("公司以每股7.85元的价格发行1,240万股，共筹得9,734万元。", "7.85 × 12400000 = 97340000"),
+    ("本金52,300元，年利率3.4%，存满3年，按单利得利息5,334.60元。", "52300 × 0.034 × 3 = 5334.6"),
+    ("本金52,300元，年利率3.4%，存满3年，按复利的终值为57,818.03元。", "52300 × (1 + 0.034)^3 ≈ 57818.03"),
+    ("5年后的64,500元按6.2%折现，现值约为47,746.02元。", "64500 ÷ (1 + 0.062)^5 ≈ 47746.02"),
+    ("每年年末存入12,500元，年利率4.2%，共8年，现值为83,468.61元。", "12500 × ((1 − (1 + 0.042)^(−8)) ÷ 0.042) ≈"),
+    ("设备原价86,400元，预计残值5,940元，使用9年，每年折旧8,940元。", "(86400 − 5940) ÷ 9 = 8940"),
+    ("贷款分30年按月归还，前后一共要供360个月。", "30 × 12 = 360"),
+    ("房贷年利率3.96%，折合每月的月利率为0.33%。", "0.0396 ÷ 12 = 0.0033"),
+    ("名义利率12%，每季计息一次，有效年利率约为12.551%。", "(1 + 0.12 ÷ 4)^4 − 1 ≈ 0.12551"),
+    ("无风险利率2.5%，贝塔系数1.3，市场收益率9.5%，要求的收益率为11.6%。", "0.025 + 1.3 × (0.095 − 0.025) = 0.116"),
+    ("下一年的股利为1.35元，要求收益率11%，增长率4.5%，因此股价约为20.77元。", "1.35 ÷ (0.11 − 0.045) ≈ 20.77"),
+    ("甲出资128万元，乙出资245万元，丙出资96万元，合计469万元。", "1280000 + 2450000 + 960000 = 4690000"),
+    ("收入865万元，成本512万元，税率为20%，因此应纳税70.6万元。", "(8650000 − 5120000) × 0.2 = 706000"),
+]
+
+
+def _ask(text: str) -> Any:
+    """The relation of the last number of a text to the others."""
+    numbers = [n for n in find_numbers(text) if n.kind != "ordinal"]
+    parsed = read_form(numbers[-1], "")
+    assert parsed is not None
+    form, m = parsed
+    return find_relation(tags.target_of(numbers[-1], m, form.scale, UNIT8), numbers[:-1], [], text)
+
+
+@pytest.mark.parametrize(("text", "relation"), DERIVABLE, ids=[relation for _, relation in DERIVABLE])
+def test_derivable(text: str, relation: str) -> None:
+    found = _ask(text)
+    assert found is not None and found.text.startswith(relation)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "住房总价300万元，首付比例为30%，因此首付款为95万元。",
+        "本金52,300元，年利率3.4%，存满3年，按复利的终值为57,818.13元。",
+        "公司有员工1,200人，设备40台，本年支付租金37万元。",
+        "一年按360天计算，月利率乘以12。",
+        "公司年利率为5%，期限为3年，借款共7万元。",
+    ],
+)
+def test_not_derivable(text: str) -> None:
+    assert _ask(text) is None
+
+
+def test_every_relation_on_the_mini_textbook_is_true(textbook: list[dict[str, Any]]) -> None:
+    """What a question states can be computed again by anyone: left side rounds to the right side."""
+    stated = [row for row in textbook if row["tag"] == "derivable"]
+    assert len(stated) > 120
+    for row in stated:
+        left, sign, right = row["relation"].replace("≈", "=").partition("=")
+        computed, written = evaluate(left), evaluate(right.split("(")[0] if right.strip()[0] != "(" else right)
+        assert sign and computed is not None and written is not None, row["relation"]
+        if "≈" not in row["relation"]:
+            units = {Fraction(1), Fraction(1, 100), Fraction(1, 1000)}
+            assert computed / written in units if written else computed == 0, row["relation"]
+
+
+def test_chance_makes_few_relations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the answers exchanged among questions of one unit and precision, few find a relation."""
+    calls: list[tuple[Target, Any, Any, str, bool]] = []
+
+    def spy(target: Target, others: Any, window: Any, text: str) -> Any:
+        found = find_relation(target, others, window, text)
+        calls.append((target, others, window, text, found is not None))
+        return found
+
+    monkeypatch.setattr(tags, "find_relation", spy)
+    list(build(_documents()))
+    alike = defaultdict(list)
+    for target, *_ in calls:
+        alike[target.unit, target.kind, target.step].append(target)
+    rng = random.Random(1)
+    tried = hits = 0
+    for target, others, window, text, _ in calls:
+        known = {n.value for n in [*others, *window]}
+        choice = [t for t in alike[target.unit, target.kind, target.step] if t.value != target.value]
+        choice = [t for t in choice if not any(v == str(float(t.value)).removesuffix(".0") for v in known)]
+        if choice:
+            tried += 1
+            hits += find_relation(rng.choice(choice), others, window, text) is not None
+    assert tried > 700
+    assert hits < 0.02 * tried
+    assert hits < 0.12 * sum(call[-1] for call in calls)
+
+
+RULES = {
+    "企业应当按税后利润的10%提取法定盈余公积。": True,
+    "商业汇票的付款期限，自出票日起最长不得超过6个月。": True,
+    "个人养老金账户每年能存的钱有上限，定为12,000元。": True,
+    "甲公司按规定提取法定盈余公积35万元。": False,
+    "某企业适用的所得税税率为25%。": False,
+    "预期利润1,236万元，应当发行债券。": False,
+    "若年利率为5%，一般应当选择分期付款。": False,
+}
+
+
+@pytest.mark.parametrize(("text", "rule"), RULES.items(), ids=RULES.keys())
+def test_rules(text: str, rule: bool) -> None:
+    number, *others = find_numbers(text)
+    digits = len(number.value.strip("0.").replace(".", ""))
+    assert tags.is_rule(text, "", number, digits, others) is rule
+
+
+def _documents() -> list[dict[str, Any]]:
+    return [
+        {"id": path.name, "text": path.read_text(encoding="utf-8"), "split": "train"}
+        for path in sorted(TEXTBOOK.glob("*.md"))[:7]
+    ]
+
+
+@pytest.fixture(scope="module")
+def textbook() -> list[dict[str, Any]]:
+    return list(build(_documents()))
+
+
+def test_tags_are_kept_as_asked(textbook: list[dict[str, Any]]) -> None:
+    assert {row["tag"] for row in textbook} == set(tags.TAGS)
+    kept = list(build(_documents()[:2], tags=("recall", "derivable")))
+    assert {row["tag"] for row in kept} == {"recall", "derivable"}
+    with pytest.raises(ValueError, match="tags must be some of recall, derivable, other, got rule"):
+        list(build([], tags=("rule",)))
