@@ -3,8 +3,8 @@
 
     python scripts/build_demo_questions.py
 
-numeric.jsonl: NumCT questions about the workbook's numbers, by the builder with its defaults and seed 0;
-concepts.jsonl: the workbook's concept questions, one after the other.
+numeric.jsonl and validation.jsonl: see `numllm.demo.workbook_questions`; concepts.jsonl: the workbook's concept
+questions, one after the other.
 """
 
 from __future__ import annotations
@@ -16,18 +16,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from numllm.corpus import build_corpus, read_corpus  # noqa: E402
-from numllm.demo import CONCEPTS, NUMERIC, WORKBOOK  # noqa: E402
+from numllm.demo import CONCEPTS, NUMERIC, VALIDATION, WORKBOOK, workbook_questions  # noqa: E402
 from numllm.files import read_jsonl, write_jsonl  # noqa: E402
-from numllm.numct import build  # noqa: E402
 
 
 def main() -> None:
-    """Writes both files and prints how many questions each has."""
+    """Writes the files and prints how many questions each has."""
     with tempfile.TemporaryDirectory() as scratch:
-        build_corpus([WORKBOOK], Path(scratch) / "corpus", holdout=0.0)
-        rows = [row | {"split": "heldout"} for row in build(read_corpus(Path(scratch) / "corpus"))]
-    print(f"{write_jsonl(NUMERIC, rows):,} numeric questions")
+        heldout, validation = workbook_questions(Path(scratch))
+    print(f"{write_jsonl(NUMERIC, heldout):,} numeric, {write_jsonl(VALIDATION, validation):,} validation questions")
     concepts = [
         {"id": f"{path.stem}-{line:02d}", **row}
         for path in sorted(WORKBOOK.glob("concepts-*.jsonl")) for line, row in read_jsonl(path)

@@ -6,9 +6,9 @@
 Text: the training chapters of the embedded mini textbook and, where --textbooks is given, folders of real
 textbooks under it whose licences allow weights under Apache-2.0 (SOURCES below). Beside real textbooks the
 mini textbook is read in the first pass only: a base that knows it by heart would leave the demo's adapters
-nothing to learn. Held-out documents and the workbook that the demo's questions come from are never read.
-Hidden matrices are optimised by Muon, the rest
-by AdamW; the schedule is cosine over the wall time allowed, so the card records the tokens really seen.
+nothing to learn. The chapters' review sections, held-out documents and the workbook that the demo's questions
+come from are never read. Hidden matrices are optimised by Muon, the rest by AdamW; the schedule is cosine over
+the wall time allowed, so the card records the tokens really seen.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ sys.path.insert(0, str(ROOT))
 from numllm.checkpoint import Checkpoint, expected_shapes, write_safetensors  # noqa: E402
 from numllm.config import ModelConfig  # noqa: E402
 from numllm.corpus import build_corpus, read_corpus  # noqa: E402
+from numllm.demo import REVIEW, TEXTBOOK  # noqa: E402
 from numllm.evaluate import perplexity  # noqa: E402
 from numllm.files import new_folder, sha256, write_json  # noqa: E402
 from numllm.model import Transformer, load_model  # noqa: E402
 from numllm.tokenizer import Tokenizer, byte_level_bpe  # noqa: E402
 
-TEXTBOOK = ROOT / "numllm" / "demo" / "textbook"
 SOURCES = {
     "cas-standards": "official documents",
     "d365-finance-zh": "CC BY 4.0",
@@ -214,7 +214,7 @@ def main() -> None:
         folders += [args.textbooks / name for name in SOURCES] if args.textbooks else []
         for folder in folders:
             build_corpus([folder], Path(scratch) / folder.name, holdout=0.0 if folder == TEXTBOOK else 0.02)
-            rows = list(read_corpus(Path(scratch) / folder.name))
+            rows = [row for row in read_corpus(Path(scratch) / folder.name) if not row["title"].endswith(REVIEW)]
             part = once if args.textbooks and folder == TEXTBOOK else train
             part += [row["text"] for row in rows if row["split"] == "train"]
             heldout += [row["text"] for row in rows if row["split"] == "heldout"]
@@ -310,7 +310,8 @@ textbook to merged model can be walked in minutes without a GPU. It is not fit f
 
 Made by `scripts/pretrain_demo_base.py` from random weights (seed {figures['seed']}): {figures['steps']:,} steps of
 {figures['rows']} × {figures['length']} tokens, {figures['tokens_seen']:,} tokens seen: {figures['passes']} passes over
-{figures['tokens_a_pass']:,}, and {figures['tokens_read_once']:,} (the demo's own textbook) in the first pass only.
+{figures['tokens_a_pass']:,}, and {figures['tokens_read_once']:,} (the demo's own textbook without its review sections)
+in the first pass only.
 Muon for the hidden matrices and AdamW for the rest, peak learning rate {figures['rate']}, cosine decay,
 {figures['minutes']:g} minutes on {figures['threads']} CPU core(s).
 Training stops by wall time, so a second run on another machine gives other weights.

@@ -11,12 +11,11 @@ from formulas import calculations, evaluate
 
 from numllm import demo
 from numllm.checkpoint import Checkpoint
-from numllm.corpus import build_corpus, read_corpus
 from numllm.files import read_jsonl, sha256
 from numllm.questions import is_numeric, read_questions
 
 CHAPTERS = sorted(demo.TEXTBOOK.glob("*.md"))
-CASES = sorted(demo.WORKBOOK.glob("*.md"))
+CASES = sorted(demo.WORKBOOK.glob("cases-*.md"))
 
 
 def chinese(text):
@@ -69,6 +68,17 @@ def test_questions_share_no_sentence_with_training_text():
             assert not sentences(question.question.replace("____", option)) & trained, question.id
 
 
+def test_questions_share_no_run_of_twenty_characters_with_training_text():
+    def runs(text):
+        text = re.sub(r"\s", "", text)
+        return {text[at : at + 20] for at in range(len(text) - 19)}
+
+    trained = set().union(*(runs(path.read_text(encoding="utf-8")) for path in CHAPTERS))
+    for question in read_questions([demo.NUMERIC, demo.VALIDATION, demo.CONCEPTS]):
+        for option in question.options:
+            assert not runs(question.question.replace("____", option)) & trained, question.id
+
+
 def test_questions_share_no_sentence_with_the_bases_other_texts(shared_data):
     trained = set()
     for folder in json.loads((demo.BASE / "training.json").read_text())["characters"]:
@@ -89,11 +99,8 @@ def test_there_are_enough_questions_of_each_kind():
 
 
 def test_numeric_questions_are_those_the_builder_makes(tmp_path):
-    from numllm.numct import build
-
-    build_corpus([demo.WORKBOOK], tmp_path / "c", holdout=0.0)
-    made = [row | {"split": "heldout"} for row in build(read_corpus(tmp_path / "c"))]
-    assert made == [row for _, row in read_jsonl(demo.NUMERIC)], "run scripts/build_demo_questions.py"
+    for made, path in zip(demo.workbook_questions(tmp_path), (demo.NUMERIC, demo.VALIDATION), strict=True):
+        assert made == [row for _, row in read_jsonl(path)], "run scripts/build_demo_questions.py"
 
 
 def test_the_base_is_what_its_card_says():

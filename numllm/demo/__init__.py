@@ -1,7 +1,8 @@
 """The whole way on the embedded default: a mini textbook, a tiny trained base, held-out questions.
 
-`textbook/` is trained on; `workbook/`, of other cases on the same subjects, is only read for its held-out text
-and for `questions/` (see scripts/build_demo_questions.py); `base/` is the model, with its card.
+`textbook/` is trained on; `workbook/`, which restates the textbook's rules in other words and works other cases, is
+only read for its held-out text and for `questions/` (see scripts/build_demo_questions.py); `base/` is the model,
+with its card.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ from typing import Any
 from ..config import LoRAConfig, TrainConfig
 from ..corpus import build_corpus, read_corpus
 from ..files import Progress, new_folder, no_progress, write_json, write_jsonl
+from ..numct import audit, build
 
 HERE = Path(__file__).parent
 TEXTBOOK, WORKBOOK, BASE = HERE / "textbook", HERE / "workbook", HERE / "base"
 NUMERIC, CONCEPTS = HERE / "questions" / "numeric.jsonl", HERE / "questions" / "concepts.jsonl"
+REVIEW = "复习与思考"
+"""Title of the section at the end of a chapter that states its rules again in other words."""
+VALIDATION = HERE / "questions" / "validation.jsonl"
+VALIDATION_CHAPTERS = ("02", "13", "14")
+"""The demo's settings were chosen on the reviews of these chapters; the other reviews are held out."""
 
-STEPS = 160
+STEPS = 280
 LORA = LoRAConfig(rank=16, alpha=32.0)
 PROMPT = "货币时间价值是指"
 
@@ -28,9 +35,40 @@ def training(out: Path, steps: int, seed: int = 0) -> TrainConfig:
     """The demo's training run: both adapters in one pass, choices by likelihood."""
     return TrainConfig(
         model="demo", out=str(out / "run"), corpus=str(out / "corpus"), numct=str(out / "numct.jsonl"),
-        steps=steps, length=256, rows=4, questions=8, loss="likelihood", domain=LORA, numeric=LORA,
-        domain_rate=1e-3, numeric_rate=3e-4, save_every=80, dtype="float32", seed=seed,
+        steps=steps, length=256, rows=2, questions=12, loss="likelihood", text_weight=1.0, domain=LORA,
+        numeric=LORA, domain_rate=2e-3, numeric_rate=2e-3, save_every=100, dtype="float32", seed=seed,
     )
+
+
+def workbook_questions(scratch: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(held-out, validation) numeric questions, rows of numct.jsonl, made from the workbook with seed 0.
+
+    Each sentence of a review is asked by itself (subject 复习); of the cases (subject 案例), the numbers that
+    follow from others in the text. scratch: folder for the corpora in between.
+    """
+    reviews = sorted(WORKBOOK.glob("review-*.md"))
+    chosen_on = [path for path in reviews if path.stem.endswith(VALIDATION_CHAPTERS)]
+    heldout = [path for path in reviews if path not in chosen_on]
+
+    def made(subject: str, paths: list[Path], **settings: Any) -> list[dict[str, Any]]:
+        folder = scratch / paths[0].stem
+        build_corpus(paths, folder, holdout=0.0)
+        return [row | {"subject": subject, "split": "heldout"} for row in build(read_corpus(folder), **settings)]
+
+    cases = made("案例", sorted(WORKBOOK.glob("cases-*.md")), tags=("derivable",))
+    return made("复习", heldout, context=0) + cases, made("复习", chosen_on, context=0)
+
+
+def training_questions(documents: list[dict[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
+    """The numeric adapter's questions from the textbook's corpus: the rules.
+
+    Each sentence is asked by itself; kept are those of the chapters' review sections, which state the rules in
+    other words, and elsewhere those tagged recall. The numbers of worked examples are their story's own.
+    """
+    reviews = {row["id"] for row in documents if row["title"].endswith(REVIEW)}
+    return [
+        row for row in build(documents, context=0, seed=seed) if row["source_id"] in reviews or row["tag"] == "recall"
+    ]
 
 
 class Judge:
@@ -80,7 +118,6 @@ def _walk(
     from ..lora import load_adapters
     from ..merge import merge
     from ..model import load_model
-    from ..numct import audit, build
     from ..tokenizer import Tokenizer
 
     seconds: dict[str, float] = {}
@@ -96,10 +133,10 @@ def _walk(
     build_corpus([WORKBOOK], out / "heldout", holdout=0.0)
     done("corpus", f"{stats['documents']} documents, {stats['chinese_characters']:,} Chinese characters")
 
-    rows = list(build(read_corpus(out / "corpus")))
+    rows = training_questions(list(read_corpus(out / "corpus")))
     write_jsonl(out / "numct.jsonl", rows)
     write_json(out / "audit.json", audit(rows))
-    done("numct", f"{len(rows):,} choice questions about the textbook's numbers")
+    done("numct", f"{len(rows):,} choice questions about the textbook's rules")
 
     config = training(out, steps, seed)
     train(config)
