@@ -39,7 +39,8 @@ ALLOWED = {
     "chat": CHECKPOINT | {"tokenizer"},
     "evaluate": MODEL | TEXT | {"chat", "generate"},
     "generate": MODEL,
-    "report": CORE,
+    "report": CORE | {"evaluate", "__init__"},
+    "probes": {"numbers"},
     "demo": None,
     "cli": None,
 }

@@ -111,7 +111,7 @@ def test_a_model_that_always_says_a_is_found_out_by_orders(tokenizer, unshared):
     assert {round(value, 6) for row in result["questions"] for value in row["logprobs"].values()} == {-1.386294}
     with pytest.raises(EvaluationError, match="takes no examples, orders or chat"):
         evaluate(constant(tokenizer, "A"), tokenizer, make_questions(2), protocol="likelihood", permute=2)
-    with pytest.raises(EvaluationError, match="a chain of thought takes none"):
+    with pytest.raises(EvaluationError, match="what is generated takes none"):
         evaluate(constant(tokenizer, "A"), tokenizer, make_questions(2), protocol="cot", permute=2)
 
 
@@ -151,8 +151,22 @@ def test_chains_are_read_and_unparsed_ones_count_as_wrong(tokenizer):
     result = evaluate(Speaker(tokenizer, texts, sizes), tokenizer, questions, protocol="cot", max_new_tokens=60)
     assert [row["predicted"] for row in result["questions"]] == ["B", None, "A", "B"]
     assert (result["overall"]["correct"], result["overall"]["n"], result["unparsed"]) == (2, 4, 1)
-    assert result["notes"] == ["1 outputs state no answer; they count as wrong"]
+    assert result["notes"] == ["1 outputs give none of the options; they count as wrong"]
     assert result["questions"][3]["output"] == "答案是B。\n下一题" and result["questions"][0]["logprobs"] == {}
+
+
+def test_numbers_are_read_by_value_and_unit(tokenizer):
+    questions = [
+        Question(id=str(i), question="本金" * (i + 1) + "为____。", cloze=True, answer="B",
+                 options=("12.5元", "1.25万元", "12.5亿元"))
+        for i in range(4)
+    ]
+    texts = dict(enumerate(["12,500元，", "1.25亿元。", "12.5元和12,500元", "若干"]))
+    sizes = {len(tokenizer.encode("本金" * (i + 1) + "为")): i for i in range(4)}
+    result = evaluate(Speaker(tokenizer, texts, sizes), tokenizer, questions, protocol="number")
+    assert [row["predicted"] for row in result["questions"]] == ["B", None, "A", None] and result["unparsed"] == 2
+    with pytest.raises(EvaluationError, match="question q0 has no blank that different numbers fill"):
+        evaluate(Speaker(tokenizer, {}, {}), tokenizer, make_questions(1), protocol="number")
 
 
 def test_chains_equal_transformers_greedy(pair, tokenizer):

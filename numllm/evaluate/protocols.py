@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..chat import Chat
 from ..errors import DataError, EvaluationError
 from ..generate import generate_ids
 from ..model import Transformer
+from ..numbers import find_numbers
 from ..questions import (
     LETTERS,
     LetterPrompt,
@@ -25,10 +26,13 @@ from ..questions import (
     fit_letters,
     header_of,
     letter_tokens,
+    likelihood_parts,
 )
 from ..tokenizer import Tokenizer
 from .scoring import CACHED_PER_BATCH, Probe, log_probabilities, span_probe
 
+_FILL_TOKENS = 24
+"""Tokens that a number with its unit may take."""
 _END = "\n\n"
 """What follows an answer in our prompts; it tells the set A from the set AB."""
 _NEXT_QUESTION = "\nA."
@@ -218,17 +222,12 @@ def chain(setting: Setting, questions: Sequence[Question], stems: Sequence[str])
             f"{setting.max_new_tokens} new tokens leave no room for a question in {setting.max_length}; ask for fewer"
         )
     prompts = _prompts(setting, questions, scores, setting.max_new_tokens, steps=True)
-    order = sorted(range(len(questions)), key=lambda index: -len(prompts[index].ids))
-    longest = len(prompts[order[0]].ids) + setting.max_new_tokens
-    rows = max(CACHED_PER_BATCH * setting.scoring["batch_tokens"] // longest, 1)
-    batches = [order[first : first + rows] for first in range(0, len(order), rows)]
     tokenizer = setting.tokenizer
 
     def finished(_: int, ids: list[int]) -> bool:
         return _NEXT_QUESTION in tokenizer.decode(ids)
 
-    progress = setting.scoring["progress"]
-    for batch in progress(batches, total=len(batches), description="generating", unit="batch"):
+    for batch in _batches([prompt.ids for prompt in prompts], setting.max_new_tokens, setting):
         found = generate_ids(
             setting.model, [prompts[index].ids for index in batch], max_new_tokens=setting.max_new_tokens,
             ends=tokenizer.eos_ids, watch=None if setting.chat else finished,
@@ -246,4 +245,51 @@ def chain(setting: Setting, questions: Sequence[Question], stems: Sequence[str])
     return scores
 
 
-PROTOCOLS = {"letters": letters, "likelihood": likelihood, "cot": chain}
+def fill(setting: Setting, questions: Sequence[Question], stems: Sequence[str]) -> Scores:
+    """The option whose number a greedy continuation of the blank's text begins with; None where it is no option's.
+
+    Numbers are compared by value and unit, read where they stand: 12500元 is 1.25万元.
+    """
+    scores = Scores([{} for _ in questions], outputs=["" for _ in questions], predicted=[None for _ in questions])
+    tokenizer, model = setting.tokenizer, setting.model
+    wanted: list[dict[tuple[str, str], str]] = []
+    prompts = []
+    for question in questions:
+        stem, options, rest = likelihood_parts(question)
+        numbers = [_number_at(stem, option + rest) for option in options]
+        if not question.cloze or None in numbers or len(set(numbers)) < len(numbers):
+            raise EvaluationError(
+                f"question {question.id} has no blank that different numbers fill; ask it by likelihood or letters"
+            )
+        wanted.append(dict(zip(numbers, LETTERS, strict=False)))
+        ids = [*tokenizer.prefix(), *tokenizer.encode(stem)]
+        room = setting.max_length - _FILL_TOKENS
+        scores.truncated += len(ids) > room
+        prompts.append(ids[-room:] or [tokenizer.eos_id])
+    for batch in _batches(prompts, _FILL_TOKENS, setting):
+        found = generate_ids(model, [prompts[i] for i in batch], max_new_tokens=_FILL_TOKENS, ends=tokenizer.eos_ids)
+        for index, ids in zip(batch, found, strict=True):
+            scores.outputs[index] = text = tokenizer.decode(ids)
+            stem, _, _ = likelihood_parts(questions[index])
+            scores.predicted[index] = wanted[index].get(_number_at(stem, text))
+    scores.unparsed = sum(answer is None for answer in scores.predicted)
+    return scores
+
+
+def _number_at(stem: str, text: str) -> tuple[str, str] | None:
+    """(value, unit) of the number that begins behind the stem."""
+    return next((
+        (number.value, number.unit) for number in find_numbers(stem + text)
+        if number.end > len(stem) and number.start >= len(stem) and not (stem + text)[len(stem) : number.start].strip()
+    ), None)
+
+
+def _batches(prompts: Sequence[Sequence[int]], new: int, setting: Setting) -> Iterable[list[int]]:
+    """Indexes of prompts, longest first, in batches whose keys and values fit the budget."""
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    rows = max(CACHED_PER_BATCH * setting.scoring["batch_tokens"] // (len(prompts[order[0]]) + new), 1)
+    batches = [order[first : first + rows] for first in range(0, len(order), rows)]
+    return setting.scoring["progress"](batches, total=len(batches), description="generating", unit="batch")
+
+
+PROTOCOLS = {"letters": letters, "likelihood": likelihood, "cot": chain, "number": fill}

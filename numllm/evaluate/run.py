@@ -47,6 +47,7 @@ def evaluate(
     the divisions only with normalise "option" (not "none"), the second term only `with_rest`. "auto":
     likelihood for cloze questions (`Question.cloze`), letters for the others. "cot": up to `max_new_tokens` are
     generated greedily and the answer they state is taken (`questions.extract_answer`); none counts as wrong.
+    "number": the text is continued greedily from the blank, and the option that the first number equals is taken.
 
     permute: each question is asked in that many orders of its options, rotations first; an option's score is the
     log of the mean over the orders of its share of probability, and "permutations" tells the position bias.
@@ -68,8 +69,10 @@ def evaluate(
         raise EvaluationError("two questions have the same id")
     if protocol == "likelihood" and (shots or permute > 1 or chat):
         raise EvaluationError("the likelihood protocol takes no examples, orders or chat template; use letters")
-    if permute > 1 and protocol == "cot":
-        raise EvaluationError("option orders are for the letters protocol; a chain of thought takes none")
+    if permute > 1 and protocol in ("cot", "number"):
+        raise EvaluationError("option orders are for the letters protocol; what is generated takes none")
+    if protocol == "number" and (shots or chat):
+        raise EvaluationError("the number protocol takes no examples or chat template; use cot")
     if permute < 1:
         raise ValueError(f"permute must be at least 1, got {permute}")
     kinds = [_protocol_of(question, protocol) for question in questions]
@@ -111,7 +114,7 @@ def _notes(events: Mapping[str, int], shots: int, used: Sequence[str]) -> list[s
     if events["truncated"]:
         notes.append(f"{events['truncated']} questions lost their beginning to fit the context")
     if events["unparsed"]:
-        notes.append(f"{events['unparsed']} outputs state no answer; they count as wrong")
+        notes.append(f"{events['unparsed']} outputs give none of the options; they count as wrong")
     return notes
 
 

@@ -60,7 +60,7 @@ def _split(rows: Sequence[Json], key: str) -> Json:
 
 
 def summarise(rows: Sequence[Json]) -> Json:
-    """The accuracies of result rows: overall, numeric and not, by domain (each split too) and by subject.
+    """The accuracies of result rows: overall, numeric and not, by domain and by subject (each split too).
 
     "accuracy" is per question (micro); "macro" is the mean over subjects, "macro_domains" over domains.
     "any_digit" splits by the plain rule, "by_numeric_kind" as `questions.numeric_kind` says.
@@ -78,7 +78,9 @@ def summarise(rows: Sequence[Json]) -> Json:
             name: {**tally(part), "macro": _macro(_by(part, "subject").values()), **_split(part, "numeric")}
             for name, part in domains.items()
         },
-        "by_subject": {name: tally(part) for name, part in _by(rows, "subject").items()},
+        "by_subject": {
+            name: {**tally(part), **_split(part, "numeric")} for name, part in _by(rows, "subject").items()
+        },
         "unanswered": sum(row["answer"] is None for row in rows),
     }
 
