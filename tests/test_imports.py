@@ -37,7 +37,7 @@ ALLOWED = {
     "data": MODEL | TEXT,
     "train": MODEL | TEXT | {"data", "lora", "adapter"},
     "chat": CHECKPOINT | {"tokenizer"},
-    "evaluate": MODEL | TEXT | {"chat", "generate"},
+    "evaluate": MODEL | TEXT | {"chat", "generate", "__init__"},
     "generate": MODEL,
     "report": CORE | {"evaluate", "__init__"},
     "probes": {"numbers"},

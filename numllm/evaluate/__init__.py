@@ -2,6 +2,7 @@
 
 from .contamination import mark_overlaps, overlaps
 from .perplexity import perplexity
+from .provenance import hashes, model_files, provenance
 from .run import evaluate
 from .scoring import BATCH_TOKENS, Probe, log_probabilities
 from .statistics import (
@@ -20,7 +21,7 @@ from .statistics import (
 from .submission import submission
 
 __all__ = [
-    "BATCH_TOKENS", "Probe", "calibration", "compare", "compare_all", "confidence", "evaluate", "flips", "holm",
-    "log_probabilities", "mark_overlaps", "mcnemar", "overlaps", "perplexity", "share_of_letters", "submission",
-    "summarise", "tally", "wilson",
+    "BATCH_TOKENS", "Probe", "calibration", "compare", "compare_all", "confidence", "evaluate", "flips", "hashes",
+    "holm", "log_probabilities", "mark_overlaps", "mcnemar", "model_files", "overlaps", "perplexity", "provenance",
+    "share_of_letters", "submission", "summarise", "tally", "wilson",
 ]

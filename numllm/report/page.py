@@ -90,8 +90,9 @@ def write_report(
 def _accuracies(results: Results) -> Section:
     rows = [
         {"model": name, "protocol": f"{result['protocol']}, {result['shots']} shots",
-         "n": f"{result['overall']['n']:,}", "accuracy": accuracy(result["overall"]), "numeric": accuracy(result["numeric"]),
-         "non-numeric": accuracy(result["non_numeric"]), "mean of subjects": percent(result["overall"].get("macro"))}
+         "n": f"{result['overall']['n']:,}", "accuracy": accuracy(result["overall"]),
+         "numeric": accuracy(result["numeric"]), "non-numeric": accuracy(result["non_numeric"]),
+         "mean of subjects": percent(result["overall"].get("macro"))}
         for name, result in results.items()
     ]
     groups = {label: {name: result[key] for name, result in results.items()}
