@@ -23,8 +23,8 @@ def result(right: int, **more) -> dict:
          "question": f"第{i}题 <利率> & |税|", "options": ["甲", "乙"]}
         for i in range(40)
     ]
-    return {"protocol": "letters", "shots": 5, **summarise(rows), "notes": ["3 prompts lost examples"], "questions": rows,
-            "quirks": {"stray spaces": 2}, **more}
+    return {"protocol": "letters", "shots": 5, **summarise(rows), "notes": ["3 prompts lost examples"],
+            "questions": rows, "quirks": {"stray spaces": 2}, **more}
 
 
 class Page(HTMLParser):
@@ -48,7 +48,9 @@ class Page(HTMLParser):
 @pytest.fixture
 def written(tmp_path):
     results = {
-        "base": result(12, provenance={"command": "numllm eval --model base", "sha256": {"m": "ab" * 32}, "versions": {}}),
+        "base": result(12, provenance={
+            "command": "numllm eval --model base", "sha256": {"m": "ab" * 32}, "versions": {"torch": "2"},
+        }),
         "numeric": mark_overlaps(result(30), {"q3": {"run": "x", "text": "y"}}),
         "merged": result(14, permutations={
             "orders": 4, "consistent": 0.5, "said": {"A": 0.75, "B": 0.25}, "accuracy_by_order": [0.5, 0.25],
@@ -82,7 +84,8 @@ def test_tables_hold_the_figures(written):
     assert "18 gained, 0 lost." in text and "3 prompts lost examples" in text and "2 stray spaces" in text
     assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == json.loads(json.dumps(data))
     assert [pair["b"] for pair in data["comparisons"]] == ["numeric", "merged"]
-    assert data["results"]["base"]["overall"] == results["base"]["overall"] and "questions" not in data["results"]["base"]
+    assert data["results"]["base"]["overall"] == results["base"]["overall"]
+    assert "questions" not in data["results"]["base"]
     assert data["calibration"]["base"]["bins"][0]["n"] == 40 and len(data["flips"]["numeric"]) == 18
 
 

@@ -6,6 +6,7 @@ from .provenance import hashes, model_files, provenance
 from .run import evaluate
 from .scoring import BATCH_TOKENS, Probe, log_probabilities
 from .statistics import (
+    across_seeds,
     calibration,
     compare,
     compare_all,
@@ -21,7 +22,7 @@ from .statistics import (
 from .submission import submission
 
 __all__ = [
-    "BATCH_TOKENS", "Probe", "calibration", "compare", "compare_all", "confidence", "evaluate", "flips", "hashes",
-    "holm", "log_probabilities", "mark_overlaps", "mcnemar", "model_files", "overlaps", "perplexity", "provenance",
-    "share_of_letters", "submission", "summarise", "tally", "wilson",
+    "BATCH_TOKENS", "Probe", "across_seeds", "calibration", "compare", "compare_all", "confidence", "evaluate", "flips",
+    "hashes", "holm", "log_probabilities", "mark_overlaps", "mcnemar", "model_files", "overlaps", "perplexity",
+    "provenance", "share_of_letters", "submission", "summarise", "tally", "wilson",
 ]

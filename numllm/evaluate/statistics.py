@@ -243,3 +243,48 @@ def flips(result_a: Json, result_b: Json) -> list[Json]:
                 "b": row["predicted"], "gained": row["predicted"] == row["answer"],
             })
     return sorted(found, key=lambda row: not row["gained"])
+
+
+def across_seeds(base: Json, runs: Sequence[Json], *, seed: int = 0, resamples: int = 10_000) -> Json:
+    """What runs of one recipe with several seeds gain over the base, for all, numeric and non-numeric questions:
+
+    {"seeds", "n", "accuracy" (mean over seeds), "spread" (standard deviation over seeds, n − 1; None for one seed),
+    "each" (accuracy of each seed), "difference_points" (mean gain on the base), "ci95_points"}; the interval is a
+    bootstrap over questions of the gain averaged over the seeds: it tells what other questions would show, and the
+    spread what other seeds would. EvaluationError when the runs are of other questions than the base.
+    """
+    own = _answered(base, "first")
+    others = [_answered(run, "second") for run in runs]
+    if not own or not others:
+        raise EvaluationError("wanted answered questions and at least one run")
+    if any(set(run) != set(own) for run in others):
+        raise EvaluationError("the runs are of other questions than the base; evaluate all on the same")
+    rng = np.random.default_rng(seed)
+
+    def outcome(names: list[str]) -> Json:
+        if not names:
+            return {"seeds": len(others), "n": 0}
+        before = np.array([own[name]["predicted"] == own[name]["answer"] for name in names], dtype=float)
+        after = np.array(
+            [[run[name]["predicted"] == run[name]["answer"] for name in names] for run in others], dtype=float
+        )
+        gains = after.mean(0) - before
+        each = after.mean(1)
+        # Resampling questions is a multinomial draw over the distinct gains.
+        values, counts = np.unique(gains, return_counts=True)
+        drawn = rng.multinomial(len(names), counts / len(names), size=resamples) @ values * 100 / len(names)
+        return {
+            "seeds": len(others), "n": len(names), "accuracy": float(each.mean()),
+            "spread": float(each.std(ddof=1)) if len(each) > 1 else None, "each": [float(value) for value in each],
+            "difference_points": float(100 * gains.mean()),
+            "ci95_points": [float(bound) for bound in np.quantile(drawn, (0.025, 0.975))],
+        }
+
+    return {
+        **outcome(list(own)), "numeric": outcome([name for name in own if own[name]["numeric"]]),
+        "non_numeric": outcome([name for name in own if not own[name]["numeric"]]),
+        "by_domain": {
+            domain: outcome([name for name in own if own[name].get("domain") == domain])
+            for domain in dict.fromkeys(row["domain"] for row in own.values() if row.get("domain"))
+        },
+    }
