@@ -149,6 +149,10 @@ class Tokenizer:
         """The id of a token by its name in the vocabulary, or None."""
         return self._backend.token_to_id(token)
 
+    def special_ids(self) -> dict[str, int]:
+        """Added tokens, control tokens among them, by their text: `encode` reads these as plain text."""
+        return {token.content: id_ for id_, token in self._backend.get_added_tokens_decoder().items()}
+
     def prefix(self) -> list[int]:
         """What stands before a text: [bos] where the model expects it, else nothing."""
         return [self.bos_id] if self.adds_bos and self.bos_id is not None else []

@@ -19,7 +19,8 @@ from models import save, transformers_model
 from numllm import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("corpus", "numbers", "numct", "train", "merge", "eval", "compare", "generate", "demo")
+COMMANDS = ("corpus", "numbers", "numct", "train", "merge", "eval", "compare", "report", "probes", "perplexity",
+            "generate", "demo")
 
 
 def run(capfd, *arguments, entry=cli.cli):

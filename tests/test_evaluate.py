@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,6 @@ from test_questions import byte_tokenizer, joining_tokenizer, save_tokenizer
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers
 
-from numllm import evaluate as evaluation
 from numllm.errors import EvaluationError
 from numllm.evaluate import (
     Probe,
@@ -26,6 +26,7 @@ from numllm.evaluate import (
     log_probabilities,
     mcnemar,
     perplexity,
+    scoring,
     summarise,
     wilson,
 )
@@ -36,6 +37,8 @@ from numllm.questions import (
     Question,
     encode_letters,
     encode_options,
+    fit_letters,
+    header_of,
     letter_ids,
     letter_prompt,
     likelihood_parts,
@@ -201,7 +204,7 @@ def test_shared_beginnings_change_nothing(family, batch_tokens, tokenizer, tmp_p
         return [list(row["logprobs"].values()) for row in result["questions"]], sum(positions)
 
     shared, fewer = scores()
-    monkeypatch.setattr(evaluation, "SHARED_AT_LEAST", 10**9)
+    monkeypatch.setattr(scoring, "SHARED_AT_LEAST", 10**9)
     whole, more = scores()
     assert torch.allclose(torch.tensor(shared), torch.tensor(whole), rtol=0, atol=1e-5)
     assert fewer < 0.6 * more
@@ -240,7 +243,7 @@ def test_probes_ask_for_any_positions(pair):
 def test_the_head_in_portions_changes_nothing(pair, tokenizer, monkeypatch):
     questions = make_questions(5, cloze=True)
     whole = evaluate(pair[1], tokenizer, questions)
-    monkeypatch.setattr(evaluation, "HEAD_ELEMENTS", 3 * tokenizer.vocab_size)
+    monkeypatch.setattr(scoring, "HEAD_ELEMENTS", 3 * tokenizer.vocab_size)
     assert difference(whole, [row["logprobs"] for row in evaluate(pair[1], tokenizer, questions)["questions"]]) < 1e-5
 
 
@@ -336,12 +339,18 @@ def knowing(tokenizer, questions, *, likelihood: bool = False) -> Rigged:
     """Knows each question's answer: after its prompt, or along its right text."""
     known = {}
     for question in questions:
+        prompt = fit_letters(
+            question, tokenizer, max_length=4096, header=header_of(question) if question.multiple else None
+        ).ids
+        if question.multiple:
+            whole = (*prompt, *tokenizer.encode(f"{question.answer}\n\n"))
+            known[whole] = whole
+            continue
         right = LETTERS.index(question.answer)
         if likelihood:
             ids = encode_options(question, tokenizer, max_length=4096)[right].ids
             known[ids] = ids
         else:
-            prompt = encode_letters(question, tokenizer, max_length=4096)
             known[prompt] = (*prompt, letter_ids(tokenizer)[right])
 
     def rule(ids):
@@ -358,26 +367,61 @@ def knowing(tokenizer, questions, *, likelihood: bool = False) -> Rigged:
 @pytest.fixture
 def unshared(monkeypatch):
     """Every prompt on its own: rigged models have no cache."""
-    monkeypatch.setattr(evaluation, "SHARED_AT_LEAST", 10**9)
+    monkeypatch.setattr(scoring, "SHARED_AT_LEAST", 10**9)
 
 
-@pytest.fixture(params=["csv", "numct", "concepts", "five options"])
-def known_set(request, tmp_path):
-    """The same kind of questions through each format on disk."""
-    cloze = request.param in ("numct", "concepts")
-    questions = make_questions(40, cloze=cloze, options=5 if request.param == "five options" else 4)
+def _csv(rows, head, path, mark=""):
+    lines = [",".join(map(str, row)) for row in ([*head], *rows)]
+    path.write_text(mark + "\n".join(lines), encoding="utf-8")
+    return path
+
+
+def _on_disk(kind: str, folder: Path) -> Path:
+    """The same kind of questions as each benchmark's files have them."""
+    count = {"fin-eva": 5, "yes/no": 2}.get(kind, 4)
+    questions = make_questions(40, cloze=kind in ("numct", "concepts"), options=count)
     questions = [dataclasses.replace(q, question=q.question.replace("甲、", "")) for q in questions]
-    if request.param in ("csv", "five options"):
-        letters = LETTERS[: len(questions[0].options)]
-        lines = [f"id,question,{','.join(letters)},answer"]
-        lines += [f"{q.id},{q.question},{','.join(q.options)},{q.answer}" for q in questions]
-        (tmp_path / "s_val.csv").write_text("\n".join(lines), encoding="utf-8")
-        return read_questions(tmp_path / "s_val.csv")
+    letters = LETTERS[:count]
+    if kind == "fineval":
+        rows = [(q.id, q.question, *q.options, f" {q.answer}") for q in questions]
+        return _csv(rows, ("id", "question", *letters, "answer"), folder / "s_val.csv")
+    if kind == "fin-eva":
+        rows = [(q.id, "甲。", q.question, *q.options, q.answer) for q in questions]
+        return _csv(rows, ("id", "context", "question", *letters, "answer"), folder / "甲;乙.csv", "\ufeff")
+    if kind == "yes/no":
+        rows = [(q.id, f"{q.question}{i}", "是否"["AB".index(q.answer)]) for i, q in enumerate(questions)]
+        return _csv(rows, ("id", "question", "answer"), folder / "s.csv")
+    if kind == "cmmlu":
+        rows = [(i, q.question, *q.options, q.answer) for i, q in enumerate(questions)]
+        return _csv(rows, ("", "Question", *letters, "Answer"), folder / "s.csv")
+    if kind.startswith("cflue"):
+        rows = [
+            {"名称": "基金", "task": "多项选择题" if kind == "cflue sets" else "单项选择题", "question": q.question,
+             "choices": str(dict(zip(letters, q.options, strict=True))),
+             "answer": ("AC", "ABD", "B", "BC")["ABCD".index(q.answer)] if kind == "cflue sets" else q.answer}
+            for q in questions
+        ]
+        (folder / "s.json").write_text(json.dumps(rows), encoding="utf-8")
+        return folder / "s.json"
     rows = [{"question": q.question, "options": q.options, "answer": q.answer, "subject": q.subject} for q in questions]
-    if request.param == "numct":
+    if kind == "numct":
         rows = [{"id": f"n{i}", "context": "甲。", "number": {}, **row} for i, row in enumerate(rows)]
-    (tmp_path / "s.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return read_questions(tmp_path / "s.jsonl")
+    if kind == "agieval":
+        rows = [
+            {"passage": None, "question": q.question, "label": q.answer,
+             "options": [f"({letter}){option}" for letter, option in zip(letters, q.options, strict=True)]}
+            for q in questions
+        ]
+    (folder / "s.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder / "s.jsonl"
+
+
+KINDS = ("fineval", "fin-eva", "yes/no", "cmmlu", "cflue", "cflue sets", "agieval", "numct", "concepts")
+
+
+@pytest.fixture(params=KINDS)
+def known_set(request, tmp_path):
+    return read_questions(_on_disk(request.param, tmp_path), multiple="set")
 
 
 def test_a_model_that_knows_the_answers_scores_all(known_set, tokenizer, unshared):
@@ -388,19 +432,24 @@ def test_a_model_that_knows_the_answers_scores_all(known_set, tokenizer, unshare
 
 
 def test_a_model_that_always_says_a_scores_the_share_of_a(known_set, tokenizer, unshared):
+    if any(question.multiple for question in known_set):
+        known_set = [dataclasses.replace(q, multiple=False, answer=q.answer[0]) for q in known_set]
     uneven = [q for index, q in enumerate(known_set) if q.answer == "A" or index % 2]
     share = sum(q.answer == "A" for q in uneven) / len(uneven)
     result = evaluate(constant(tokenizer, "A"), tokenizer, uneven, protocol="letters")
     assert result["overall"]["accuracy"] == share and {r["predicted"] for r in result["questions"]} == {"A"}
 
 
-def test_shuffled_answers_score_chance(tokenizer):
-    questions = make_questions(400)
-    model = knowing(tokenizer, questions)
+def test_shuffled_answers_score_chance(known_set, tokenizer, unshared):
     rng = random.Random(3)
-    shuffled = [dataclasses.replace(q, answer=rng.choice("ABCD")) for q in questions]
-    low, high = evaluate(model, tokenizer, shuffled)["overall"]["ci95"]
-    assert low < 0.25 < high
+    copies = [dataclasses.replace(q, id=f"{q.id}-{i}") for q in known_set for i in range(10)]
+    answers = [q.answer for q in copies]
+    rng.shuffle(answers)
+    model = knowing(tokenizer, known_set)
+    chance = sum((share := answers.count(answer) / len(answers)) * share for answer in set(answers))
+    shuffled = [dataclasses.replace(q, answer=answer) for q, answer in zip(copies, answers, strict=True)]
+    result = evaluate(model, tokenizer, shuffled, protocol="letters")["overall"]
+    assert abs(result["accuracy"] - chance) < 4 * math.sqrt(chance * (1 - chance) / result["n"])
 
 
 # The result
@@ -413,7 +462,10 @@ def test_result_has_the_agreed_shape(tokenizer):
     assert result["unanswered"] == 1 and result["overall"]["n"] == 11
     rows = result["questions"]
     assert [row["id"] for row in rows] == [q.id for q in questions]
-    assert set(rows[0]) == {"id", "subject", "domain", "numeric", "any_digit", "answer", "predicted", "logprobs"}
+    assert set(rows[0]) == {
+        "id", "subject", "domain", "numeric", "numeric_kind", "any_digit", "answer", "predicted", "logprobs",
+        "question", "options",
+    }
     assert rows[3]["answer"] is None and rows[3]["predicted"] == "B"
     for group in (result["overall"], result["numeric"], *result["by_domain"].values(), *result["by_subject"].values()):
         assert {"n", "correct", "accuracy", "ci95"} <= set(group)

@@ -23,6 +23,7 @@ from numllm.questions import (
     encode_continuations,
     encode_letters,
     encode_options,
+    extract_answer,
     fit_letters,
     has_digit,
     is_numeric,
@@ -30,6 +31,7 @@ from numllm.questions import (
     letter_prompt,
     letter_tokens,
     likelihood_parts,
+    numeric_kind,
     read_questions,
 )
 from numllm.tokenizer import Tokenizer, byte_level_bpe
@@ -120,16 +122,17 @@ def test_splits_are_found_from_any_path_and_never_mixed(shared_data):
 def test_fin_eva_files_of_other_shapes(shared_data):
     folder = shared_data / "questions" / "fin-eva" / "data"
     quirks: Counter[str] = Counter()
-    read, refused = [], []
-    for file in sorted((folder / "Ant").glob("*/*.csv")):
-        try:
-            read += read_questions(file, quirks=quirks)
-        except DataError as error:
-            refused.append(str(error))
-    assert len(refused) == 4 and all("wanted the columns question, A, B" in line for line in refused)
-    assert {len(q.options) for q in read} == {2, 3, 4, 5} and any(q.context for q in read)
-    assert quirks["byte-order marks"] == 33 and quirks["empty options dropped"] == 10
-    assert len(read_questions(folder / "SUFE")) == 1071
+    read = read_questions(folder / "Ant", quirks=quirks)
+    assert len(read) == 8444 and {len(q.options) for q in read} == {2, 3, 4, 5} and any(q.context for q in read)
+    assert quirks == {
+        "byte-order marks": 33, "empty options dropped": 10, "yes/no questions": 1250, "stray spaces": 4,
+    }
+    assert {q.domain for q in read} == {"内容生成", "安全合规", "金融知识", "金融认知", "金融逻辑"}
+    # The first 71 rows of each of the 33 files have answers.
+    assert Counter(q.source for q in read if q.answer) == Counter(dict.fromkeys({q.source for q in read}, 71))
+    assert {q.options for q in read if q.domain == "安全合规"} == {("是", "否")}
+    sufe = read_questions(folder / "SUFE")
+    assert len(sufe) == 1071 and {q.domain for q in sufe} == {"Finance", "Economy", "Accounting", "Certificate"}
 
 
 def csv_file(folder: Path, text: str, name: str = "tax.csv") -> Path:
@@ -172,6 +175,73 @@ def test_numct_and_concept_rows(tmp_path):
         read_questions(file, format="numct")
 
 
+CFLUE = [
+    {"名称": "期货从业资格", "task": "单项选择题", "question": "保证金比例为____。",
+     "choices": "{'A': '5%', 'B': '8%'}", "answer": "B", "analysis": "略"},
+    {"名称": "基金从业资格", "task": "多项选择题", "question": "基金包括（）。",
+     "choices": "{'A': '股票基金', 'B': '债券基金', 'C': '存款'}", "answer": "BA", "analysis": None},
+    {"名称": "反假货币知识", "task": "判断题", "question": "纸币有水印。（）", "choices": {"A": "对", "B": "错"},
+     "answer": "A"},
+    {"名称": "反假货币知识", "task": "单项选择题", "question": "面额最大的是", "choices": "{'A': '百元', 'B': '十元'}",
+     "answer": "D"},
+    {"名称": "反假货币知识", "task": "单项选择题", "question": "唯一的", "choices": "{'A': '百元'}", "answer": "A"},
+]
+
+
+def test_cflue_lists(tmp_path):
+    file = tmp_path / "knowledge.json"
+    file.write_text(json.dumps(CFLUE, ensure_ascii=False), encoding="utf-8")
+    quirks: Counter[str] = Counter()
+    single, several, judged = read_questions(file, quirks=quirks, multiple="set", strict=False)
+    assert (single.options, single.answer, single.subject, single.cloze) == (("5%", "8%"), "B", "期货从业资格", False)
+    assert (several.answer, several.multiple, several.domain) == ("AB", True, "多项选择题")
+    assert (judged.options, judged.answer, single.explanation) == (("对", "错"), "A", "略")
+    assert quirks == {
+        "choices written as a string": 4, "answers of several letters": 1,
+        "set aside: answers outside the options": 1, "set aside: too few or too many options": 1,
+    }
+    skipped: Counter[str] = Counter()
+    assert len(read_questions(file, quirks=skipped, multiple="skip", strict=False)) == 2
+    assert skipped["set aside: several right options"] == 1
+    with pytest.raises(DataError, match="question 2: several options may be right"):
+        read_questions(file, strict=False)
+    with pytest.raises(DataError, match="question 4: the answer must be one of A, B, got 'D'"):
+        read_questions(file, multiple="set")
+
+
+def test_agieval_lines(tmp_path):
+    file = tmp_path / "exam.jsonl"
+    file.write_text("\n".join(map(json.dumps, [
+        {"passage": "甲。", "question": "利率？", "options": ["(A)3%", "(B) 4%", "(C)5%", "(D)6%"], "label": "C"},
+        {"passage": None, "question": "哪些？", "options": ["(A)1", "(B)2", "(C)3"], "label": ["A", "C"]},
+    ])), encoding="utf-8")
+    quirks: Counter[str] = Counter()
+    first, second = read_questions(file, quirks=quirks, multiple="set")
+    assert (first.context, first.options, first.answer) == ("甲。", ("3%", "4%", "5%", "6%"), "C")
+    assert (second.answer, second.multiple, quirks["letters before options"]) == ("AC", True, 2)
+
+
+def test_cmmlu_has_a_test_split_with_answers_and_the_same_names(tmp_path):
+    for split in ("dev", "test"):
+        (tmp_path / split).mkdir()
+        csv_file(tmp_path / split, f",Question,A,B,C,D,Answer\n0,{split}？,1,2,3,4,C\n", "accounting.csv")
+    assert [q.question for q in read_questions(tmp_path)] == ["test？"]
+    assert [q.question for q in read_questions(tmp_path / "test" / "accounting.csv", split="dev")] == ["dev？"]
+    (mapped,) = read_questions(tmp_path, subjects={"accounting": ["accounting", "会计学", "Business"]})
+    assert (mapped.subject, mapped.domain, mapped.answer) == ("会计学", "Business", "C")
+    with pytest.raises(DataError, match="the subject map: 'accounting' must be"):
+        read_questions(tmp_path, subjects={"accounting": "会计"})
+
+
+def test_files_of_questions_that_cannot_be_asked(tmp_path):
+    file = csv_file(tmp_path, "question,A,B,answer\n问,1,,A\n,1,2,A\n问,1,2,C\n")
+    quirks: Counter[str] = Counter()
+    with pytest.raises(DataError, match="holds no questions that can be asked"):
+        read_questions(file, strict=False, quirks=quirks)
+    assert quirks["set aside: too few or too many options"] == quirks["set aside: empty questions"] == 1
+    assert quirks["set aside: answers outside the options"] == 1
+
+
 GOOD = "id,question,A,B,answer\n0,问,1,2,A\n"
 
 
@@ -183,7 +253,7 @@ GOOD = "id,question,A,B,answer\n0,问,1,2,A\n"
     ("a.csv", "id,question,A,B\n", "holds no questions"),
     ("a.csv", GOOD + "1,问,1,2\n", "line 3: wanted 5 columns, got 4"),
     ("a.csv", GOOD + "1,问,1,2,D\n", "line 3: the answer must be one of A, B, got 'D'"),
-    ("a.csv", GOOD + "1,问,1,2,AB\n", "line 3: the answer must be one of A, B, got 'AB'"),
+    ("a.csv", GOOD + "1,问,1,2,AB\n", "line 3: several options may be right (answer AB)"),
     ("a.csv", GOOD + "1,问,1,,A\n", "line 3: wanted 2 to 5 options, got 1"),
     ("a.csv", GOOD + "1,问,,2,A\n", "line 3: an option is empty"),
     ("a.csv", GOOD + "1, ,1,2,A\n", "line 3: the question is empty"),
@@ -191,13 +261,17 @@ GOOD = "id,question,A,B,answer\n0,问,1,2,A\n"
     ("a.jsonl", '{"question": "问", "options": ["1", "2"]}\n{"question"', "line 2: not valid JSON"),
     ("a.jsonl", '{"question": "问", "options": ["1"]}', "line 1: wanted 2 to 5 options, got 1"),
     ("a.jsonl", '{"question": "问", "options": [1, 2]}', "line 1: options must be a list of texts"),
-    ("a.jsonl", '{"question": "问", "choices": ["1", "2"]}', "line 1: options must be a list of texts"),
+    ("a.jsonl", '{"question": "问", "choices": {"A": "1", "C": "2"}}', "line 1: choices must go by letters"),
+    ("a.json", '[{"question": "问", "choices": "{\'A\': open(1)}"}]', "question 1: choices is a string that is no"),
+    ("a.json", '{"question": "问"}', "wanted a JSON list of questions, got dict"),
+    ("a.json", '[{"question": "问",\n "choices": }]', "not valid JSON: Expecting value at line 2"),
+    ("a.json", '["问"]', "question 1: wanted a JSON object, got str"),
     ("a.jsonl", '{"options": ["1", "2"]}', "line 1: the question is empty"),
     ("a.jsonl", '{"question": ["问"], "options": ["1", "2"]}', "line 1: question must be text, got list"),
     ("a.jsonl", '{"question": "问", "options": ["1", "2"], "answer": "C"}', "one of A, B, got 'C'"),
     ("a.jsonl", '{"question": "问", "options": ["1", "2"], "number": 3}', "number must be an object"),
     ("a.jsonl", "\n", "holds no questions"),
-    ("a.txt", "问", "wanted a .csv or .jsonl file"),
+    ("a.txt", "问", "wanted a .csv or .jsonl or .json file"),
 ])
 def test_broken_files_are_one_line_errors(name, text, message, tmp_path):
     with pytest.raises(DataError) as caught:
@@ -237,6 +311,45 @@ def test_reading_needs_neither_torch_nor_transformers():
     code = f"import sys, numllm.questions; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("stem", "options", "kind"), [
+    ("本金20万元，年利率5%，一年的利息是", ("1万元", "2万元", "3万元", "4万元"), "calculation"),
+    ("增值税的基本税率是", ("13%", "9%", "6%", "3%"), "recall"),
+    ("本金20万元应记入", ("银行存款", "应收账款", "固定资产", "存货"), "stem"),
+    ("下列说法正确的是", ("税率一律为13%且不得减免", "可以免税", "可以减税", "都不对"), "options"),
+    ("销售额100万元，下列说法正确的是", ("应按照13%的税率计算缴纳增值税", "可以免税", "可以减税", "都不对"), "both"),
+    ("下列说法正确的是", ("甲", "乙", "丙", "丁"), None),
+])
+def test_numeric_kinds(stem, options, kind):
+    asked = question(question=stem, options=options)
+    assert numeric_kind(asked) == kind and is_numeric(asked) == (kind is not None)
+
+
+@pytest.mark.parametrize(("text", "answer"), [
+    ("所以答案是B。", "B"), ("综上，故选（C）。", "C"), ("答案：D", "D"), ("**答案：A**", "A"), ("答案应为 B", "B"),
+    ("先看A，再看B。正确答案是选项C。", "C"), ("答案是A。不对，重新计算，答案是B。", "B"), ("C", "C"),
+    ("B. 久期", "B"), (" （D） ", "D"), ("A和B都有道理。", None), ("答案不是A", None), ("", None),
+    ("我不知道", None), ("答案是AB", None), ("答案是E", None),
+    ("ABS是资产支持证券", None), ("答案是APR", None), ("1. 5%", None),
+])
+def test_answers_are_read_and_never_guessed(text, answer):
+    assert extract_answer(text, "ABCD") == answer
+
+
+def test_sets_are_read_whole():
+    assert extract_answer("所以答案是A、C和D。", "ABCD", multiple=True) == "ACD"
+    assert extract_answer("答案：DB", "ABCD", multiple=True) == "BD"
+
+
+def test_chain_of_thought_prompts():
+    shot = question(id="d", question="税率是", options=("1", "2"), answer="A", explanation="按法规定。")
+    assert letter_prompt(question(options=("1", "2")), [shot], "头", steps=True) == (
+        "头\n\n税率是\nA. 1\nB. 2\n答案：让我们一步一步思考，\n按法规定。\n所以答案是A。\n\n"
+        "利率是____。\nA. 1\nB. 2\n答案：让我们一步一步思考，\n"
+    )
+    with pytest.raises(ValueError, match="must have explanations"):
+        letter_prompt(question(), [question(id="d")], steps=True)
 
 
 def test_numeric_rules():

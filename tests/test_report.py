@@ -7,10 +7,9 @@ import sys
 import pytest
 from test_evaluate import SUBJECTS
 
-from numllm import report
 from numllm.errors import NumLLMError
 from numllm.evaluate import summarise
-from numllm.report import has_plots, markdown_table, plot_bars, plot_loss, smoothed, table, width
+from numllm.report import figures, has_plots, markdown_table, plot_bars, plot_loss, smoothed, table, width
 
 ROWS = [
     {"group": "总体", "n": 1151, "accuracy": 0.43127, "95 %": "41.0–45.2"},
@@ -86,7 +85,7 @@ def test_figures_are_written_whole_and_alike(name, magic, tmp_path):
 @needs_plots
 def test_bars_show_every_group_with_questions_and_its_interval(tmp_path, monkeypatch):
     kept = []
-    monkeypatch.setattr(report, "_save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure))
     data = results()
     data["merged"]["by_domain"].pop("Economy")
     plot_bars(data, tmp_path / "a.png")

@@ -1,85 +1,21 @@
-"""Results for people: plain and Markdown tables, and figures where matplotlib is installed."""
+"""Figures, where matplotlib is installed."""
 
 from __future__ import annotations
 
 import importlib.util
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import NumLLMError
-from .files import write_aside
+from ..errors import NumLLMError
+from ..files import write_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Columns = Sequence[str] | Mapping[str, str]
-"""Keys of the rows, in order, or key → heading."""
-
 COLOURS = ("#3b6fb6", "#e08a2e", "#4a9d6f", "#b5484d", "#7d6bb0", "#8a7560")
 _INK, _GRID = "#2b2f36", "#d9dce1"
-
-
-def width(text: str) -> int:
-    """Columns a text takes in a terminal: wide (Chinese, full-width) characters two, combining marks none."""
-    return sum(
-        0 if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Mn")
-        else 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        for character in text
-    )
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.split())
-
-
-def _cells(
-    rows: Iterable[Mapping[str, Any]], columns: Columns
-) -> tuple[list[str], list[list[str]], list[bool]]:
-    """(headings, cells, whether each column is of figures)."""
-    if not columns:
-        raise ValueError("a table needs at least one column")
-    heads = list(columns.values()) if isinstance(columns, Mapping) else list(columns)
-    cells = [[_cell(row.get(key)) for key in columns] for row in rows]
-    figures = [
-        bool(cells) and all(row[c][:1] in "+-−–.0123456789" for row in cells if row[c])
-        for c in range(len(heads))
-    ]
-    return heads, cells, figures
-
-
-def table(rows: Iterable[Mapping[str, Any]], columns: Columns) -> str:
-    """A plain text table: a heading, a rule, a line a row; figures to the right, aligned for Chinese too.
-
-    Missing values show as "–", floats with four digits. Lines carry no spaces at their end.
-    """
-    heads, cells, figures = _cells(rows, columns)
-    widths = [max(map(width, column)) for column in zip(heads, *cells, strict=True)]
-
-    def line(values: Sequence[str]) -> str:
-        padded = (
-            " " * (wide - width(value)) + value if right else value + " " * (wide - width(value))
-            for value, wide, right in zip(values, widths, figures, strict=True)
-        )
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([line(heads), "  ".join("─" * wide for wide in widths), *map(line, cells)])
-
-
-def markdown_table(rows: Iterable[Mapping[str, Any]], columns: Columns) -> str:
-    """The same as a Markdown table; pipes are escaped, figures are aligned to the right."""
-    heads, cells, figures = _cells(rows, columns)
-
-    def line(values: Iterable[str]) -> str:
-        return "| " + " | ".join(value.replace("\\", "\\\\").replace("|", "\\|") for value in values) + " |"
-
-    rule = "|" + "|".join(" ---: " if right else " --- " for right in figures) + "|"
-    return "\n".join([line(heads), rule, *map(line, cells)])
 
 
 def has_plots() -> bool:

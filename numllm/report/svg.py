@@ -1,0 +1,140 @@
+"""Small SVG charts, drawn without any library: they stand inside a page that needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from .figures import COLOURS
+from .tables import percent
+
+Interval = tuple[float, float, float]
+"""(value, low, high), shares of 1."""
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 40
+
+
+class Plot:
+    """A frame from 0 to 1 on both axes, in percent; marks are added in those units."""
+
+    def __init__(self, wide: int, high: int, *, horizontal: str = "", vertical: str = "accuracy, %") -> None:
+        self.wide, self.high = wide, high
+        self._parts: list[str] = []
+        for tenth in range(0, 11, 2):
+            y = self.y(tenth / 10)
+            self._parts.append(f'<line class="grid" x1="{_LEFT}" x2="{wide - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            self.text(_LEFT - 6, y + 3.5, str(tenth * 10), "end")
+        self.text((_LEFT + wide - _RIGHT) / 2, high - 5, horizontal, "middle")
+        self._parts.append(
+            f'<text transform="translate(11,{high / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(vertical)}</text>'
+        )
+
+    def x(self, share: float) -> float:
+        """Pixels of a share of the width."""
+        return _LEFT + share * (self.wide - _LEFT - _RIGHT)
+
+    def y(self, share: float) -> float:
+        """Pixels of a share of the height."""
+        return self.high - _BOTTOM - share * (self.high - _TOP - _BOTTOM)
+
+    def text(self, x: float, y: float, text: str, anchor: str = "middle") -> None:
+        """Text at pixels."""
+        self._parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
+
+    def line(self, points: Sequence[tuple[float, float]], colour: str, *, dashed: bool = False) -> None:
+        """A line through points."""
+        path = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
+        dash = ' stroke-dasharray="4 3"' if dashed else ""
+        self._parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"{dash}/>')
+
+    def bar(self, x: float, width: float, value: Interval, colour: str, tip: str) -> None:
+        """A bar from 0 with its interval; x and width are shares of the plot's width."""
+        share, low, high = value
+        self._parts.append(
+            f'<rect x="{self.x(x):.1f}" y="{self.y(share):.1f}" width="{self.x(x + width) - self.x(x):.1f}" '
+            f'height="{self.y(0) - self.y(share):.1f}" fill="{colour}"><title>{escape(tip)}</title></rect>'
+        )
+        self.whisker(x + width / 2, low, high)
+
+    def whisker(self, x: float, low: float, high: float) -> None:
+        """An interval drawn upright."""
+        at = self.x(x)
+        for y1, y2, wide in ((low, high, 0), (low, low, 3), (high, high, 3)):
+            self._parts.append(
+                f'<line class="ink" x1="{at - wide:.1f}" x2="{at + wide:.1f}" y1="{self.y(y1):.1f}" '
+                f'y2="{self.y(y2):.1f}"/>'
+            )
+
+    def dot(self, x: float, y: float, radius: float, colour: str, tip: str) -> None:
+        """A dot at shares."""
+        self._parts.append(
+            f'<circle cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity="0.75">'
+            f"<title>{escape(tip)}</title></circle>"
+        )
+
+    def __str__(self) -> str:
+        return (
+            f'<svg viewBox="0 0 {self.wide} {self.high}" width="{self.wide}" height="{self.high}" role="img">'
+            + "".join(self._parts) + "</svg>"
+        )
+
+
+def legend(names: Sequence[str]) -> str:
+    """The colour of each name, as HTML."""
+    return '<p class="legend">' + " ".join(
+        f'<span><i style="background:{COLOURS[index % len(COLOURS)]}"></i>{escape(name)}</span>'
+        for index, name in enumerate(names)
+    ) + "</p>"
+
+
+def bars(groups: Mapping[str, Mapping[str, Mapping[str, Any] | None]], *, chance: float | None = None) -> str:
+    """Group → name → tally: bars side by side with intervals, and a legend."""
+    names = list(dict.fromkeys(name for tallies in groups.values() for name in tallies))
+    step = 1 / len(groups)
+    wide = step * 0.84 / len(names)
+    plot = Plot(max(420, 60 + len(groups) * (24 + 16 * len(names))), 280)
+    for place, (group, tallies) in enumerate(groups.items()):
+        for index, name in enumerate(names):
+            tally = tallies.get(name)
+            if tally and tally["n"]:
+                low, high = tally["ci95"]
+                plot.bar(
+                    place * step + step * 0.08 + index * wide, wide * 0.9, (tally["accuracy"], low, high),
+                    COLOURS[index % len(COLOURS)],
+                    f"{name}, {group}: {tally['correct']} of {tally['n']}, {100 * tally['accuracy']:.1f} %",
+                )
+        size = max(tally["n"] for tally in tallies.values() if tally)
+        plot.text(plot.x((place + 0.5) * step), plot.y(0) + 15, group)
+        plot.text(plot.x((place + 0.5) * step), plot.y(0) + 29, f"n = {size:,}")
+    if chance is not None:
+        plot.line([(0, chance), (1, chance)], "#8a8f98", dashed=True)
+    return f"{plot}{legend(names)}"
+
+
+def scatter(points: Mapping[str, Sequence[tuple[float, float, int, str]]], horizontal: str, vertical: str) -> str:
+    """Name → (x, y, questions, tip): dots whose area grows with the questions, and the diagonal."""
+    plot = Plot(420, 400, horizontal=horizontal, vertical=vertical)
+    for tenth in range(0, 11, 2):
+        plot.text(plot.x(tenth / 10), plot.y(0) + 15, str(tenth * 10))
+    plot.line([(0, 0), (1, 1)], "#8a8f98", dashed=True)
+    for index, dots in enumerate(points.values()):
+        for x, y, size, tip in dots:
+            plot.dot(x, y, 2 + size**0.5 / 2, COLOURS[index % len(COLOURS)], tip)
+    return f"{plot}{legend(list(points))}"
+
+
+def curves(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Name → bins of `evaluate.calibration`: accuracy against confidence, and the diagonal."""
+    plot = Plot(420, 400, horizontal="confidence, %")
+    for tenth in range(0, 11, 2):
+        plot.text(plot.x(tenth / 10), plot.y(0) + 15, str(tenth * 10))
+    plot.line([(0, 0), (1, 1)], "#8a8f98", dashed=True)
+    for index, (name, bins) in enumerate(lines.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        plot.line([(b["confidence"], b["accuracy"]) for b in bins], colour)
+        for b in bins:
+            plot.whisker(b["confidence"], *b["ci95"])
+            tip = f"{name}: {b['n']} questions, sure {percent(b['confidence'])}, right {percent(b['accuracy'])}"
+            plot.dot(b["confidence"], b["accuracy"], 3.5, colour, tip)
+    return f"{plot}{legend(list(lines))}"
