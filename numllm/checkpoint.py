@@ -159,6 +159,16 @@ def read_rows(info: TensorInfo, first: int, last: int) -> torch.Tensor:
     return _read(info, (last - first, *info.shape[1:]), info.start + first * row)
 
 
+def row_blocks(info: TensorInfo, elements: int = 1 << 20) -> Iterator[torch.Tensor]:
+    """The tensor in blocks of whole rows, about `elements` in each, so that no more is in memory."""
+    if 0 in info.shape:
+        return
+    rows = info.shape[0] if info.shape else 1
+    step = max(1, elements * rows // math.prod(info.shape))
+    for first in range(0, rows, step):
+        yield read_rows(info, first, min(first + step, rows)) if info.shape else read_tensor(info)
+
+
 def _read(info: TensorInfo, shape: tuple[int, ...], start: int) -> torch.Tensor:
     import torch
 

@@ -130,21 +130,23 @@ def write_aside(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 @contextlib.contextmanager
-def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(path: str | Path, *, overwrite: bool = False, aside: Path | None = None) -> Iterator[Path]:
     """A folder that appears at `path` whole, when the block ends without an error, or not at all.
 
     The block fills the folder it is given, which lies beside `path`; files are fsynced, then the folder
     is renamed into place. An existing non-empty `path` is refused unless `overwrite`, which replaces it.
+    aside: the folder to fill, one that a killed run may have left on the same file system with work to take up.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise NumLLMError(f"{path}: wanted a folder to write, got a file; choose another --out")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise NumLLMError(f"{path}: the folder is not empty; choose another or remove it first")
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    resumed = aside is not None
+    aside = aside or path.with_name(f".{path.name}.partial-{os.getpid()}")
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
     try:
-        aside.mkdir(parents=True)
+        aside.mkdir(parents=True, exist_ok=resumed)
         yield aside
         for file in aside.rglob("*"):
             if file.is_file():
