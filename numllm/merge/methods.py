@@ -269,8 +269,8 @@ def rounding_noise(target: Target) -> float:
     digits, smallest = {"F32": (24, -126), "F16": (11, -14), "BF16": (8, -126)}[target.info.dtype]
     total = 0.0
     for block in row_blocks(target.info):
-        exponents = torch.frexp(block.double().abs()).exponent.clamp_min(smallest + 1) - digits
-        total += float(torch.ldexp(torch.ones(()).double(), 2 * exponents).sum())
+        exponents = torch.frexp(block.double()).exponent.masked_fill_(block == 0, smallest + 1)
+        total += float(torch.exp2(2.0 * (exponents.clamp_min_(smallest + 1) - digits).double()).sum())
     return total / 12
 
 
