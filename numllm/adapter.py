@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .adapter_config import CONFIG, moves_base, of_module, read_config, short
+from .adapter_config import CONFIG, moves_base, of_module, read_config
 from .checkpoint import TensorInfo, read_header, read_tensor, row_blocks, write_safetensors
-from .errors import AdapterError, CheckpointError
+from .errors import AdapterError, CheckpointError, short
 from .files import write_json
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _sort(folder: Path, config: dict[str, Any], tensors: Mapping[str, TensorInfo
             raise AdapterError(f"{where}: tensor name of {len(key)} characters")
         name = key[len(PREFIX):]
         if info.dtype not in DTYPES:
-            raise AdapterError(f"{where}: tensor {name!r} is {info.dtype}; wanted one of {', '.join(DTYPES)}")
+            raise AdapterError(f"{where}: tensor {short(name)} is {info.dtype}; wanted one of {', '.join(DTYPES)}")
         match = _FACTOR.fullmatch(name)
         if match and (whole or match[2]):
             _, plain, embedding, bias, magnitude = match.groups()
@@ -295,7 +295,7 @@ def _sort_whole(
     elif leaf == "weight" and module:
         found.copies[module] = info
     else:
-        raise AdapterError(f"{where}: tensor {name!r} would not be used; it is not a LoRA factor")
+        raise AdapterError(f"{where}: tensor {short(name)} would not be used; it is not a LoRA factor")
 
 
 def _factors(folder: Path, config: dict[str, Any], name: str, half: Mapping[str, TensorInfo]) -> FactorInfo:

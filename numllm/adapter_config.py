@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .errors import AdapterError, DataError
+from .errors import AdapterError, DataError, short
 from .files import read_json
 
 CONFIG = "adapter_config.json"
@@ -153,12 +153,6 @@ def _compile(where: Path, key: str, pattern: str) -> re.Pattern[str]:
         return re.compile(rf"(.*\.)?({pattern})$")
     except re.error as error:
         raise AdapterError(f"{where}: {key}: {short(pattern)} is not a regular expression: {error}") from error
-
-
-def short(value: Any) -> str:
-    """repr, of at most 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def of_module(folder: Path, config: dict[str, Any], key: str, default: str, name: str) -> Any:

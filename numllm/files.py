@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import DataError, NumLLMError
+from .errors import DataError, NumLLMError, short
 
 Progress = Callable[..., Iterable[Any]]
 """`progress(iterable, total=None, description="", unit="it")` yields the items and shows how far it is."""
@@ -42,7 +42,9 @@ def parse_json(text: str, where: str) -> Any:
             f"{where}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
     except KeyError as error:
-        raise DataError(f"{where}: the key {error.args[0]!r} stands twice in one object") from error
+        raise DataError(f"{where}: the key {short(error.args[0])} stands twice in one object") from error
+    except ValueError as error:
+        raise DataError(f"{where}: holds a number of too many digits") from error
     except RecursionError as error:
         raise DataError(f"{where}: JSON nested too deeply") from error
 

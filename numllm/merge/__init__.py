@@ -13,6 +13,7 @@ Plan (from headers) → check → write → verify. A thread holds one row block
 only a merged adapter is held whole before it is written.
 """
 
+from .extraction import extract
 from .factors import compare, decompose
 from .layout import copy_range
 from .methods import METHODS, Options
@@ -21,6 +22,6 @@ from .run import merge, run_merge
 from .verify import verify_merge
 
 __all__ = [
-    "METHODS", "REPORT", "MergePlan", "Options", "Source", "compare", "copy_range", "decompose", "merge", "plan_merge",
-    "read_weights", "run_merge", "verify_merge",
+    "METHODS", "REPORT", "MergePlan", "Options", "Source", "compare", "copy_range", "decompose", "extract", "merge",
+    "plan_merge", "read_weights", "run_merge", "verify_merge",
 ]
