@@ -2,7 +2,8 @@
 
 An adapter adds Δ = scale · B A to a linear's weight W (N × K), A (r × K), B (N × r), where scale is
 alpha / r, or alpha / √r with rank-stabilised LoRA (arXiv 2312.03732). What an adapter asks for beyond that
-is refused by the key of its configuration that asks for it, never left out in silence.
+(DoRA, biases, whole modules, …) is read for a merge, and refused by the key of its configuration otherwise;
+nothing is left out in silence.
 """
 
 from __future__ import annotations
@@ -15,49 +16,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import TensorInfo, read_header, read_tensor, write_safetensors
-from .errors import AdapterError, CheckpointError, DataError
-from .files import read_json, write_json
+from .adapter_config import CONFIG, moves_base, of_module, read_config
+from .checkpoint import TensorInfo, read_header, read_tensor, row_blocks, write_safetensors
+from .errors import AdapterError, CheckpointError, short
+from .files import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 DTYPES = ("F32", "F16", "BF16", "F64")
-
-_REFUSED = {
-    "use_dora": "DoRA also rescales the weight's rows, so its change is not B A",
-    "bias": "trained biases are not read",
-    "lora_bias": "trained biases are not read",
-    "modules_to_save": "it replaces whole modules of the base",
-    "fan_in_fan_out": "the base's weights would have to be stored transposed",
-    "trainable_token_indices": "it replaces rows of the embedding",
-    "target_parameters": "LoRA on bare parameters is not read",
-    "layer_replication": "it changes the base's layers",
-    "alora_invocation_tokens": "it acts only after certain tokens, so it is not a change of the weights",
-    "use_qalora": "its A is over pooled inputs",
-    "use_bdlora": "its factors are block-diagonal",
-    "arrow_config": "it routes between adapters",
-    "kasa_config": "it trains a diagonal between the factors",
-    "monteclora_config": "it samples its factors",
-    "velora_config": "it is not known to leave B A as it is",
-    "megatron_config": "Megatron's split linears are not read",
-    "ensure_weight_tying": "it ties adapters of the embedding and the head",
-}
-"""Configuration keys that must be absent, null, false, empty or "none", and why."""
-
-_INERT = {
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules",
-    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
-    "lora_dropout", "lora_ga_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r",
-    "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
-}  # fmt: skip
-"""Keys that are read here, or that do not change what a trained adapter computes."""
-
-_STARTS = ("gaussian", "eva", "orthogonal", "mica")
-"""Values of init_lora_weights, beside true and false, that leave the base's weights as they are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +50,10 @@ class FactorInfo:
     a: TensorInfo
     b: TensorInfo
     scale: float
+    transposed: bool = False
+    """Whether the weight is stored (K, N): an embedding, or PEFT's fan_in_fan_out."""
+    magnitude: TensorInfo | None = None
+    """DoRA's m (N,): the row norms of the merged weight (arXiv 2402.09353)."""
 
     @property
     def rank(self) -> int:
@@ -89,12 +62,14 @@ class FactorInfo:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(N, K), the shape of the weight they are for."""
-        return self.b.shape[0], self.a.shape[1]
+        """Shape of the weight they are for, as it is stored: (N, K), or (K, N) if transposed."""
+        shape = self.b.shape[0], self.a.shape[1]
+        return shape[::-1] if self.transposed else shape
 
     def read(self) -> LoRAFactors:
-        """The factors, on the CPU."""
-        return LoRAFactors(read_tensor(self.a), read_tensor(self.b), self.scale)
+        """The factors, on the CPU, such that b a has the shape of the stored weight."""
+        a, b = read_tensor(self.a), read_tensor(self.b)
+        return LoRAFactors(b.T, a.T, self.scale) if self.transposed else LoRAFactors(a, b, self.scale)
 
 
 class Factors(Mapping[str, LoRAFactors]):
@@ -123,6 +98,10 @@ class AdapterFile:
     modules: dict[str, FactorInfo]
     base_copies: dict[str, TensorInfo]
     """Weights of the base that PEFT stored along (module name → where), for the caller to compare with it."""
+    replaced: dict[str, TensorInfo]
+    """Tensors that take the place of the base's (name in the base → where): trained biases, modules_to_save."""
+    added: dict[str, tuple[TensorInfo, float]]
+    """Tensors that, times a scale, are added to the base's (name in the base → where): lora_bias."""
 
     @property
     def factors(self) -> Factors:
@@ -135,6 +114,17 @@ class AdapterFile:
         return max(info.rank for info in self.modules.values())
 
     @property
+    def moves_base(self) -> bool:
+        """Whether it was trained on W − scale · B₀ A₀ (PiSSA, OLoRA, CorDA), so is nothing without its start."""
+        return moves_base(self.config)
+
+    @property
+    def plain(self) -> bool:
+        """Whether Δ = scale · B A on stored (N, K) weights is all it does."""
+        special = any(info.transposed or info.magnitude for info in self.modules.values())
+        return not (special or self.replaced or self.added)
+
+    @property
     def files(self) -> tuple[Path, Path]:
         """Its configuration and its weights."""
         return self.folder / CONFIG, self.folder / WEIGHTS
@@ -143,12 +133,19 @@ class AdapterFile:
         """AdapterError unless the base (weight name → shape) has every module it is for, in the right shape, and
         it has factors for every module of the base that its target_modules names.
         """
-        strange = [name for name in self.modules if f"{name}.weight" not in base_shapes]
+        wanted = [*(f"{name}.weight" for name in self.modules), *self.replaced, *self.added]
+        strange = [name for name in wanted if name not in base_shapes]
         if strange:
             more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
             raise AdapterError(
-                f"{self.folder}: is an adapter of another model: the base has no {strange[0]}.weight{more}"
+                f"{self.folder}: is an adapter of another model: the base has no {strange[0]}{more}"
             )
+        for name, info in {**self.replaced, **{name: info for name, (info, _) in self.added.items()}}.items():
+            if tuple(base_shapes[name]) != info.shape:
+                raise AdapterError(
+                    f"{self.folder}: its {name} is {info.shape}, the base's {tuple(base_shapes[name])}; it is of "
+                    "another or a resized base"
+                )
         for name, info in self.modules.items():
             shape = tuple(base_shapes[f"{name}.weight"])
             if shape != info.shape:
@@ -172,19 +169,20 @@ class AdapterFile:
 
 
 def read_adapter(
-    folder: str | Path, *, base_shapes: Mapping[str, tuple[int, ...]] | None = None, base_copies: bool = False
+    folder: str | Path, *, base_shapes: Mapping[str, tuple[int, ...]] | None = None, whole: bool = False
 ) -> AdapterFile:
     """Reads and checks a PEFT LoRA adapter.
 
     r, lora_alpha, rank_pattern, alpha_pattern and use_rslora are honoured. base_shapes (weight name → shape)
-    is what the adapter must fit. base_copies: accept stored copies of base weights (PEFT writes one when a
-    head is targeted); the caller then compares them with the base.
+    is what the adapter must fit. whole: also read what a merge can honour and a running model cannot: DoRA,
+    biases, modules_to_save, fan_in_fan_out, LoRA of embeddings, starts that moved the base, and stored copies of
+    base weights (PEFT writes one when a head is targeted), which the caller then compares with the base.
 
     AdapterError, in one line: no such adapter, a pickle, a configuration that is not supported (by its key), a
     tensor that is not used, ranks and shapes that disagree, targets without tensors, NaN or infinity.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = read_config(folder, whole=whole)
     if not (folder / WEIGHTS).is_file():
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         if pickles:
@@ -197,151 +195,125 @@ def read_adapter(
         tensors, _ = read_header(folder / WEIGHTS)
     except CheckpointError as error:
         raise AdapterError(str(error)) from error
-    pairs, copies = _sort(folder, tensors)
-    if copies and not base_copies:
+    sorted_ = _sort(folder, config, tensors, whole)
+    if sorted_.copies and not whole:
         raise AdapterError(
-            f"{folder}: holds a copy of the base's {min(copies)}.weight; save it again with PEFT's "
+            f"{folder}: holds a copy of the base's {min(sorted_.copies)}.weight; save it again with PEFT's "
             "save_embedding_layers=False"
         )
-    modules = {name: _factors(folder, config, name, pair) for name, pair in pairs.items()}
-    adapter = AdapterFile(folder, config, modules, copies)
+    modules = {name: _factors(folder, config, name, parts) for name, parts in sorted_.halves.items()}
+    added = {f"{name}.bias": (info, modules[name].scale) for name, info in sorted_.added.items()}
+    adapter = AdapterFile(folder, config, modules, sorted_.copies, sorted_.replaced, added)
     if base_shapes is not None:
         adapter.check_fits(base_shapes)
     _check_values(adapter)
     return adapter
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise AdapterError(f"{folder}: no such adapter folder; give the folder that holds {CONFIG}")
-    where = folder / CONFIG
-    if not where.is_file():
-        raise AdapterError(f"{folder}: lacks {CONFIG}; it is not a PEFT adapter")
-    try:
-        config = read_json(where)
-    except DataError as error:
-        raise AdapterError(str(error)) from error
-    if not isinstance(config, dict):
-        raise AdapterError(f"{where}: wanted a JSON object, got {type(config).__name__}")
-    if config.get("peft_type") != "LORA":
-        raise AdapterError(f"{where}: peft_type must be LORA, got {config.get('peft_type')!r}")
-    for key, value in config.items():
-        if not value or value == "none":
-            continue
-        if key in _REFUSED:
-            raise AdapterError(f"{where}: {key}={_short(value)} is not supported: {_REFUSED[key]}")
-        if key not in _INERT:
-            raise AdapterError(
-                f"{where}: {key}={_short(value)} is not known; take the key out if the adapter is B A without it"
-            )
-    start = config.get("init_lora_weights", True)
-    if start is not None and not isinstance(start, bool) and start not in _STARTS:
-        raise AdapterError(
-            f"{where}: init_lora_weights={_short(start)} is not supported: it changed the base's weights; "
-            "convert the adapter with PEFT's path_initial_model_for_weight_conversion"
-        )
-    _check_numbers(where, config)
-    return config
+@dataclasses.dataclass
+class _Sorted:
+    """Every tensor of an adapter's file, by what it is for."""
+
+    halves: dict[str, dict[str, TensorInfo]] = dataclasses.field(default_factory=dict)
+    """Module → A, B and what goes with them."""
+    copies: dict[str, TensorInfo] = dataclasses.field(default_factory=dict)
+    """Module → stored copy of its base weight."""
+    replaced: dict[str, TensorInfo] = dataclasses.field(default_factory=dict)
+    added: dict[str, TensorInfo] = dataclasses.field(default_factory=dict)
+    """Module → bias of its lora_B."""
 
 
-def _check_numbers(where: Path, config: dict[str, Any]) -> None:
-    def positive(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-    def finite(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30 and value != 0
-
-    for key, good, wanted in (
-        ("r", positive, "a positive whole number"), ("lora_alpha", finite, "a finite number other than 0"),
-    ):
-        if not good(config.get(key)):
-            raise AdapterError(f"{where}: {key} must be {wanted}, got {_short(config.get(key))}")
-        pattern = "rank_pattern" if key == "r" else "alpha_pattern"
-        values = config.get(pattern) or {}
-        if not isinstance(values, dict):
-            raise AdapterError(f"{where}: {pattern} must map modules to numbers, got {_short(values)}")
-        for name, value in values.items():
-            if not good(value):
-                raise AdapterError(f"{where}: {pattern} of {_short(name)} must be {wanted}, got {_short(value)}")
-            _compile(where, pattern, name)
-    if not isinstance(config.get("use_rslora") or False, bool):
-        raise AdapterError(f"{where}: use_rslora must be true or false, got {_short(config['use_rslora'])}")
+_FACTOR = re.compile(
+    r"(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB])|lora_B\.(bias)|lora_(magnitude)_vector(?:\.weight)?)"
+)
+_KINDS = {"lora_embedding_": "embedding LoRA", "lora_magnitude": "DoRA", ".bias": "a trained bias"}
 
 
-def _compile(where: Path, key: str, pattern: str) -> re.Pattern[str]:
-    """The pattern as PEFT reads it: the whole name, or its end after a dot.
-
-    Patterns come with files of strangers: those that could take exponential time (a repeated group) or a high
-    power of the name's length are refused.
-    """
-    if len(pattern) > 500 or re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
-        raise AdapterError(f"{where}: {key}: the pattern {_short(pattern)} is too involved; name the modules instead")
-    try:
-        return re.compile(rf"(.*\.)?({pattern})$")
-    except re.error as error:
-        raise AdapterError(f"{where}: {key}: {_short(pattern)} is not a regular expression: {error}") from error
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _of_module(folder: Path, config: dict[str, Any], key: str, default: str, name: str) -> Any:
-    """The value of rank_pattern or alpha_pattern for a module: the first pattern that matches, else the default."""
-    for pattern, value in (config.get(key) or {}).items():
-        if _compile(folder / CONFIG, key, pattern).match(name):
-            return value
-    return config[default]
-
-
-def _sort(
-    folder: Path, tensors: Mapping[str, TensorInfo]
-) -> tuple[dict[str, tuple[TensorInfo, TensorInfo]], dict[str, TensorInfo]]:
-    """(module → (A, B), module → stored copy of its base weight) of every tensor in the file."""
-    halves: dict[str, dict[str, TensorInfo]] = {}
-    copies: dict[str, TensorInfo] = {}
+def _sort(folder: Path, config: dict[str, Any], tensors: Mapping[str, TensorInfo], whole: bool) -> _Sorted:
+    found = _Sorted()
     where = folder / WEIGHTS
     for key, info in tensors.items():
         if not key.startswith(PREFIX):
-            raise AdapterError(f"{where}: tensor {_short(key)} is not PEFT's: wanted a name that starts {PREFIX}")
+            raise AdapterError(f"{where}: tensor {short(key)} is not PEFT's: wanted a name that starts {PREFIX}")
         if len(key) > 500:
             raise AdapterError(f"{where}: tensor name of {len(key)} characters")
         name = key[len(PREFIX):]
         if info.dtype not in DTYPES:
-            raise AdapterError(f"{where}: tensor {name!r} is {info.dtype}; wanted one of {', '.join(DTYPES)}")
-        match = re.fullmatch(r"(.+)\.lora_([AB])\.weight", name)
-        if match:
-            halves.setdefault(match[1], {})[match[2]] = info
+            raise AdapterError(f"{where}: tensor {short(name)} is {info.dtype}; wanted one of {', '.join(DTYPES)}")
+        match = _FACTOR.fullmatch(name)
+        if match and (whole or match[2]):
+            _, plain, embedding, bias, magnitude = match.groups()
+            if bias and not config.get("lora_bias"):
+                raise AdapterError(f"{where}: {name} is a trained bias, but lora_bias is not set in {CONFIG}")
+            if magnitude and not config.get("use_dora"):
+                raise AdapterError(f"{where}: {name} is of DoRA, but use_dora is not set in {CONFIG}")
+            if bias:
+                found.added[match[1]] = info
+            else:
+                part = plain or magnitude or f"embedding_{embedding}"
+                if part in found.halves.setdefault(match[1], {}):
+                    raise AdapterError(f"{where}: {match[1]} has two tensors for {part}")
+                found.halves[match[1]][part] = info
         elif "lora_" in name:
-            kinds = {"lora_embedding_": "embedding LoRA", "lora_magnitude": "DoRA", ".bias": "a trained bias"}
-            kind = next((text for part, text in kinds.items() if part in name), "an unknown tensor")
+            kind = next((text for part, text in _KINDS.items() if part in name), "an unknown tensor")
             raise AdapterError(f"{where}: {name} is {kind}, which is not supported")
-        elif name.endswith(".weight"):
-            copies[name.removesuffix(".weight").removesuffix(".base_layer")] = info
         else:
-            raise AdapterError(f"{where}: tensor {name!r} would not be used; it is not a LoRA factor")
-    for name, half in halves.items():
-        if len(half) == 1:
-            raise AdapterError(f"{where}: {name} has lora_{'BA'['B' in half]} missing; the file is incomplete")
-    if not halves:
+            _sort_whole(where, config, name, info, whole, found)
+    for name, half in found.halves.items():
+        for pair in (("A", "B"), ("embedding_A", "embedding_B")):
+            missing = [part for part in pair if part not in half]
+            if len(missing) == 1:
+                raise AdapterError(f"{where}: {name} has lora_{missing[0]} missing; the file is incomplete")
+        if set(half) not in ({"A", "B"}, {"A", "B", "magnitude"}, {"embedding_A", "embedding_B"}):
+            raise AdapterError(f"{where}: {name} has {', '.join(sorted(half))}, which do not go together")
+        if config.get("use_dora") and "magnitude" not in half:
+            raise AdapterError(f"{where}: use_dora is set, but {name} has no lora_magnitude_vector")
+    if not found.halves:
         raise AdapterError(f"{where}: holds no LoRA factors")
-    return {name: (half["A"], half["B"]) for name, half in halves.items()}, copies
+    strange = set(found.added) - set(found.halves)
+    if strange:
+        raise AdapterError(f"{where}: {min(strange)} has a lora_B.bias and no factors")
+    return found
 
 
-def _factors(
-    folder: Path, config: dict[str, Any], name: str, pair: tuple[TensorInfo, TensorInfo]
-) -> FactorInfo:
-    a, b = pair
+def _sort_whole(
+    where: Path, config: dict[str, Any], name: str, info: TensorInfo, whole: bool, found: _Sorted
+) -> None:
+    """A tensor that is no factor: a trained bias, part of a module saved whole, or a copy of a base weight."""
+    module, _, leaf = name.rpartition(".")
+    module = module.removesuffix(".base_layer")
+    parts = module.split(".")
+    paths = [".".join(parts[: count + 1]) for count in range(len(parts))]
+    saved = tuple(config.get("modules_to_save") or ())
+    target = f"{module}.{leaf}"
+    if whole and saved and any(path.endswith(saved) for path in paths) or (
+        whole and leaf == "bias" and (config.get("bias") or "none") != "none"
+    ):
+        if target in found.replaced:
+            raise AdapterError(f"{where}: {target} stands twice")
+        found.replaced[target] = info
+    elif leaf == "weight" and module:
+        found.copies[module] = info
+    else:
+        raise AdapterError(f"{where}: tensor {short(name)} would not be used; it is not a LoRA factor")
+
+
+def _factors(folder: Path, config: dict[str, Any], name: str, half: Mapping[str, TensorInfo]) -> FactorInfo:
+    embedding = "embedding_A" in half
+    a, b = (half["embedding_A"], half["embedding_B"]) if embedding else (half["A"], half["B"])
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
         raise AdapterError(
             f"{folder}: {name}: lora_A {a.shape} and lora_B {b.shape} do not fit together as (r, K) and (N, r)"
         )
-    rank = _of_module(folder, config, "rank_pattern", "r", name)
-    alpha = _of_module(folder, config, "alpha_pattern", "lora_alpha", name)
+    magnitude = half.get("magnitude")
+    if magnitude is not None and magnitude.shape != (b.shape[0],):
+        raise AdapterError(f"{folder}: {name}: lora_magnitude_vector is {magnitude.shape}, wanted {(b.shape[0],)}")
+    rank = of_module(folder, config, "rank_pattern", "r", name)
+    alpha = of_module(folder, config, "alpha_pattern", "lora_alpha", name)
     if a.shape[0] != rank:
         raise AdapterError(f"{folder}: {name}: {CONFIG} gives it rank {rank}, its tensors have {a.shape[0]}")
-    return FactorInfo(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return FactorInfo(a, b, scale, embedding or bool(config.get("fan_in_fan_out")), magnitude)
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -357,12 +329,12 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _check_values(adapter: AdapterFile) -> None:
-    for name, factors in adapter.factors.items():
-        for letter, tensor in (("A", factors.a), ("B", factors.b)):
-            if not _finite(tensor):
-                raise AdapterError(
-                    f"{adapter.folder}: lora_{letter} of {name} holds NaN or infinity; the training went wrong"
-                )
+    held = {f"lora_{part} of {name}": info for name, factors in adapter.modules.items()
+            for part, info in (("A", factors.a), ("B", factors.b), ("magnitude_vector", factors.magnitude))}
+    held |= adapter.replaced | {name: info for name, (info, _) in adapter.added.items()}
+    for name, info in held.items():
+        if info is not None and not all(map(_finite, row_blocks(info))):
+            raise AdapterError(f"{adapter.folder}: {name} holds NaN or infinity; the training went wrong")
 
 
 def write_adapter(

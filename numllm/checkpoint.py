@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import LINEARS, ModelConfig
-from .errors import CheckpointError, DataError
+from .errors import CheckpointError, DataError, short
 from .files import parse_json, read_json, write_aside
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def read_header(path: str | Path) -> tuple[dict[str, TensorInfo], dict[str, str]
     for info in found:
         if info.start != at:
             kind = "overlaps the one before it" if info.start < at else "leaves a hole before it"
-            raise CheckpointError(f"{path}: tensor {info.name!r} {kind}")
+            raise CheckpointError(f"{path}: tensor {short(info.name)} {kind}")
         at = info.end
     if at != size:
         raise CheckpointError(
@@ -130,20 +130,21 @@ def _entry(path: Path, name: str, entry: Any, first: int) -> TensorInfo:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
     if not name or "\0" in name or ".." in name or name.startswith("/") or "\\" in name:
-        raise CheckpointError(f"{path}: unsafe tensor name {name!r}")
+        raise CheckpointError(f"{path}: unsafe tensor name {short(name)}")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{path}: tensor {name!r} must have dtype, shape and data_offsets")
+        raise CheckpointError(f"{path}: tensor {short(name)} must have dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BYTES:
-        raise CheckpointError(f"{path}: tensor {name!r} has the unknown dtype {dtype!r}")
+        raise CheckpointError(f"{path}: tensor {short(name)} has the unknown dtype {short(dtype)}")
     if not isinstance(shape, list) or not all(map(whole, shape)):
-        raise CheckpointError(f"{path}: tensor {name!r} has the shape {shape!r}")
+        raise CheckpointError(f"{path}: tensor {short(name)} has the shape {short(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(whole, offsets)):
-        raise CheckpointError(f"{path}: tensor {name!r} has the offsets {offsets!r}")
-    if offsets[1] - offsets[0] != math.prod(shape) * BYTES[dtype]:
+        raise CheckpointError(f"{path}: tensor {short(name)} has the offsets {short(offsets)}")
+    needed = min(math.prod(shape) * BYTES[dtype], 1 << 63)  # no more digits than can be shown
+    if offsets[1] - offsets[0] != needed:
         raise CheckpointError(
-            f"{path}: tensor {name!r} of {dtype} {shape} needs {math.prod(shape) * BYTES[dtype]:,} bytes, "
-            f"its offsets give {offsets[1] - offsets[0]:,}"
+            f"{path}: tensor {short(name)} of {dtype} {short(shape)} needs {needed:,} bytes, "
+            f"its offsets give {short(offsets[1] - offsets[0])}"
         )
     return TensorInfo(name, path, dtype, tuple(shape), first + offsets[0], first + offsets[1])
 
@@ -157,6 +158,16 @@ def read_rows(info: TensorInfo, first: int, last: int) -> torch.Tensor:
     """Rows first..last-1 of the first dimension, in the dtype on disk, on the CPU."""
     row = info.nbytes // info.shape[0]
     return _read(info, (last - first, *info.shape[1:]), info.start + first * row)
+
+
+def row_blocks(info: TensorInfo, elements: int = 1 << 20) -> Iterator[torch.Tensor]:
+    """The tensor in blocks of whole rows, about `elements` in each, so that no more is in memory."""
+    if 0 in info.shape:
+        return
+    rows = info.shape[0] if info.shape else 1
+    step = max(1, elements * rows // math.prod(info.shape))
+    for first in range(0, rows, step):
+        yield read_rows(info, first, min(first + step, rows)) if info.shape else read_tensor(info)
 
 
 def _read(info: TensorInfo, shape: tuple[int, ...], start: int) -> torch.Tensor:
@@ -173,7 +184,7 @@ def _read(info: TensorInfo, shape: tuple[int, ...], start: int) -> torch.Tensor:
             while at < len(view):
                 count = file.readinto(view[at:])
                 if not count:
-                    raise CheckpointError(f"{info.file}: ended inside tensor {info.name!r}")
+                    raise CheckpointError(f"{info.file}: ended inside tensor {short(info.name)}")
                 at += count
     except OSError as error:
         raise CheckpointError(f"{info.file}: cannot be read: {error.strerror}") from error
@@ -232,7 +243,7 @@ def _inside(folder: Path, name: Any) -> Path:
         not isinstance(name, str) or not name.endswith(".safetensors") or "\0" in name
         or name != os.path.basename(name) or "\\" in name or ":" in name
     ):
-        raise CheckpointError(f"{folder / INDEX}: unsafe file name {name!r}")
+        raise CheckpointError(f"{folder / INDEX}: unsafe file name {short(name)}")
     path = folder / name
     real, root = path.resolve(), folder.resolve()
     # The Hub's cache keeps snapshots/<commit>/<file> as links to blobs/<digest> of the same repository.
@@ -256,6 +267,8 @@ class Checkpoint:
             self.files = self._weight_files()
         except DataError as error:
             raise CheckpointError(str(error)) from error
+        if not isinstance(self.raw_config, dict):
+            raise CheckpointError(f"{folder / 'config.json'}: wanted a JSON object, got {short(self.raw_config)}")
         self.tensors: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
         for path in self.files:
@@ -263,7 +276,7 @@ class Checkpoint:
             self.metadata = self.metadata or metadata
             for name, info in found.items():
                 if name in self.tensors:
-                    raise CheckpointError(f"{path}: tensor {name!r} stands in two files")
+                    raise CheckpointError(f"{path}: tensor {short(name)} stands in two files")
                 self.tensors[name] = info
         if self.sharded:
             self._check_index()
@@ -291,7 +304,7 @@ class Checkpoint:
             if not isinstance(names, dict) or not names:
                 raise CheckpointError(f"{folder / INDEX}: has no weight_map")
             self.weight_map: dict[str, str] = names
-            paths = [_inside(folder, name) for name in dict.fromkeys(names.values())]
+            paths = list(dict.fromkeys(_inside(folder, name) for name in names.values()))
             for path in paths:
                 if not path.is_file():
                     raise CheckpointError(f"{path}: named by the index but missing; download it again")
@@ -312,17 +325,17 @@ class Checkpoint:
         if missing or extra:
             name = min(missing or extra)
             where = "named by the index but in no file" if missing else "in a file but not in the index"
-            raise CheckpointError(f"{self.folder / INDEX}: tensor {name!r} is {where}")
+            raise CheckpointError(f"{self.folder / INDEX}: tensor {short(name)} is {where}")
         for name, file in self.weight_map.items():
             if self.tensors[name].file.name != file:
-                raise CheckpointError(f"{self.folder / INDEX}: tensor {name!r} is not in {file}")
+                raise CheckpointError(f"{self.folder / INDEX}: tensor {short(name)} is not in {file}")
 
     def info(self, name: str) -> TensorInfo:
         """Where a tensor lies. CheckpointError when there is none of that name."""
         try:
             return self.tensors[name]
         except KeyError:
-            raise CheckpointError(f"{self.folder}: lacks the tensor {name!r}") from None
+            raise CheckpointError(f"{self.folder}: lacks the tensor {short(name)}") from None
 
     def read(
         self, name: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"

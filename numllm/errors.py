@@ -1,5 +1,15 @@
 """Errors a user can act on. Each carries one line: what was wanted, what was got, the way out."""
 
+from __future__ import annotations
+
+from typing import Any
+
+
+def short(value: Any) -> str:
+    """repr of what a file says, for a message: at most 80 characters, though the file may be anyone's."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
 
 class NumLLMError(Exception):
     """Base of every error that is the user's to mend; the command line prints it as `Error: …`, exit code 1."""

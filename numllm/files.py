@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import DataError, NumLLMError
+from .errors import DataError, NumLLMError, short
 
 Progress = Callable[..., Iterable[Any]]
 """`progress(iterable, total=None, description="", unit="it")` yields the items and shows how far it is."""
@@ -42,7 +42,9 @@ def parse_json(text: str, where: str) -> Any:
             f"{where}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
     except KeyError as error:
-        raise DataError(f"{where}: the key {error.args[0]!r} stands twice in one object") from error
+        raise DataError(f"{where}: the key {short(error.args[0])} stands twice in one object") from error
+    except ValueError as error:
+        raise DataError(f"{where}: holds a number of too many digits") from error
     except RecursionError as error:
         raise DataError(f"{where}: JSON nested too deeply") from error
 
@@ -130,21 +132,23 @@ def write_aside(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 @contextlib.contextmanager
-def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(path: str | Path, *, overwrite: bool = False, aside: Path | None = None) -> Iterator[Path]:
     """A folder that appears at `path` whole, when the block ends without an error, or not at all.
 
     The block fills the folder it is given, which lies beside `path`; files are fsynced, then the folder
     is renamed into place. An existing non-empty `path` is refused unless `overwrite`, which replaces it.
+    aside: the folder to fill, one that a killed run may have left on the same file system with work to take up.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise NumLLMError(f"{path}: wanted a folder to write, got a file; choose another --out")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise NumLLMError(f"{path}: the folder is not empty; choose another or remove it first")
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    resumed = aside is not None
+    aside = aside or path.with_name(f".{path.name}.partial-{os.getpid()}")
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
     try:
-        aside.mkdir(parents=True)
+        aside.mkdir(parents=True, exist_ok=resumed)
         yield aside
         for file in aside.rglob("*"):
             if file.is_file():

@@ -224,5 +224,5 @@ def test_a_head_adapter_brings_a_copy_of_the_head(tmp_path: Path) -> None:
     peft_adapter(tmp_path, target_modules=["lm_head"])
     with pytest.raises(AdapterError, match="save_embedding_layers"):
         read_adapter(tmp_path)
-    adapter = read_adapter(tmp_path, base_copies=True)
+    adapter = read_adapter(tmp_path, whole=True)
     assert set(adapter.modules) == set(adapter.base_copies) == {"lm_head"}

@@ -17,11 +17,11 @@ import transformers
 from models import save, transformers_model
 from safetensors.torch import load_file, save_file
 
-from numllm import merge as merging
 from numllm.adapter import read_adapter, write_adapter
 from numllm.checkpoint import Checkpoint, write_safetensors
 from numllm.errors import AdapterError, CheckpointError, MergeError, NumLLMError
-from numllm.merge import copy_range, decompose, merge, plan_merge, verify_merge
+from numllm.merge import REPORT, Source, copy_range, decompose, merge, methods, plan_merge, verify_merge
+from numllm.merge.rounding import Rounder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -68,7 +68,7 @@ def deltas(adapters: list[tuple[Path, float]]) -> dict[str, torch.Tensor]:
     """Σ w s B A in fp64, dense."""
     total: dict[str, torch.Tensor] = {}
     for folder, weight in adapters:
-        for name, factors in read_adapter(folder, base_copies=True).factors.items():
+        for name, factors in read_adapter(folder, whole=True).factors.items():
             change = weight * factors.scale * factors.b.double() @ factors.a.double()
             total[f"{name}.weight"] = total.get(f"{name}.weight", 0) + change
     return total
@@ -136,7 +136,7 @@ def test_rounding_of_large_and_odd_matrices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, shape: tuple[int, int]
 ) -> None:
     """Enough elements for double rounding to show (a plain fp64 → fp32 → bf16 errs once in 2¹⁷), several blocks."""
-    monkeypatch.setattr(merging, "BLOCK", 1 << 16)
+    monkeypatch.setattr(methods, "BLOCK", 1 << 16)
     n, k = shape
     generator = torch.Generator().manual_seed(n * k)
     weight = (torch.randn(n, k, generator=generator) * 2e-3).to(dtype)
@@ -162,7 +162,7 @@ def test_rounder_at_the_middles(dtype: torch.dtype) -> None:
     middles = (small[1:] + small[:-1]) / 2
     nudge = middles.abs().clamp_min(2.0**-140) * 2.0**-40
     x = torch.cat([small, middles, middles + nudge, middles - nudge])
-    found = merging.Rounder(len(x), dtype)(x)
+    found = Rounder(len(x), dtype)(x)
     wanted = nearest(x, dtype)
     assert torch.equal(found.double(), wanted.double())
 
@@ -247,7 +247,7 @@ def test_transformers_loads_the_result(tmp_path: Path, two: list[tuple[Path, flo
     assert {path.name: path.read_bytes() for path in base.iterdir()} == before
     files = sorted(path.name for path in base.glob("*.safetensors"))
     assert len(files) > 1 or shard == "10GB"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*before, merging.REPORT])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*before, REPORT, "README.md"])
     for name in files:
         left, right = base / name, tmp_path / "out" / name
         start = min(info.start for info in Checkpoint.open(base).tensors.values() if info.file.name == name)
@@ -298,29 +298,29 @@ def test_as_adapter_names_modules_in_full_where_ends_would_name_too_many(tmp_pat
 
 
 def test_what_is_carried_along(tmp_path: Path, base: Path, two: list[tuple[Path, float]]) -> None:
-    carried = ["tokenizer.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "README.md",
+    carried = ["tokenizer.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "LICENSE",
                "additional_chat_templates/tool.jinja", "modeling_x.py"]
     dropped = ["pytorch_model.bin", "pytorch_model.bin.index.json", "other.safetensors", "x.gguf", "training_args.bin",
-               "adapter_config.json", ".hidden", "optimizer.pt", merging.REPORT, "original/params.json"]
+               "adapter_config.json", ".hidden", "optimizer.pt", REPORT, "original/params.json"]
     for name in carried + dropped:
         (base / name).parent.mkdir(exist_ok=True)
         (base / name).write_text(f'"{name}"')
     merge(base, two, tmp_path / "out", verify=True)
     found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    wanted = {*carried, "config.json", "generation_config.json", "model.safetensors", merging.REPORT}
+    wanted = {*carried, "config.json", "generation_config.json", "model.safetensors", REPORT, "README.md"}
     assert found == wanted
     assert all((tmp_path / "out" / name).read_bytes() == (base / name).read_bytes() for name in carried)
 
 
 def test_the_report(tmp_path: Path, base: Path, two: list[tuple[Path, float]]) -> None:
     report = merge(base, two, tmp_path / "out", verify=True)
-    assert json.loads((tmp_path / "out" / merging.REPORT).read_text())["tensors"] == report["tensors"]
+    assert json.loads((tmp_path / "out" / REPORT).read_text())["tensors"] == report["tensors"]
     overall = report["overall"]
     assert overall["tensors_changed"] == len(report["tensors"]) == 8
     assert overall["verified"] and all(overall["checks"].values())
     assert 0 < overall["energy_kept"] < 1 and overall["seconds"] > 0
     assert overall["bytes"] == sum(
-        path.stat().st_size for path in (tmp_path / "out").iterdir() if path.name != merging.REPORT
+        path.stat().st_size for path in (tmp_path / "out").iterdir() if path.name not in (REPORT, "README.md")
     )
     files = report["inputs"]["base"]["sha256"]
     assert files["model.safetensors"] == hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
@@ -382,9 +382,9 @@ def test_copies_without_range_copy(
 def test_copy_range_of_a_file_that_shrinks(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"12345")
     with open(tmp_path / "a", "rb") as a, open(tmp_path / "b", "wb+") as b:
-        copy_range(a.fileno(), b.fileno(), 1, 4)
+        copy_range(a.fileno(), b.fileno(), 1, 4, 1)
         with pytest.raises(CheckpointError, match="shorter"):
-            copy_range(a.fileno(), b.fileno(), 1, 9)
+            copy_range(a.fileno(), b.fileno(), 1, 9, 1)
     assert (tmp_path / "b").read_bytes()[1:4] == b"234"
 
 
@@ -440,7 +440,7 @@ def test_verify_finds_one_flipped_bit(
 ) -> None:
     out = tmp_path / "out"
     merge(base, two, out, as_=as_)
-    plan = plan_merge(Checkpoint.open(base), [(read_adapter(f), w, f.name) for f, w in two])
+    plan = plan_merge(Checkpoint.open(base), [Source(read_adapter(f), w, f.name) for f, w in two])
     assert all(verify_merge(plan, out, as_=as_).values())
     path = out / ("model.safetensors" if as_ == "model" else "adapter_model.safetensors")
     at = Checkpoint.open(out).info(name).start + 5 if as_ == "model" else path.stat().st_size - 5
@@ -463,7 +463,7 @@ def test_a_base_in_the_hubs_cache(tmp_path: Path, base: Path, two: list[tuple[Pa
     merge(snapshot, two, tmp_path / "out", verify=True)
     for path in (tmp_path / "plain").iterdir():
         assert not (tmp_path / "out" / path.name).is_symlink()
-        if path.name != merging.REPORT:
+        if path.name not in (REPORT, "README.md"):
             assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
 
@@ -481,7 +481,7 @@ def test_refuses_weights(tmp_path: Path, base: Path, two: list[tuple[Path, float
 
 def test_refuses_options(tmp_path: Path, base: Path, two: list[tuple[Path, float]]) -> None:
     refused(base, [], tmp_path / "out", "at least one")
-    refused(base, two, tmp_path / "out", "method must be", method="ties")
+    refused(base, two, tmp_path / "out", "method must be", method="slerp")
     refused(base, two, tmp_path / "out", "rank goes with", method="exact", rank=4)
     refused(base, two, tmp_path / "out", "rank goes with", rank=0)
     refused(base, two, tmp_path / "out", "as must be", as_="gguf")
@@ -516,7 +516,7 @@ def test_refuses_a_full_disk(
     class Usage:
         free = 1000
 
-    monkeypatch.setattr("numllm.merge.shutil.disk_usage", lambda _: Usage)
+    monkeypatch.setattr("numllm.merge.run.shutil.disk_usage", lambda _: Usage)
     refused(base, two, tmp_path / "out", "1,000 free")
     refused(base, two, tmp_path / "out", "1,000 free", dry_run=True)
 

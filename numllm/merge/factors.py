@@ -1,0 +1,152 @@
+"""What adapters do to one weight, in factored form: stacking, decomposing and comparing B A products in fp64."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..adapter import FactorInfo
+from ..checkpoint import TensorInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One adapter's share of a change: weight · scale · (B A − B₀ A₀)."""
+
+    adapter: int
+    """Index of the adapter."""
+    factors: FactorInfo
+    weight: float
+    start: FactorInfo | None = None
+    """B₀ A₀, where the adapter's start was taken off the base's weight."""
+
+    @property
+    def rank(self) -> int:
+        """Columns it adds to B̂."""
+        return self.factors.rank + (self.start.rank if self.start else 0)
+
+    @property
+    def files(self) -> tuple[TensorInfo, ...]:
+        """Where its tensors lie."""
+        infos = [self.factors.a, self.factors.b, self.factors.magnitude]
+        if self.start:
+            infos += [self.start.a, self.start.b]
+        return tuple(info for info in infos if info is not None)
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """b (N, r), a (r, K), fp64, of scale · (B A − B₀ A₀), the weight left out."""
+        read = [(self.factors.read(), 1.0)]
+        if self.start:
+            read.append((self.start.read(), -1.0))
+        b = torch.cat([factors.b.double() * (sign * factors.scale) for factors, sign in read], dim=1)
+        return b, torch.cat([factors.a.double() for factors, _ in read])
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A tensor that replaces the base's with a weight, or is added to it with one."""
+
+    adapter: int
+    info: TensorInfo
+    weight: float
+    replaces: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A weight of the base that changes: W + Σ weight · scale · B A over its parts, + Σ weight · (X − W) over the
+    tensors that replace it, + Σ weight · X over those that are added.
+    """
+
+    info: TensorInfo
+    parts: tuple[Part, ...] = ()
+    wholes: tuple[Whole, ...] = ()
+
+    @property
+    def module(self) -> str:
+        """Name of the linear."""
+        return self.info.name.removesuffix(".weight")
+
+    @property
+    def total_rank(self) -> int:
+        """R, the sum of the adapters' ranks."""
+        return sum(part.rank for part in self.parts)
+
+    @property
+    def full_rank(self) -> int:
+        """The largest rank Δ can have."""
+        return min(self.total_rank, *self.info.shape)
+
+    @property
+    def adapters(self) -> list[int]:
+        """Indexes of the adapters that change it."""
+        return sorted({each.adapter for each in (*self.parts, *self.wholes)})
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether DoRA also rescales the weight's own rows."""
+        return any(part.factors.magnitude for part in self.parts)
+
+
+def stack(parts: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """B̂ = [wᵢ bᵢ] (N, R) and  = [aᵢ] (R, K)."""
+    b = torch.cat([b * weight for (b, _), weight in zip(parts, weights, strict=True)], dim=1)
+    return b, torch.cat([a for _, a in parts])
+
+
+def decompose(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U (N, r), σ (r,) falling, Vᵀ (r, K) of b a, for b (N, R) and a (R, K), r = min(N, R, K), in fp64.
+
+    O((N + K) R² + R³) work. Signs are fixed: the entry of largest size in each column of U is positive.
+    """
+    q_b, r_b = torch.linalg.qr(b)
+    q_a, r_a = torch.linalg.qr(a.T)
+    u, singular, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    u, v = q_b @ u, v @ q_a.T
+    signs = torch.where(u.amax(dim=0) >= -u.amin(dim=0), 1.0, -1.0).to(u.dtype)
+    return u.mul_(signs), singular, v.mul_(signs[:, None])
+
+
+def singular_values(b: Tensor, a: Tensor) -> Tensor:
+    """σ of b a, min(N, R, K) of them, falling, without its U and V."""
+    r_b, r_a = torch.linalg.qr(b, mode="r").R, torch.linalg.qr(a.T, mode="r").R
+    return torch.linalg.svdvals(r_b @ r_a.T)
+
+
+def compare(parts: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[dict[str, float | None], dict[str, dict[str, list]]]:
+    """How adapters' deltas lie to each other; name → (b, a), weights included.
+
+    cosines: pair → ⟨Δᵢ, Δⱼ⟩ / (‖Δᵢ‖ ‖Δⱼ‖), None where one is zero. angles: pair → {"output": …, "input": …}, the
+    cosines of the principal angles between the column spaces of the B (what they write) and the row spaces of
+    the A (what they read), falling: 1 is a shared direction, 0 an orthogonal one.
+    """
+    names = list(parts)
+    # ⟨BᵢAᵢ, BⱼAⱼ⟩ = Σ (BᵢᵀBⱼ) ∘ (AᵢAⱼᵀ): nothing of size N × K is made.
+    inner = {
+        (i, j): float(((parts[i][0].T @ parts[j][0]) * (parts[i][1] @ parts[j][1].T)).sum())
+        for at, i in enumerate(names) for j in names[at:]
+    }
+    bases = {name: (_basis(b), _basis(a.T)) for name, (b, a) in parts.items()} if len(names) > 1 else {}
+    cosines: dict[str, float | None] = {}
+    angles: dict[str, dict[str, list]] = {}
+    for (i, j), product in inner.items():
+        if i == j:
+            continue
+        size = math.sqrt(max(inner[i, i], 0.0) * max(inner[j, j], 0.0))
+        cosines[f"{i} · {j}"] = max(-1.0, min(1.0, product / size)) if size else None
+        angles[f"{i} · {j}"] = {
+            side: torch.linalg.svdvals(left.T @ right).clamp_max(1.0).tolist()
+            for side, left, right in zip(("output", "input"), bases[i], bases[j], strict=True)
+        }
+    return cosines, angles
+
+
+def _basis(x: Tensor) -> Tensor:
+    """An orthonormal basis (n, rank) of the columns of x (n, r)."""
+    q, r = torch.linalg.qr(x)
+    u, s, _ = torch.linalg.svd(r)
+    return q @ u[:, : int((s > s[:1] * 1e-12 * max(x.shape)).sum())] if x.numel() else q

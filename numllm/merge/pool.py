@@ -1,0 +1,58 @@
+"""Work on all cores: reading, arithmetic and writing of different tensors overlap."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..files import Progress
+
+
+class Pool:
+    """Runs tasks on all cores, one thread of torch each; the first error stops the rest."""
+
+    def __init__(self) -> None:
+        self._stopped = threading.Event()
+        self.threads = torch.get_num_threads()
+
+    def __enter__(self) -> Pool:
+        self._executor = concurrent.futures.ThreadPoolExecutor(
+            self.threads, "numllm-merge", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+        torch.set_num_threads(self.threads)  # what a thread sets is also the setting of threads yet to come
+
+    def _stop(self) -> None:
+        self._stopped.set()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, task: Callable[[], Any]) -> concurrent.futures.Future[Any]:
+        """Starts a task; its future."""
+        return self._executor.submit(task)
+
+    def run(self, tasks: Sequence[Callable[[], Any]], progress: Progress, description: str) -> list[Any]:
+        """The tasks' results, in their order. The first error is raised when no task runs any more, so that
+        files can be closed then.
+        """
+        places = {self.submit(task): place for place, task in enumerate(tasks)}
+        results: list[Any] = [None] * len(tasks)
+        try:
+            finished = concurrent.futures.as_completed(places)
+            for future in progress(finished, total=len(tasks), description=description, unit="part"):
+                results[places[future]] = future.result()
+        except BaseException:
+            self._stop()
+            raise
+        return results
+
+    def check(self) -> None:
+        """Ends the task that calls it when its work is no longer wanted."""
+        if self._stopped.is_set():
+            raise concurrent.futures.CancelledError

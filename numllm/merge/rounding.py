@@ -1,0 +1,58 @@
+"""One correct rounding from fp64 to the dtypes of checkpoints."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Rounder:
+    """x (n,) contiguous fp64 → the nearest numbers of fp32, fp16 or bf16, ties to even, in memory used again.
+
+    Going through fp32, as a plain conversion does, rounds twice and errs where the fp32 number falls in the
+    middle between two of the narrow dtype; those few are found by their bits and done again.
+    """
+
+    def __init__(self, size: int, dtype: torch.dtype) -> None:
+        self.single = torch.empty(size, dtype=torch.float32)
+        self.narrow = self.single if dtype == torch.float32 else torch.empty(size, dtype=dtype)
+        self.bits = np.empty(size, dtype=np.uint32)
+        self.doubtful = np.empty(size, dtype=bool)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The rounded numbers (n,); they last until the next call."""
+        n = len(x)
+        single = self.single[:n].copy_(x)
+        if self.narrow is self.single:
+            return single
+        narrow = self.narrow[:n].copy_(single)
+        bits, doubtful = self.bits[:n], self.doubtful[:n]
+        raw = single.numpy().view(np.uint32)
+        if narrow.dtype == torch.bfloat16:
+            np.bitwise_and(raw, np.uint32(0xFFFF), out=bits)
+            np.equal(bits, np.uint32(0x8000), out=doubtful)
+        else:
+            np.bitwise_and(raw, np.uint32(0x1FFF), out=bits)
+            np.equal(bits, np.uint32(0x1000), out=doubtful)
+            # Below 2⁻¹⁴ fp16 is subnormal and the middle is not a fixed pattern of bits.
+            np.bitwise_and(raw, np.uint32(0x7FFFFFFF), out=bits)
+            doubtful |= bits < 0x38800000
+        where = torch.from_numpy(np.flatnonzero(doubtful))
+        if len(where):
+            narrow[where] = _to_odd(x[where]).to(narrow.dtype)
+        return narrow
+
+
+def _to_odd(x: Tensor) -> Tensor:
+    """fp64 → fp32, towards zero, the last bit set where that was not exact: a later rounding is then right."""
+    single = x.float()
+    error = x - single.double()
+    inexact = error != 0
+    beyond = inexact & ((error < 0) ^ single.signbit())
+    return ((single.view(torch.int32) - beyond.int()) | inexact.int()).view(torch.float32)
+
+
+def integers(tensor: Tensor) -> Tensor:
+    """The bits of a floating-point tensor."""
+    return tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)

@@ -1,0 +1,105 @@
+"""A result written by one process at a time, which appears whole and takes up what a killed run finished."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, MergeError
+from ..files import new_folder, read_jsonl, write_jsonl
+
+MANIFEST = ".manifest.jsonl"
+
+
+class Stage:
+    """The folder a merge fills, and the list of its finished files.
+
+    The list is one JSON line a file, written after the file is on the disk: a run that finds the folder left by a
+    killed one with the same fingerprint takes those files as they are.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder = folder
+        self._manifest, self._lock = folder / MANIFEST, threading.Lock()
+        self.finished = self._take_up(fingerprint)
+        """File name → its line in the list: file, size, noted."""
+        keep = {MANIFEST, *self.finished}
+        for path in folder.iterdir():
+            if path.name not in keep:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        lines = [{"fingerprint": fingerprint}, *self.finished.values()]
+        write_jsonl(self._manifest, lines)  # afresh: its last line may be half a one
+
+    def _take_up(self, fingerprint: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        try:
+            for number, line in read_jsonl(self._manifest):
+                if number == 1 and line.get("fingerprint") != fingerprint:
+                    return {}
+                if number > 1 and (self.folder / line["file"]).stat().st_size == line["size"]:
+                    found[line["file"]] = line
+        except (DataError, OSError, KeyError):  # the line that was being written when the run was killed
+            pass
+        return found
+
+    def finish(self, handle: int, name: str, noted: Any) -> None:
+        """Puts an open file on the disk and on the list."""
+        os.fsync(handle)
+        with self._lock, open(self._manifest, "a", encoding="utf-8") as file:
+            line = {"file": name, "size": os.fstat(handle).st_size, "noted": noted}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Takes the list away: the folder holds the result and nothing else."""
+        self._manifest.unlink()
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Only one process at a time writes to `out`; MergeError for the second. The kernel ends a dead one's hold."""
+    path = out.with_name(f".{out.name}.lock")
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise MergeError(f"{out}: cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            raise MergeError(
+                f"{out}: another merge is writing this folder; wait for it or choose another --out"
+            ) from error
+        # The one who held it may have removed the file between our open and our lock.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                break
+        os.close(handle)
+    try:
+        yield
+    finally:
+        path.unlink()
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def staged(out: Path, fingerprint: str, *, overwrite: bool) -> Iterator[Stage]:
+    """A Stage whose folder takes the place of `out` when the block ends without an error; on one, nothing is left."""
+    with locked(out):
+        aside = out.with_name(f".{out.name}.merging")
+        if aside.is_symlink():
+            raise MergeError(f"{aside}: is a link where the merge keeps its unfinished files; remove it")
+        with new_folder(out, overwrite=overwrite, aside=aside) as folder:
+            stage = Stage(folder, fingerprint)
+            yield stage
+            stage.close()

@@ -1,0 +1,177 @@
+"""A plan carried out: the merged checkpoint or adapter written to a folder, a report row for each weight."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapter import write_adapter
+from ..checkpoint import INDEX
+from ..files import Progress, write_json
+from .factors import Target
+from .fold import Sums, fold
+from .layout import OutFile, as_bytes, copy_range, index_of, untouched, write_all
+from .methods import Delta, EntrywiseDelta, delta_of
+from .plan import MergePlan
+from .pool import Pool
+from .stage import Stage
+
+Row = dict[str, Any]
+
+
+def delta_for(plan: MergePlan, target: Target, *, balanced: bool = False) -> Delta | EntrywiseDelta | None:
+    """`delta_of` under the plan's options; None where `fold` does without: no factors, or DoRA."""
+    if not target.parts or target.rescaled:
+        return None
+    return delta_of(target, plan.names, plan.options, largest=plan.largest, balanced=balanced)
+
+
+def row_of(plan: MergePlan, target: Target, delta: Delta | EntrywiseDelta | None, sums: Sums | None) -> Row:
+    """A weight's entry in the report."""
+    row: Row = {
+        "name": target.info.name, "shape": list(target.info.shape), "dtype": target.info.dtype,
+        "method": plan.options.method, "adapters": [plan.names[index] for index in target.adapters],
+        "rank": target.total_rank, "rank_kept": plan.most_kept(target) if target.parts else None,
+    }
+    norm = math.sqrt(sums.change) if sums is not None else None
+    if delta is not None:
+        row |= {"cosines": delta.cosines, "principal_angles": delta.angles}
+    if isinstance(delta, Delta):
+        row |= {
+            "rank_kept": delta.kept, "energy_kept": delta.energy, "singular_values": delta.singular.tolist(),
+            "relative_gap": delta.gap,
+        }
+        if not target.wholes:
+            norm = delta.norm
+    if norm is not None:
+        row["delta_norm"] = norm
+    if sums is not None:
+        size = math.sqrt(sums.square)
+        row |= {
+            "weight_norm": size, "delta_norm_relative": norm / size if size else None,
+            "elements_changed": sums.changed,
+        }
+    return row
+
+
+def write_model(
+    plan: MergePlan, files: Sequence[OutFile], stage: Stage, pool: Pool, progress: Progress
+) -> dict[str, Row]:
+    """The checkpoint, in the files given; those that are finished already are left as they are."""
+    rows: dict[str, Row] = {}
+    for line in stage.finished.values():
+        rows |= line["noted"]
+    with contextlib.ExitStack() as opened:
+        sources: dict[Path, int] = {}
+        for path in plan.base.files:
+            sources[path] = os.open(path, os.O_RDONLY)
+            opened.callback(os.close, sources[path])
+        tasks: list[tuple[int, Callable[[], None]]] = []
+        for file in files:
+            if file.name not in stage.finished:
+                handle = os.open(stage.folder / file.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+                opened.callback(os.close, handle)
+                os.truncate(handle, file.size)
+                write_all(handle, memoryview(file.header), 0)
+                tasks += _Writing(plan, file, handle, sources, stage, pool, rows).tasks()
+        tasks.sort(key=lambda task: -task[0])  # the largest first, so that the cores finish together
+        pool.run([task for _, task in tasks], progress, "merging")
+    for name in plan.carried:
+        if name == INDEX and [file.name for file in files] != [path.name for path in plan.base.files]:
+            continue
+        (stage.folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(plan.base.folder / name, stage.folder / name)
+    if len(files) > 1 and not (stage.folder / INDEX).exists():
+        write_json(stage.folder / INDEX, index_of(list(files), plan.base))
+    return rows
+
+
+class _Writing:
+    """One weight file while its parts are written, in any order; the last part finishes it."""
+
+    def __init__(
+        self, plan: MergePlan, file: OutFile, handle: int, sources: Mapping[Path, int], stage: Stage, pool: Pool,
+        rows: dict[str, Row],
+    ) -> None:
+        self.plan, self.file, self.handle, self.sources = plan, file, handle, sources
+        self.stage, self.pool, self.rows = stage, pool, rows
+        self._lock, self._left, self._own = threading.Lock(), 0, {}
+
+    def tasks(self) -> list[tuple[int, Callable[[], None]]]:
+        """(weight in the order of work, task)."""
+        targets = [self.plan.targets[name] for name in self.file.places if name in self.plan.targets]
+        # An element merged takes longer than one copied: merging goes first.
+        tasks = [(target.info.nbytes << 8, lambda t=target: self._merge(t)) for target in targets]
+        runs = list(untouched(self.file, self.plan.base, self.plan.targets))
+        tasks += [(run[3], lambda r=run: self._copy(*r)) for run in runs] or [(0, self._done)] * (not targets)
+        self._left = len(tasks)
+        return tasks
+
+    def _merge(self, target: Target) -> None:
+        delta, sums = delta_for(self.plan, target), Sums()
+        place, row = self.file.places[target.info.name], target.info.nbytes // target.info.shape[0]
+        for first, _, new in fold(target, delta, sums):
+            self.pool.check()
+            write_all(self.handle, as_bytes(new), place + first * row)
+        found = row_of(self.plan, target, delta, sums)
+        self._done({found.pop("name"): found})
+
+    def _copy(self, source: Path, start: int, place: int, count: int) -> None:
+        self.pool.check()
+        copy_range(self.sources[source], self.handle, start, start + count, place)
+        self._done()
+
+    def _done(self, row: Mapping[str, Row] | None = None) -> None:
+        with self._lock:
+            self._own |= row or {}
+            self.rows |= row or {}
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            self.stage.finish(self.handle, self.file.name, self._own)
+
+
+def padded(delta: Delta, rank: int) -> tuple[Tensor, Tensor]:
+    """(a, b) of a module in the merged adapter: fp32, padded with zeros to the adapter's rank."""
+    pad = rank - delta.kept
+    a = torch.nn.functional.pad(delta.a.float(), (0, 0, 0, pad))
+    return a, torch.nn.functional.pad(delta.b.float(), (0, pad))
+
+
+def _adapter_targets(plan: MergePlan) -> list[str]:
+    """Ends of module names that name the merged modules and no others; whole names where no end does."""
+    modules = [target.module for target in plan.targets.values()]
+    lasts = list(dict.fromkeys(module.rpartition(".")[2] for module in modules))
+    covered = {
+        name.removesuffix(".weight") for name in plan.base.tensors
+        if name.endswith(".weight") and name.removesuffix(".weight").rpartition(".")[2] in lasts
+    }
+    return lasts if covered == set(modules) else modules
+
+
+def write_as_adapter(plan: MergePlan, folder: Path, pool: Pool, progress: Progress) -> dict[str, Row]:
+    """One PEFT adapter of uniform rank and scale 1, √σ on both factors."""
+    def combined(target: Target) -> tuple[Row, Delta]:
+        pool.check()
+        delta = delta_for(plan, target, balanced=True)
+        return row_of(plan, target, delta, None), delta
+
+    tasks: list[Callable[[], Any]] = [lambda t=target: combined(t) for target in plan.targets.values()]
+    results = pool.run(tasks, progress, "merging")
+    rank = max(delta.kept for _, delta in results)
+    recorded = {source.file.config.get("base_model_name_or_path") for source in plan.adapters}
+    base_model = recorded.pop() if len(recorded) == 1 else None
+    write_adapter(
+        folder, {row["name"].removesuffix(".weight"): padded(delta, rank) for row, delta in results}, rank=rank,
+        alpha=rank, targets=_adapter_targets(plan), base_model=base_model or plan.base_name,
+    )
+    return {row.pop("name"): row for row, _ in results}
