@@ -1,7 +1,7 @@
-"""Writes the tables of benchmarks/README.md from the rows in benchmarks/results, between their markers.
+"""Writes the measured tables of the READMEs from the rows in benchmarks/results, between their markers.
 
     python scripts/benchmark_tables.py            writes
-    python scripts/benchmark_tables.py --check    exit code 1 when the page is not what the rows say
+    python scripts/benchmark_tables.py --check    exit code 1 when a page is not what the rows say
 """
 
 from __future__ import annotations
@@ -9,13 +9,19 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from numllm import demo as demo_tables  # noqa: E402
+from numllm.report import markdown_table  # noqa: E402
+
 Row = dict[str, Any]
 
 
@@ -53,13 +59,40 @@ def lora_linear(rows: Iterable[Row]) -> Iterable[str]:
         yield ""
 
 
-TABLES: dict[str, Callable[[Iterable[Row]], Iterable[str]]] = {"lora_linear": lora_linear}
-"""Name of a benchmark, in its rows and in the page's markers → its tables."""
+def demo(rows: Iterable[Row]) -> Iterable[str]:
+    """The stages and tables of the first seed, and how all seeds spread."""
+    rows = list(rows)
+    first = rows[0]
+    yield "\n".join(["```", *map(demo_tables.stage_line, first["stages"]), "```\n"])
+    for shown in demo_tables.tables(first):
+        yield markdown_table(shown, list(shown[0])) + "\n"
+    yield f"Points against the base over the seeds {', '.join(str(row['seed']) for row in rows)}, mean (each):\n"
+    spread: dict[str, dict[str, str]] = {}
+    for place, row in enumerate(rows[0]["comparisons"]):
+        points = [run["comparisons"][place]["difference_points"] for run in rows]
+        cell = f"{statistics.mean(points):+.1f} ({', '.join(f'{value:+.1f}' for value in points)})"
+        spread.setdefault(row["model"], {"model": row["model"]})[row["questions"].replace("_", "-")] = cell
+    for place, model in enumerate(rows[0]["models"]):
+        if model["name"] in spread:
+            values = [run["models"][place]["perplexity"] for run in rows]
+            spread[model["name"]]["perplexity"] = ", ".join(f"{value:.1f}" for value in values)
+    shown = list(spread.values())
+    yield markdown_table(shown, list(shown[0])) + "\n"
+    where = f"{first['device']}, {first['threads']} threads, torch {first['torch']}, commit {first['commit']}"
+    yield f"Measured on {where}."
 
 
-def render(page: str, rows: Sequence[Row]) -> str:
+Table = Callable[[Iterable[Row]], Iterable[str]]
+PAGES: dict[Path, dict[str, Table]] = {
+    ROOT / "benchmarks" / "README.md": {"lora_linear": lora_linear},
+    ROOT / "README.md": {"demo": demo},
+}
+"""Pages, and for each the name of a benchmark, in its rows and in the page's markers, with its tables."""
+
+
+def render(page: str, tables: Mapping[str, Table], rows: Sequence[Row]) -> str:
     """The page with every marked part rewritten. ValueError when a table has no place."""
-    for name, table in TABLES.items():
+    for name, table in tables.items():
         text = "\n".join(table(row for row in rows if row["bench"] == name)).rstrip("\n")
         start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
         page, count = re.subn(
@@ -73,15 +106,16 @@ def render(page: str, rows: Sequence[Row]) -> str:
 def main() -> None:
     """Runs from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is out of date")
     check = parser.parse_args().check
-    path = BENCHMARKS / "README.md"
-    page = path.read_text(encoding="utf-8")
-    rendered = render(page, read_rows(BENCHMARKS / "results"))
-    if check and rendered != page:
-        sys.exit("benchmarks/README.md is not what the rows say; run python scripts/benchmark_tables.py")
-    if not check:
-        path.write_text(rendered, encoding="utf-8")
+    rows = read_rows(ROOT / "benchmarks" / "results")
+    for path, tables in PAGES.items():
+        page = path.read_text(encoding="utf-8")
+        rendered = render(page, tables, rows)
+        if check and rendered != page:
+            sys.exit(f"{path.relative_to(ROOT)} is not what the rows say; run python scripts/benchmark_tables.py")
+        if not check:
+            path.write_text(rendered, encoding="utf-8")
 
 
 if __name__ == "__main__":
