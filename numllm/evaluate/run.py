@@ -260,7 +260,7 @@ def _fingerprint(setting: Setting, questions: Sequence[Question], permute: int, 
     chat = setting.chat.render([{"role": "user", "content": "问"}]) if setting.chat else None
     what = [
         identity, str(config), str(setting.model.dtype), [dataclasses.asdict(question) for question in questions],
-        [[example.id for example in examples] for examples in setting.examples.values()], setting.shots,
+        [dataclasses.asdict(shot) for examples in setting.examples.values() for shot in examples], setting.shots,
         setting.max_length, setting.normalise, setting.with_rest, setting.max_new_tokens, chat, permute, PORTION,
         setting.scoring["batch_tokens"],
     ]
