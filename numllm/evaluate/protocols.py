@@ -93,9 +93,10 @@ def choose_examples(
             pool.setdefault((example.subject, example.multiple), []).append(example)
     for key in dict.fromkeys((question.subject, question.multiple) for question in questions):
         if len(pool.get(key, ())) < shots:
+            kind = " with explanations" if steps else ""
+            kind += ", their answers sets of letters" if key[1] else ""
             raise EvaluationError(
-                f"subject {key[0]!r} has {len(pool.get(key, ()))} examples"
-                f"{' with explanations' if steps else ''}, {shots} shots were wanted"
+                f"subject {key[0]!r} has {len(pool.get(key, ()))} examples{kind}, {shots} shots were wanted"
             )
     return {key: examples[:shots] for key, examples in pool.items()}
 
