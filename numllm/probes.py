@@ -107,22 +107,28 @@ def _points(rng: random.Random, level: int) -> Case:
 
 
 def _growth(rng: random.Random, level: int) -> Case:
-    """A growth rate from two values, the value before from the one after, the rate over two years."""
-    before = Fraction(rng.randrange(4, 60) * 50)
-    first = Fraction(rng.choice((4, 5, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60)))
-    after = before * (1 + first / 100)
+    """A growth rate from two values, the value before from the one after, the rate over two years.
+
+    The figures are not round ones, so that a taste for round numbers does not find the right option.
+    """
+    first = Fraction(rng.choice([rate for rate in range(3, 68) if rate % 5]))
     if level == 1:
+        before = Fraction(rng.randrange(11, 60) * 100)
+        after = before * (1 + first / 100)
         right, wrong = first, [100 * (after - before) / after, 100 + first, first / 10, 100 * before / after, first * 2]
         text = f"营业收入由{show(before)}万元增长到{show(after)}万元，增长率为____%。"
     elif level == 2:
-        right, wrong = before, [after * (1 - first / 100), after * (1 + first / 100), after - before, after - first]
+        right = Fraction(rng.choice([value for value in range(1101, 5999) if value % 10]))
+        after = right * (1 + first / 100)
+        wrong = [after * (1 - first / 100), after * (1 + first / 100), after - right, after - first]
         text = f"本年净利润为{show(after)}万元，比上年增长{show(first)}%，上年净利润为____万元。"
     else:
-        second = Fraction(rng.choice((5, 10, 20, 30, 40, 50)))
-        right = ((1 + first / 100) * (1 + second / 100) - 1) * 100
+        first, second = (Fraction(rng.choice([rate for rate in range(31, 399) if rate % 10]), 10) for _ in range(2))
+        right = _rounded(((1 + first / 100) * (1 + second / 100) - 1) * 100, 1)
         wrong = [first + second, first * second / 100, (first + second) / 2, 100 + right,
                  first + second + first * second / 10]
-        text = f"资产总额第一年增长{show(first)}%，第二年增长{show(second)}%，两年累计增长____%。"
+        text = f"资产总额第一年增长{show(first)}%，第二年增长{show(second)}%，两年累计增长（保留一位小数）____%。"
+        return text, right, wrong, lambda value: show(_rounded(value, 1), 1)
     return text, right, wrong, _like(right)
 
 

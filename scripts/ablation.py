@@ -183,7 +183,7 @@ class Ablation:
         ]
         remark = (
             f"{len(seeds)} seeds: mean accuracy ± standard deviation over the seeds; the gain on the base in points, "
-            "with the 95 % interval of a bootstrap over the questions."
+            f"with the 95 % interval of a bootstrap over the questions. The sections below are of seed {seeds[0]}."
         )
         lead = [Section("Ablation", remark, rows)]
         if base["by_domain"]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_lora, measure
+from benchmarks import bench_eval, bench_lora, measure
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "scripts" / "benchmark_tables.py"
@@ -46,6 +46,22 @@ def test_rows_of_the_lora_benchmark(monkeypatch, tmp_path) -> None:
     assert tables.render(page, table, measured) == page
     with pytest.raises(ValueError, match="must have <!-- lora_linear -->"):
         tables.render("a page without markers", table, measured)
+
+
+def test_rows_of_the_evaluation_benchmark(monkeypatch, tmp_path) -> None:
+    for split, count in (("dev", 5), ("val", 3)):
+        (tmp_path / split).mkdir()
+        rows = [f"{i},{split}年利率为{i}%的债券,1,2,3,4,A" for i in range(count)]
+        (tmp_path / split / f"s_{split}.csv").write_text("\n".join(["id,question,A,B,C,D,answer", *rows]), "utf-8")
+    monkeypatch.setattr(bench_eval, "SHAPE", {
+        **bench_eval.SHAPE, "hidden_size": 28, "intermediate_size": 32, "vocab_size": 8192,
+    })
+    out = tmp_path / "rows.jsonl"
+    bench_eval.main(["--questions", str(tmp_path), "--layers", "1", "--limit", "3", "--out", str(out)])
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row["case"] for row in rows] == ["fineval"] * 2 + ["prefix"] * 2 + ["transformers"] * 4
+    assert all(row["seconds"] > 0 and row["cpu_seconds"] > 0 and row["torch"] for row in rows)
+    assert all(row["difference"] < 1e-5 for row in rows if "difference" in row)
 
 
 def test_candidates_take_turns_on_rotating_inputs() -> None:

@@ -83,6 +83,81 @@ def test_the_whole_way_by_commands(tmp_path, capfd):
     assert code == 0 and out.startswith("债券")
 
 
+@pytest.fixture
+def exam(tmp_path) -> Path:
+    """A folder of dev, val and test as FinEval has it, with quirks."""
+    for split, rows in (("dev", 5), ("val", 6), ("test", 2)):
+        (tmp_path / "exam" / split).mkdir(parents=True)
+        head = "id,question,A,B,C,D" + (",answer" if split != "test" else "")
+        lines = [
+            f"{i},某银行发放的{split}贷款其年利率为{i + 2}%的第{i}个计息年度,{i},2{i},3{i},4{i}"
+            + (f",{'ABCD'[i % 4]} " if split != "test" else "")
+            for i in range(rows)
+        ]
+        if split == "val":
+            lines += ["8,多项题,1,2,3,4,AC", "9,越界,1,2,,,D"]
+        (tmp_path / "exam" / split / f"bonds_{split}.csv").write_text("\n".join([head, *lines]), encoding="utf-8")
+    (tmp_path / "exam" / "subject_mapping.json").write_text('{"bonds": ["bonds", "债券", "Finance"]}')
+    return tmp_path / "exam"
+
+
+def test_evaluation_by_commands(exam, tmp_path, capfd):
+    model, corpus = tiny.base(tmp_path / "base"), tmp_path / "book.md"
+    corpus.write_text("某银行发放的val贷款，其年利率为2%的第0个计息年度。无关的文字在此。", encoding="utf-8")
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    code, out, err = run(
+        capfd, "eval", "--model", model, "--questions", exam, "--out", first, "--permute", "4", "--json"
+    )
+    assert code == 0 and "set aside: answers outside the options" in err and "answers of several letters" in err
+    result = json.loads(out.splitlines()[-1])
+    assert (result["overall"]["n"], result["permutations"]["orders"], result["dtype"]) == (7, 4, "float32")
+    assert list(result["by_domain"]) == ["Finance"] and "numllm eval" in result["provenance"]["command"]
+    assert any(path.endswith("bonds_val.csv") for path in result["provenance"]["sha256"])
+    code, out, err = run(
+        capfd, "eval", "--model", model, "--questions", exam, "--out", second, "--shots", "1", "--overlap", corpus,
+        "--multiple", "skip", "--split", "val",
+    )
+    assert code == 0 and "without overlaps" in out and "fewer than 1 examples to fit the context" in err
+    assert json.loads(second.read_text())["contamination"]["questions"] == 1
+    assert not list(tmp_path.glob("*.journal"))
+    code, out, _ = run(capfd, "compare", first, second)
+    assert code == 0 and "Holm p" in out and "6 all" in out
+    code, _, err = run(capfd, "compare", first, second, first)
+    assert code == 1 and "given twice" in err
+    code, out, _ = run(capfd, "report", first, second, "--out", tmp_path / "report", "--json")
+    assert code == 0 and (tmp_path / "report" / "report.html").stat().st_size > 5000
+    assert json.loads(out.splitlines()[-1])["comparisons"][0]["n"] == 6
+    code, _, _ = run(
+        capfd, "eval", "--model", model, "--questions", exam, "--split", "test", "--out", tmp_path / "t.json",
+        "--submission", tmp_path / "s.json",
+    )
+    sent = json.loads((tmp_path / "s.json").read_text())
+    assert code == 0 and list(sent) == ["bonds"] and list(sent["bonds"]) == ["0", "1"]
+    for more, message in (
+        (("--chat",), "has no chat template"), (("--strict",), "line 9: the answer must be one of A, B"),
+        (("--protocol", "number"), "has no blank"), (("--examples", exam / "test", "--shots", "1"), "has 0 examples"),
+        (("--submission", tmp_path / "x.json"), "every question has its answer"),
+    ):
+        code, _, err = run(capfd, "eval", "--model", model, "--questions", exam, "--out", tmp_path / "e.json", *more)
+        assert code == 1 and message in err.splitlines()[-1], more
+
+
+def test_probes_and_perplexity_by_commands(tmp_path, capfd):
+    model, probes = tiny.base(tmp_path / "base"), tmp_path / "probes.jsonl"
+    assert run(capfd, "probes", "--out", probes, "--per-cell", "1", "--kind", "convert")[0] == 0
+    code, out, _ = run(capfd, "eval", "--model", model, "--questions", probes, "--out", tmp_path / "r.json", "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1])["by_subject"]["convert"]["n"] == 3
+    code, _, err = run(capfd, "probes", "--out", probes, "--kind", "algebra")
+    assert code == 1 and "kinds among compare" in err
+    code, out, _ = run(capfd, "perplexity", "--model", model, "--texts", tiny.corpus(tmp_path / "corpus"), "--json")
+    found = json.loads(out.splitlines()[-1])
+    assert code == 0 and found["numbers"]["tokens"] > 0 and list(found["by_source"]) == ["a.md"]
+    code, _, err = run(capfd, "perplexity", "--model", model, "--texts", tmp_path / "corpus", "--split", "heldout")
+    assert code == 1 and "no text of the split 'heldout'" in err
+    code, _, err = run(capfd, "perplexity", "--model", model, "--texts", tmp_path / "corpus", "--stride", "999")
+    assert code == 1 and "--stride must be below the window of 128" in err
+
+
 def test_numbers_from_a_pipe():
     done = subprocess.run(
         [sys.executable, "-c", "from numllm.cli import main; main()", "numbers"], input="年利率5%，本金3.5亿元",

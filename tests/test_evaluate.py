@@ -509,7 +509,7 @@ def test_long_prompts_drop_examples_and_say_so(pair, tokenizer):
     assert result["notes"] == ["4 prompts had to do with fewer than 3 examples to fit the context"]
     short = evaluate(pair[1], tokenizer, questions, max_length=sorted(sizes)[1])
     assert short["truncated"] == sum(size > sorted(sizes)[1] for size in sizes)
-    assert "lost their beginning" in short["notes"][0]
+    assert "lost the beginning of their question" in short["notes"][0]
 
 
 def test_refusals(pair, tokenizer):

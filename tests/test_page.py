@@ -81,6 +81,7 @@ def test_tables_hold_the_figures(written):
     assert "| 40 | +45.0 |" in line and "| 0 / 18 |" in line and line.endswith("numeric is better |")
     assert "| merged | 4 | 50.0 % | A 75.0 %, B 25.0 % | 50.0 %, 25.0 % |" in text
     assert "Questions that share 20 letters" in text and "| numeric | 1 |" in text
+    assert "a blind guess, 50.0 %." in text
     assert "18 gained, 0 lost." in text and "3 prompts lost examples" in text and "2 stray spaces" in text
     assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == json.loads(json.dumps(data))
     assert [pair["b"] for pair in data["comparisons"]] == ["numeric", "merged"]

@@ -56,24 +56,37 @@ def test_answers_are_exact(kind):
             assert amounts.count(max(amounts)) == 1 and row["options"][amounts.index(max(amounts))] == right
             continue
         expected = solve(kind, int(row["domain"][-1]), row["question"])
-        gap = Fraction(1, 200) if "保留两位小数" in row["question"] else 0
+        gap = next((gap for mark, gap in (("保留两位", Fraction(1, 200)), ("保留一位", Fraction(1, 20)))
+                    if mark in row["question"]), 0)
         assert abs(value(right) - expected) <= gap, row
         assert all(abs(value(option) - expected) > gap for option in row["options"] if option != right)
 
 
 def test_nothing_but_the_calculation_gives_the_answer_away():
     assert Counter(row["answer"] for row in ROWS) == dict.fromkeys("ABCD", len(ROWS) // 4)
+    found = {}
     for kind in KINDS:
         rows = [row for row in ROWS if row["subject"] == kind]
         right = ["ABCD".index(row["answer"]) for row in rows]
         longest = [max(range(4), key=lambda i, row=row: len(row["options"][i])) for row in rows]
         assert sum(guess == at for guess, at in zip(longest, right, strict=True)) / len(rows) < 0.45
+        for taste in (1, -1):  # for round figures, or for long ones
+            guesses = [min(range(4), key=lambda i, row=row: taste * weight(row["options"][i])) for row in rows]
+            found[kind, taste] = sum(guess == at for guess, at in zip(guesses, right, strict=True)) / len(rows)
         if kind != "compare":
             ranks = Counter(
                 sum(value(option) < value(row["options"][at]) for option in row["options"])
                 for row, at in zip(rows, right, strict=True)
             )
             assert ranks == dict.fromkeys(range(4), len(rows) // 4)
+
+
+    assert max(found.values()) < 0.45, found
+
+
+def weight(option: str) -> int:
+    """Significant digits of a figure."""
+    return len(re.sub(r"\D", "", option).strip("0"))
 
 
 def test_probes_are_questions_and_come_again(tmp_path):

@@ -264,8 +264,10 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(pair, tokenizer, tmp_path
             raise KeyboardInterrupt
         return items
 
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(pair[1], tokenizer, questions, **options, journal=journal, progress=stopping)
+    for portion in (2, 2, 0):  # killed in the first portion, twice, then in the third
+        left[:] = [""] * portion
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(pair[1], tokenizer, questions, **options, journal=journal, progress=stopping)
     with open(journal, "ab") as file:
         file.write('{"rows": [{"id": "半'.encode()[:-1])
     seen = []
@@ -276,8 +278,9 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(pair, tokenizer, tmp_path
 
     result = evaluate(pair[1], tokenizer, questions, **options, journal=journal, progress=counting)
     assert json.dumps(result) == whole and seen == ["questions 9–12 of 14", "questions 13–14 of 14"]
-    with pytest.raises(EvaluationError, match="belongs to another evaluation"):
-        evaluate(pair[1], tokenizer, questions, journal=journal)
+    for other in ({}, {**options, "shots": 1}, {"protocol": "likelihood"}, {**options, "permute": 2}):
+        with pytest.raises(EvaluationError, match="belongs to another evaluation"):
+            evaluate(pair[1], tokenizer, questions, journal=journal, **other)
     with pytest.raises(EvaluationError, match="belongs to another evaluation"):
         evaluate(pair[1], tokenizer, questions, **options, journal=journal, identity="another model")
     journal.write_text("{\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,22 +93,24 @@ def choose_examples(
             pool.setdefault((example.subject, example.multiple), []).append(example)
     for key in dict.fromkeys((question.subject, question.multiple) for question in questions):
         if len(pool.get(key, ())) < shots:
+            kind = " with explanations" if steps else ""
+            kind += ", their answers sets of letters" if key[1] else ""
             raise EvaluationError(
-                f"subject {key[0]!r} has {len(pool.get(key, ()))} examples"
-                f"{' with explanations' if steps else ''}, {shots} shots were wanted"
+                f"subject {key[0]!r} has {len(pool.get(key, ()))} examples{kind}, {shots} shots were wanted"
             )
     return {key: examples[:shots] for key, examples in pool.items()}
 
 
 def _prompts(
-    setting: Setting, questions: Sequence[Question], scores: Scores, spare: int, *, steps: bool = False
+    setting: Setting, questions: Sequence[Question], scores: Scores, spare: Callable[[Question], int], *,
+    steps: bool = False,
 ) -> list[LetterPrompt]:
-    """The prompt of each question, with `spare` tokens left for the answer; counts what did not fit."""
+    """The prompt of each question, with `spare(question)` tokens left for the answer; counts what did not fit."""
     prompts = []
     for question in questions:
         wanted = setting.examples.get((question.subject, question.multiple), ()) if setting.shots else ()
         prompt = fit_letters(
-            question, setting.tokenizer, max_length=setting.max_length - spare, shots=wanted,
+            question, setting.tokenizer, max_length=setting.max_length - spare(question), shots=wanted,
             header=header_of(question) if setting.shots or question.multiple else None, chat=setting.chat, steps=steps,
         )
         scores.truncated += prompt.cut > 0
@@ -125,8 +127,12 @@ def letters(setting: Setting, questions: Sequence[Question], stems: Sequence[str
         tokens = letter_tokens(setting.tokenizer)
     except DataError as error:
         scores.notes.append(f"letters scored by the likelihood of their whole strings: {error}")
-    # A set's letters and the blank line after it.
-    spare = 2 * len(LETTERS) if any(q.multiple for q in questions) else 0 if tokens else len(LETTERS)
+
+    def spare(question: Question) -> int:
+        if question.multiple:  # its letters and the blank line after them
+            return 2 * len(LETTERS)
+        return 0 if tokens else len(LETTERS)
+
     prompts = _prompts(setting, questions, scores, spare)
     alike: dict[tuple[str, int, bool], list[int]] = {}
     strings: list[list[str]] = []
@@ -221,7 +227,7 @@ def chain(setting: Setting, questions: Sequence[Question], stems: Sequence[str])
         raise EvaluationError(
             f"{setting.max_new_tokens} new tokens leave no room for a question in {setting.max_length}; ask for fewer"
         )
-    prompts = _prompts(setting, questions, scores, setting.max_new_tokens, steps=True)
+    prompts = _prompts(setting, questions, scores, lambda _: setting.max_new_tokens, steps=True)
     tokenizer = setting.tokenizer
 
     def finished(_: int, ids: list[int]) -> bool:
@@ -262,10 +268,14 @@ def fill(setting: Setting, questions: Sequence[Question], stems: Sequence[str]) 
                 f"question {question.id} has no blank that different numbers fill; ask it by likelihood or letters"
             )
         wanted.append(dict(zip(numbers, LETTERS, strict=False)))
-        ids = [*tokenizer.prefix(), *tokenizer.encode(stem)]
-        room = setting.max_length - _FILL_TOKENS
+        prefix, ids = tokenizer.prefix(), tokenizer.encode(stem)
+        room = setting.max_length - _FILL_TOKENS - len(prefix)
         scores.truncated += len(ids) > room
-        prompts.append(ids[-room:] or [tokenizer.eos_id])
+        if not prefix and not ids:
+            if tokenizer.eos_id is None:
+                raise EvaluationError(f"question {question.id} begins with its blank; there is nothing to continue")
+            prefix = [tokenizer.eos_id]
+        prompts.append([*prefix, *ids[-room:]])
     for batch in _batches(prompts, _FILL_TOKENS, setting):
         found = generate_ids(model, [prompts[i] for i in batch], max_new_tokens=_FILL_TOKENS, ends=tokenizer.eos_ids)
         for index, ids in zip(batch, found, strict=True):

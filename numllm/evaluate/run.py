@@ -112,7 +112,7 @@ def _notes(events: Mapping[str, int], shots: int, used: Sequence[str]) -> list[s
     if events["dropped_shots"]:
         notes.append(f"{events['dropped_shots']} prompts had to do with fewer than {shots} examples to fit the context")
     if events["truncated"]:
-        notes.append(f"{events['truncated']} questions lost their beginning to fit the context")
+        notes.append(f"{events['truncated']} prompts lost the beginning of their question to fit the context")
     if events["unparsed"]:
         notes.append(f"{events['unparsed']} outputs give none of the options; they count as wrong")
     return notes
@@ -128,10 +128,15 @@ def _portions(
     """{"rows", "counts", "notes"} of each portion, from the journal where it has them."""
     known: list[Json] = []
     if journal is not None:
-        print_ = _fingerprint(setting, questions, permute, identity)
-        known = _read_journal(journal, print_)
-        if not known:
-            _append(journal, {"fingerprint": print_})
+        fingerprint = _fingerprint(setting, questions, kinds, permute, identity)
+        head, *known = _read_journal(journal) or [None]
+        if head is None:
+            _append(journal, {"fingerprint": fingerprint})
+        elif head != {"fingerprint": fingerprint}:
+            raise EvaluationError(
+                f"{journal}: belongs to another evaluation (model, questions or options differ); remove it, or choose "
+                "another --out"
+            )
     starts = range(0, len(questions), PORTION)
     for number, first in enumerate(starts):
         if number < len(known):
@@ -139,16 +144,11 @@ def _portions(
             continue
         last = min(first + PORTION, len(questions))
         label = f"questions {first + 1}–{last} of {len(questions)}" if len(starts) > 1 else "scoring"
-        part = _portion(
-            _described(setting, label), questions[first:last], kinds[first:last], permute
-        )
+        described = dataclasses.replace(setting, scoring={**setting.scoring, "description": label})
+        part = _portion(described, questions[first:last], kinds[first:last], permute)
         if journal is not None:
             _append(journal, part)
         yield part
-
-
-def _described(setting: Setting, label: str) -> Setting:
-    return dataclasses.replace(setting, scoring={**setting.scoring, "description": label})
 
 
 def _portion(setting: Setting, questions: Sequence[Question], kinds: Sequence[str], permute: int) -> Json:
@@ -254,39 +254,34 @@ def _position_bias(rows: Sequence[Json]) -> Json:
 # Journal
 
 
-def _fingerprint(setting: Setting, questions: Sequence[Question], permute: int, identity: str) -> str:
+def _fingerprint(
+    setting: Setting, questions: Sequence[Question], kinds: Sequence[str], permute: int, identity: str
+) -> str:
     """SHA-256 of all that the rows depend on."""
     config = dataclasses.asdict(setting.model.config) if dataclasses.is_dataclass(setting.model.config) else {}
     chat = setting.chat.render([{"role": "user", "content": "问"}]) if setting.chat else None
     what = [
-        identity, str(config), str(setting.model.dtype), [dataclasses.asdict(question) for question in questions],
-        [[example.id for example in examples] for examples in setting.examples.values()], setting.shots,
+        identity, str(config), str(setting.model.dtype), list(kinds),
+        [dataclasses.asdict(question) for question in questions],
+        [dataclasses.asdict(shot) for examples in setting.examples.values() for shot in examples], setting.shots,
         setting.max_length, setting.normalise, setting.with_rest, setting.max_new_tokens, chat, permute, PORTION,
         setting.scoring["batch_tokens"],
     ]
     return hashlib.sha256(json.dumps(what, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
-def _read_journal(path: Path, fingerprint: str) -> list[Json]:
-    """The whole portions in a journal; what a kill left of the last line is cut off."""
+def _read_journal(path: Path) -> list[Json]:
+    """The lines of a journal: its head, then portions; what a kill left of the last line is cut off."""
     if not path.exists():
         return []
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) != len(data):
         os.truncate(path, len(whole))
-    if not whole:
-        return []
     try:
-        (_, head), *rest = read_jsonl(path)
+        return [row for _, row in read_jsonl(path)]
     except DataError as error:
         raise EvaluationError(f"{error}; remove the file to evaluate from the beginning") from error
-    if head.get("fingerprint") != fingerprint:
-        raise EvaluationError(
-            f"{path}: belongs to another evaluation (model, questions or options differ); remove it, or choose another "
-            "--out"
-        )
-    return [row for _, row in rest]
 
 
 def _append(path: Path, row: Json) -> None:

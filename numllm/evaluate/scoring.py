@@ -24,6 +24,8 @@ SHARED_AT_LEAST = 16
 """Shorter common beginnings are computed for each prompt: a second pass would cost more than it saves."""
 CACHED_PER_BATCH = 8
 """Positions of keys and values held, in multiples of batch_tokens."""
+BATCH_AT_LEAST, PADDED_DOWN_TO = 0.2, 0.8
+"""A batch of this share of batch_tokens takes no prompt shorter than this share of its longest."""
 HEAD_ELEMENTS = 1 << 26
 """Logits held at once."""
 
@@ -103,12 +105,14 @@ def _shared(group: Sequence[Probe]) -> int:
 def _batches(items: Sequence[Any], length: Any, batch_tokens: int, held: int = 0) -> Iterator[list[Any]]:
     """Items, longest first, in batches of rows × longest ≤ batch_tokens (one item at least).
 
-    held: cached positions of each row, so that rows × (held + longest) ≤ CACHED_PER_BATCH · batch_tokens.
+    held: cached positions of each row, so that rows × (held + longest) ≤ CACHED_PER_BATCH · batch_tokens. A batch
+    of some size ends where items get much shorter: they would be padding for the most part.
     """
     batch: list[Any] = []
-    rows = 0
+    rows, longest = 0, 1
     for item in sorted(items, key=lambda item: -length(item)):
-        if len(batch) == rows:
+        shorter = len(batch) * longest >= batch_tokens * BATCH_AT_LEAST and length(item) < longest * PADDED_DOWN_TO
+        if len(batch) == rows or shorter:
             if batch:
                 yield batch
             batch, longest = [], max(length(item), 1)

@@ -97,8 +97,19 @@ def _accuracies(results: Results) -> Section:
     ]
     groups = {label: {name: result[key] for name, result in results.items()}
               for label, key in (("overall", "overall"), ("numeric", "numeric"), ("non-numeric", "non_numeric"))}
-    chart = svg.bars(groups, chance=0.25) if any(result["overall"]["n"] for result in results.values()) else ""
-    return Section("Accuracy", "With 95 % Wilson intervals; the dashed line is a guess among four.", rows, chart)
+    chance = _chance(results)
+    chart = svg.bars(groups, chance=chance) if any(result["overall"]["n"] for result in results.values()) else ""
+    remark = f"With 95 % Wilson intervals; the dashed line is a blind guess, {percent(chance)}."
+    return Section("Accuracy", remark, rows, chart)
+
+
+def _chance(results: Results) -> float | None:
+    """Expected accuracy of a blind guess among the possible answers of each question."""
+    choices = [
+        len(row.get("logprobs") or row.get("options") or ())
+        for result in results.values() for row in result["questions"]
+    ]
+    return sum(1 / count for count in choices) / len(choices) if choices and all(choices) else None
 
 
 def _comparisons(found: Sequence[Mapping[str, Any]]) -> list[Section]:
@@ -131,7 +142,7 @@ def _domains(results: Results) -> Section:
         if any(result["by_domain"].get(domain, {"n": 0})["n"] for result in results.values())
     }
     return Section("Domains", "" if rows else "The questions name no domain.", rows,
-                   svg.bars(groups, chance=0.25) if groups else "")
+                   svg.bars(groups, chance=_chance(results)) if groups else "")
 
 
 def _numeric(results: Results) -> Section:
