@@ -70,9 +70,13 @@ class MergePlan:
         """The largest rank among the adapters: what svd keeps unless told otherwise."""
         return max(source.file.rank for source in self.adapters)
 
-    def most_kept(self, target: Target) -> int:
-        """The rank of the target's Δ, or a bound of it where that takes its singular values to tell."""
+    def most_kept(self, target: Target) -> int | None:
+        """The rank of the target's Δ, or a bound of it where that takes its singular values to tell; None where the
+        change is of no low rank.
+        """
         options = self.options
+        if not target.parts or target.rescaled or options.method in ENTRYWISE:
+            return None
         if options.method == "svd" and options.energy is None and not options.noise:
             return min(options.rank or self.largest, target.full_rank)
         if options.method in ("linear", "peft-ties"):

@@ -125,7 +125,7 @@ def run_merge(
         raise MergeError("max shard size goes with a result that is a model")
     out, begun = Path(out), time.perf_counter()
     files = like_base(plan.base) if max_shard is None else in_shards(plan.base, max_shard)
-    bound = max((plan.most_kept(target) for target in plan.targets.values() if target.parts), default=0)
+    bound = max((kept for target in plan.targets.values() if (kept := plan.most_kept(target))), default=None)
     if as_ == "model":
         needed = sum(file.size for file in files) + sum((plan.base.folder / n).stat().st_size for n in plan.carried)
     else:
@@ -173,7 +173,7 @@ def _sum_up(overall: dict[str, Any], rows: Mapping[str, dict[str, Any]]) -> None
     total = math.fsum(square for square, _ in squares)
     if squares:
         overall["energy_kept"] = math.fsum(square * kept for square, kept in squares) / total if total else 1.0
-    overall["rank_kept"] = max((row["rank_kept"] or 0 for row in rows.values()), default=0)
+    overall["rank_kept"] = max((kept for row in rows.values() if (kept := row["rank_kept"])), default=None)
     if overall["as"] == "model":
         overall["elements_changed"] = sum(row["elements_changed"] for row in rows.values())
     close = [name for name, row in rows.items() if row.get("relative_gap") is not None and row["relative_gap"] < GAP]

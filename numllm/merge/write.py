@@ -40,7 +40,7 @@ def row_of(plan: MergePlan, target: Target, delta: Delta | EntrywiseDelta | None
     row: Row = {
         "name": target.info.name, "shape": list(target.info.shape), "dtype": target.info.dtype,
         "method": plan.options.method, "adapters": [plan.names[index] for index in target.adapters],
-        "rank": target.total_rank, "rank_kept": plan.most_kept(target) if target.parts else None,
+        "rank": target.total_rank, "rank_kept": plan.most_kept(target),
     }
     norm = math.sqrt(sums.change) if sums is not None else None
     if delta is not None:
