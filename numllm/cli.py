@@ -363,6 +363,50 @@ def merge(
     finish(result, text, as_json)
 
 
+@command(epilog=(
+    "numllm calibrate --base Qwen/Qwen2.5-7B --adapter domain --adapter numeric --questions dev/ --out weights.json\n"
+    "numllm merge --base Qwen/Qwen2.5-7B --adapter domain --adapter numeric --weights weights.json --out merged"
+))
+@click.option("--base", required=True, help="Checkpoint: folder, Hub id or demo.")
+@click.option("--adapter", "adapters", multiple=True, required=True, metavar="PATH[=WEIGHT]",
+              help="With the weight to begin with.")
+@click.option("--questions", multiple=True, required=True, type=EXISTING, help="Choice questions to serve.")
+@click.option("--out", required=True, type=EXISTING, help="File to write, for merge --weights.")
+@click.option("--steps", default=60, show_default=True)
+@click.option("--size", default=8, show_default=True, help="Questions a step.")
+@click.option("--length", default=512, show_default=True, help="Tokens a row.")
+@click.option("--rate", default=0.05, show_default=True)
+@click.option("--loss", type=click.Choice(["letter", "likelihood"]), default="letter", show_default=True)
+@click.option("--held", default=0.3, show_default=True, help="Share of the questions held back to choose by.")
+@click.option("--seed", default=0, show_default=True)
+@device_option
+@dtype_option
+@json_option
+def calibrate(
+    base: str, adapters: tuple[str, ...], questions: tuple[Path, ...], out: Path, device: str, dtype: str | None,
+    as_json: bool, **settings: Any,
+) -> None:
+    """Learns a weight for every adapter and module, unmerged, from a small set of questions."""
+    import statistics
+
+    import torch
+
+    from .calibrate import CalibrateConfig
+    from .calibrate import calibrate as learn
+    from .report import table
+
+    result = learn(
+        base, [weighted(text) for text in adapters], questions, out, config=CalibrateConfig(**settings),
+        dtype=getattr(torch, dtype) if dtype else None, device=pick_device(device), progress=bar,
+    )
+    rows = [{"adapter": name, "modules": len(weights), "least": min(weights.values()),
+             "mean": statistics.fmean(weights.values()), "most": max(weights.values())}
+            for name, weights in result["weights"].items()]
+    loss = result["loss"]
+    text = f"held-back loss {loss['before']:.4f} → {loss['after']:.4f} (step {result['best_step']})\n"
+    finish(result, text + table(rows, ["adapter", "modules", "least", "mean", "most"]), as_json)
+
+
 def load_for_use(model: str, adapters: tuple[str, ...], device: str, dtype: str | None) -> tuple[Any, Any, Any]:
     """(model, tokenizer, adapters or None) of a checkpoint with unmerged adapters on it."""
     import torch
