@@ -53,7 +53,32 @@ def lora_linear(rows: Iterable[Row]) -> Iterable[str]:
         yield ""
 
 
-TABLES: dict[str, Callable[[Iterable[Row]], Iterable[str]]] = {"lora_linear": lora_linear}
+def merge(rows: Iterable[Row]) -> Iterable[str]:
+    """One table a machine and shape."""
+    rows = list(rows)
+    if not rows:
+        yield "Not yet measured at full size."
+
+    def machine(row: Row) -> tuple[Any, ...]:
+        return tuple(row[key] for key in ("device", "threads", "shape", "bytes", "rounds", "torch", "peft", "commit"))
+
+    for (device, threads, shape, size, rounds, torch, peft, commit), group in groupby(rows, machine):
+        yield (
+            f"**{shape}**, {size / 1e9:.2f} GB bf16, {device}, {threads} thread{'s' * (threads > 1)}, {rounds} rounds, "
+            f"torch {torch}, PEFT {peft}, commit {commit or 'unknown'}:\n"
+        )
+        yield "| | s, median (p20–p80) | × cp -r | peak memory, MiB |"
+        yield "|---|--:|--:|--:|"
+        for row in group:
+            seconds = {name: value / 1000 for name, value in row["ms"].items()}
+            yield (
+                f"| {row['candidate']} | {seconds['p50']:.2f} ({seconds['p20']:.2f}–{seconds['p80']:.2f}) "
+                f"| {row['ratio_to_copy']['p50']:.2f} | {row['peak_bytes'] >> 20} |"
+            )
+        yield ""
+
+
+TABLES: dict[str, Callable[[Iterable[Row]], Iterable[str]]] = {"lora_linear": lora_linear, "merge": merge}
 """Name of a benchmark, in its rows and in the page's markers → its tables."""
 
 
