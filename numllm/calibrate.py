@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .adapter import adapter_names
 from .data import ChoiceBatches
 from .errors import MergeError
 from .files import Progress, no_progress, write_json
@@ -162,8 +163,7 @@ def calibrate(
     """Learns weights (`learn_weights`) for adapters (folder, weight to begin with) and writes them to the file `out`
     as `numllm merge --weights` reads them; the report. The adapters' names are those that the merge gives them.
     """
-    last = [Path(folder).resolve().name for folder, _ in adapters]
-    names = last if len(set(last)) == len(last) else [str(folder) for folder, _ in adapters]
+    names = adapter_names([folder for folder, _ in adapters])
     model = load_model(base, dtype=dtype, device=device, progress=progress)
     # Names may hold dots and slashes, which a module's parameter cannot: the model knows the adapters by number.
     keys = [f"adapter{index}" for index in range(len(names))]

@@ -37,7 +37,7 @@ ALLOWED = {
     "merge": CHECKPOINT | {"adapter_config", "adapter", "__init__"},
     "data": MODEL | TEXT,
     "train": MODEL | TEXT | {"data", "lora", "adapter"},
-    "calibrate": MODEL | TEXT | {"data", "lora", "train"},
+    "calibrate": MODEL | TEXT | {"adapter", "data", "lora", "train"},
     "evaluate": MODEL | TEXT,
     "generate": MODEL,
     "report": CORE,

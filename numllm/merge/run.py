@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..adapter import read_adapter
+from ..adapter import adapter_names, read_adapter
 from ..checkpoint import Checkpoint
 from ..errors import MergeError
 from ..files import Progress, no_progress, read_text, write_aside, write_json
@@ -232,8 +232,7 @@ def merge(
     """
     options = Options(method=method, rank=rank, energy=energy, noise=noise, density=density, seed=seed)
     checkpoint = Checkpoint.open(base)
-    last = [Path(folder).resolve().name for folder, _ in adapters]
-    names = last if len(set(last)) == len(last) else [str(folder) for folder, _ in adapters]
+    names = adapter_names([folder for folder, _ in adapters])
     begun = {Path(folder).resolve(): start for folder, start in (starts or {}).items()}
     sources = []
     for (folder, weight), name in zip(adapters, names, strict=True):
