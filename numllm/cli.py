@@ -307,6 +307,8 @@ def size(text: str) -> int:
 @click.option("--max-shard-size", metavar="SIZE", help="Such as 5GB; default: the base's own files.")
 @click.option("--dry-run", is_flag=True, help="Check and say what would change; write nothing.")
 @click.option("--verify", is_flag=True, help="Read the result back and check every tensor.")
+@click.option("--compare-logits", is_flag=True,
+              help="Build the model: logits of the result against the base with its adapters unmerged.")
 @click.option("--verify-share", default=1.0, show_default=True, help="Check a random share of the tensors.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
 @click.option("--report", type=EXISTING, help="Write the report (JSON) here too.")
@@ -314,7 +316,7 @@ def size(text: str) -> int:
 @json_option
 def merge(
     base: str, adapters: tuple[str, ...], out: Path, rank: str | None, energy: float | None, starts: tuple[str, ...],
-    tuned: str | None, as_: str, max_shard_size: str | None, verify_share: float, overwrite: bool,
+    tuned: str | None, as_: str, max_shard_size: str | None, compare_logits: bool, verify_share: float, overwrite: bool,
     report: Path | None, plot: Path | None, as_json: bool, **settings: Any,
 ) -> None:
     """Folds LoRA adapters into a checkpoint, on its safetensors files, without building the model."""
@@ -328,8 +330,10 @@ def merge(
     number = int(rank) if rank not in (None, "auto") else None
     if bool(tuned) == bool(adapters):
         raise click.UsageError("give either --adapter, once or more, or --extract")
-    if plot and settings["dry_run"]:
-        raise click.UsageError("--plot shows what a merge did, so it does not go with --dry-run")
+    if (plot or compare_logits) and settings["dry_run"]:
+        raise click.UsageError("--plot and --compare-logits are about a result, so they do not go with --dry-run")
+    if compare_logits and (tuned or settings["weights"]):
+        raise click.UsageError("--compare-logits goes with adapters of one weight each")
     if tuned:
         result = extract(base, tuned, out, rank=number or 16, energy=energy, overwrite=overwrite, progress=bar)
     else:
@@ -339,6 +343,10 @@ def merge(
             starts={path: start for path, _, start in pairs}, as_=as_, sample=verify_share, overwrite=overwrite,
             max_shard=size(max_shard_size) if max_shard_size else None, progress=bar, **settings,
         )
+    if compare_logits:
+        from .agreement import agreement
+
+        result["logits"] = agreement(base, [weighted(text) for text in adapters], out, progress=bar)
     if report:
         write_json(report, result)
     if plot:
@@ -350,6 +358,8 @@ def merge(
     overall = [{"figure": key.replace("_", " "), "value": str(value)}
                for key, value in result["overall"].items()
                if value is not None and not isinstance(value, dict | list)]
+    overall += [{"figure": f"logits: {key.replace('_', ' ')}", "value": f"{value:.4g}"}
+                for key, value in result.get("logits", {}).items()]
     text = table(overall, ["figure", "value"])
     if not tuned:
         rows = by_kind(result)

@@ -37,6 +37,7 @@ ALLOWED = {
     "merge": CHECKPOINT | {"adapter_config", "adapter", "__init__"},
     "data": MODEL | TEXT,
     "train": MODEL | TEXT | {"data", "lora", "adapter"},
+    "agreement": MODEL | {"adapter_config", "lora"},
     "calibrate": MODEL | TEXT | {"adapter", "data", "lora", "train"},
     "evaluate": MODEL | TEXT,
     "generate": MODEL,

@@ -138,8 +138,8 @@ def plan_merge(
                 f"{base.folder}: {name} is {info.dtype}; an adapter can be folded into F32, F16 and BF16 weights "
                 "only, so take the checkpoint before it was quantised"
             )
-        if 0 in info.shape:
-            raise MergeError(f"{base.folder}: {name} is empty: {info.shape}")
+        if not info.shape or 0 in info.shape:
+            raise MergeError(f"{base.folder}: {name} has the shape {info.shape}; there is nothing to merge into")
         targets[name] = Target(info, tuple(parts.get(name, ())), tuple(wholes.get(name, ())))
     if not targets:
         raise MergeError("the weights of all modules are 0, so nothing would change")

@@ -112,7 +112,9 @@ class _Writing:
         # An element merged takes longer than one copied: merging goes first.
         tasks = [(target.info.nbytes << 8, lambda t=target: self._merge(t)) for target in targets]
         runs = list(untouched(self.file, self.plan.base, self.plan.targets))
-        tasks += [(run[3], lambda r=run: self._copy(*r)) for run in runs] or [(0, self._done)] * (not targets)
+        tasks += [(run[3], lambda r=run: self._copy(*r)) for run in runs]
+        if not tasks:  # a file that holds no tensor
+            tasks.append((0, self._done))
         self._left = len(tasks)
         return tasks
 
