@@ -39,6 +39,10 @@ class Source:
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Module → its own weight, in place of `weight`."""
 
+    def weight_of(self, module: str) -> float:
+        """The weight of all it does to a module."""
+        return self.weights.get(module, self.weight)
+
     @property
     def files(self) -> tuple[Path, ...]:
         """Everything it is read from."""
@@ -116,18 +120,18 @@ def plan_merge(
             _check_copy(base, source.file, copy, info)
         _check_start(source)
         _check_method(source, options)
-        used = set()
         for module, factors in source.file.modules.items():
-            weight = source.weights.get(module, source.weight)
-            used.add(module)
-            if weight:
+            if weight := source.weight_of(module):
                 start = source.start.modules[module] if source.start else None
                 parts.setdefault(f"{module}.weight", []).append(Part(index, factors, weight, start))
         for name, info in source.file.replaced.items():
-            wholes.setdefault(name, []).append(Whole(index, info, source.weight, True))
+            if weight := source.weight_of(name.rpartition(".")[0]):
+                wholes.setdefault(name, []).append(Whole(index, info, weight, True))
         for name, (info, scale) in source.file.added.items():
-            wholes.setdefault(name, []).append(Whole(index, info, source.weight * scale, False))
-        if strange := sorted(set(source.weights) - used):
+            if weight := source.weight_of(name.rpartition(".")[0]):
+                wholes.setdefault(name, []).append(Whole(index, info, weight * scale, False))
+        known = {*source.file.modules, *(name.rpartition(".")[0] for name in source.file.replaced)}
+        if strange := sorted(set(source.weights) - known):
             raise MergeError(f"weights of {source.name}: the adapter has no module {strange[0]}")
     targets = {}
     for name, info in base.tensors.items():
