@@ -168,6 +168,14 @@ class AdapterFile:
                 )
 
 
+def adapter_names(folders: Sequence[str | Path]) -> list[str]:
+    """What adapters are called in reports and weight files: their folders' last names, or whole paths where two
+    of those are equal.
+    """
+    last = [Path(folder).resolve().name for folder in folders]
+    return last if len(set(last)) == len(last) else [str(folder) for folder in folders]
+
+
 def read_adapter(
     folder: str | Path, *, base_shapes: Mapping[str, tuple[int, ...]] | None = None, whole: bool = False
 ) -> AdapterFile:

@@ -68,7 +68,7 @@ def read_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise AdapterError(f"{where}: wanted a JSON object, got {type(config).__name__}")
     if config.get("peft_type") != "LORA":
-        raise AdapterError(f"{where}: peft_type must be LORA, got {config.get('peft_type')!r}")
+        raise AdapterError(f"{where}: peft_type must be LORA, got {short(config.get('peft_type'))}")
     for key, value in config.items():
         if not value or value == "none":
             continue

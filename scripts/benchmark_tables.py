@@ -82,9 +82,34 @@ def demo(rows: Iterable[Row]) -> Iterable[str]:
     yield f"Measured on {where}."
 
 
+def merge(rows: Iterable[Row]) -> Iterable[str]:
+    """One table a machine and shape."""
+    rows = list(rows)
+    if not rows:
+        yield "Not yet measured at full size."
+
+    def machine(row: Row) -> tuple[Any, ...]:
+        return tuple(row[key] for key in ("device", "threads", "shape", "bytes", "rounds", "torch", "peft", "commit"))
+
+    for (device, threads, shape, size, rounds, torch, peft, commit), group in groupby(rows, machine):
+        yield (
+            f"**{shape}**, {size / 1e9:.2f} GB bf16, {device}, {threads} thread{'s' * (threads > 1)}, {rounds} rounds, "
+            f"torch {torch}, PEFT {peft}, commit {commit or 'unknown'}:\n"
+        )
+        yield "| | s, median (p20–p80) | × cp -r | peak memory, MiB |"
+        yield "|---|--:|--:|--:|"
+        for row in group:
+            seconds = {name: value / 1000 for name, value in row["ms"].items()}
+            yield (
+                f"| {row['candidate']} | {seconds['p50']:.2f} ({seconds['p20']:.2f}–{seconds['p80']:.2f}) "
+                f"| {row['ratio_to_copy']['p50']:.2f} | {row['peak_bytes'] >> 20} |"
+            )
+        yield ""
+
+
 Table = Callable[[Iterable[Row]], Iterable[str]]
 PAGES: dict[Path, dict[str, Table]] = {
-    ROOT / "benchmarks" / "README.md": {"lora_linear": lora_linear},
+    ROOT / "benchmarks" / "README.md": {"lora_linear": lora_linear, "merge": merge},
     ROOT / "README.md": {"demo": demo},
 }
 """Pages, and for each the name of a benchmark, in its rows and in the page's markers, with its tables."""

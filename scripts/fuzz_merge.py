@@ -122,7 +122,7 @@ def campaign(folder: Path, count: int, seed: int) -> dict[str, int]:
             outcome = "merged"
         except NumLLMError as error:
             outcome = "refused"
-            assert "\n" not in str(error) and len(str(error)) < 2000, f"{seed} {number}: {str(error)[:3000]!r}"
+            assert "\n" not in str(error) and len(str(error)) < 2000, f"{seed} {number}: {str(error)[:200]!r}"
             assert not (folder / "out").exists(), f"{seed} {number}: refused, yet something was written"
         except BaseException as error:
             raise AssertionError(f"mutant {seed} {number} of {target}: {type(error).__name__}: {error}") from error

@@ -39,6 +39,8 @@ ALLOWED = {
     "train": MODEL | TEXT | {"data", "lora", "adapter"},
     "chat": CHECKPOINT | {"tokenizer"},
     "evaluate": MODEL | TEXT | {"chat", "generate", "__init__"},
+    "agreement": MODEL | {"adapter_config", "lora"},
+    "calibrate": MODEL | TEXT | {"adapter", "data", "lora", "train"},
     "generate": MODEL,
     "report": CORE | {"evaluate", "__init__"},
     "probes": {"numbers"},

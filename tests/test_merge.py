@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,35 @@ def test_rounding_of_large_and_odd_matrices(
     row = report["tensors"]["x.weight"]
     assert row["elements_changed"] == int((found != weight).sum()) == report["overall"]["elements_changed"]
     assert row["weight_norm"] == pytest.approx(float(weight.double().norm()), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_configurations_against_fp64(tmp_path: Path, seed: int) -> None:
+    """Random shapes, ranks, numbers of adapters, scales, weights, sizes and dtypes: no element is mis-rounded."""
+    rng = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    dtype = (torch.bfloat16, torch.float16, torch.float32)[seed % 3]
+    shapes = {f"m.{index}.x": (rng.randint(1, 300), rng.randint(1, 300)) for index in range(3)}
+    size = 10.0 ** rng.uniform(-3, 0)
+    tensors = {f"{name}.weight": (torch.randn(*shape, generator=generator) * size).to(dtype)
+               for name, shape in shapes.items()}
+    (tmp_path / "base").mkdir()
+    write_safetensors(tmp_path / "base" / "model.safetensors", tensors)
+    (tmp_path / "base" / "config.json").write_text("{}")
+    adapters = []
+    for index in range(rng.randint(1, 5)):
+        rank, kind = rng.randint(1, 40), rng.choice([torch.float32, torch.bfloat16, torch.float16])
+        chosen = rng.sample(sorted(shapes), rng.randint(1, 3))
+        factors = {name: ((torch.randn(rank, shapes[name][1], generator=generator) * 0.1).to(kind),
+                          (torch.randn(shapes[name][0], rank, generator=generator) * size).to(kind))
+                   for name in chosen}
+        write_adapter(tmp_path / f"a{index}", factors, rank=rank, alpha=rng.uniform(1, 64), targets=chosen)
+        adapters.append((tmp_path / f"a{index}", rng.choice([-1, 1]) * rng.uniform(0.1, 2)))
+    merge(tmp_path / "base", adapters, tmp_path / "out", method="exact", verify=True)
+    change, after = deltas(adapters), weights(tmp_path / "out")
+    for name, tensor in tensors.items():
+        wanted = nearest(tensor.double() + change.get(name, 0), dtype)
+        assert int((after[name] != wanted).sum()) == 0, name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -107,6 +107,23 @@ def test_two_add_up(tmp_path: Path, kind: str) -> None:
         torch.testing.assert_close(tensor.double(), wanted, rtol=0, atol=4e-6)
 
 
+@pytest.mark.parametrize("kind", ["lora-bias", "bias-lora-only"])
+def test_a_modules_weight_is_its_bias_too(tmp_path: Path, kind: str) -> None:
+    """Half of one module and nothing of another, with what belongs to them."""
+    make, settings = KINDS[kind]
+    base = save(make(), tmp_path / "base")
+    merged = trained(tmp_path / "a", make, seed=1, **settings)
+    half, none = (f"model.layers.{layer}.self_attn.q_proj" for layer in range(2))
+    (tmp_path / "w.json").write_text(json.dumps({"a": {half: 0.5, none: 0}}))
+    merge(base, [(tmp_path / "a", 1.0)], tmp_path / "out", method="exact", weights=tmp_path / "w.json", verify=True)
+    before, after = weights(base), weights(tmp_path / "out")
+    for name, tensor in after.items():
+        share = {half: 0.5, none: 0.0}.get(name.rpartition(".")[0], 1.0)
+        wanted = before[name] + share * (merged[name] - before[name])
+        torch.testing.assert_close(tensor, wanted, rtol=0, atol=2e-6)
+    assert not torch.equal(merged[f"{none}.bias"], before[f"{none}.bias"])
+
+
 def test_a_replaced_module_is_copied_to_the_bit(tmp_path: Path) -> None:
     """1 − Σw is 0, so nothing of the base's weight is left, not even its rounding."""
     base = save(qwen(), tmp_path / "base")

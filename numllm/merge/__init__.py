@@ -19,9 +19,10 @@ from .layout import copy_range
 from .methods import METHODS, Options
 from .plan import REPORT, MergePlan, Source, plan_merge, read_weights
 from .run import merge, run_merge
+from .summary import by_kind, by_layer
 from .verify import verify_merge
 
 __all__ = [
-    "METHODS", "REPORT", "MergePlan", "Options", "Source", "compare", "copy_range", "decompose", "extract", "merge",
-    "plan_merge", "read_weights", "run_merge", "verify_merge",
+    "METHODS", "REPORT", "MergePlan", "Options", "Source", "by_kind", "by_layer", "compare", "copy_range", "decompose",
+    "extract", "merge", "plan_merge", "read_weights", "run_merge", "verify_merge",
 ]

@@ -39,6 +39,10 @@ class Source:
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Module → its own weight, in place of `weight`."""
 
+    def weight_of(self, module: str) -> float:
+        """The weight of all it does to a module."""
+        return self.weights.get(module, self.weight)
+
     @property
     def files(self) -> tuple[Path, ...]:
         """Everything it is read from."""
@@ -70,9 +74,13 @@ class MergePlan:
         """The largest rank among the adapters: what svd keeps unless told otherwise."""
         return max(source.file.rank for source in self.adapters)
 
-    def most_kept(self, target: Target) -> int:
-        """The rank of the target's Δ, or a bound of it where that takes its singular values to tell."""
+    def most_kept(self, target: Target) -> int | None:
+        """The rank of the target's Δ, or a bound of it where that takes its singular values to tell; None where the
+        change is of no low rank.
+        """
         options = self.options
+        if not target.parts or target.rescaled or options.method in ENTRYWISE:
+            return None
         if options.method == "svd" and options.energy is None and not options.noise:
             return min(options.rank or self.largest, target.full_rank)
         if options.method in ("linear", "peft-ties"):
@@ -112,18 +120,18 @@ def plan_merge(
             _check_copy(base, source.file, copy, info)
         _check_start(source)
         _check_method(source, options)
-        used = set()
         for module, factors in source.file.modules.items():
-            weight = source.weights.get(module, source.weight)
-            used.add(module)
-            if weight:
+            if weight := source.weight_of(module):
                 start = source.start.modules[module] if source.start else None
                 parts.setdefault(f"{module}.weight", []).append(Part(index, factors, weight, start))
         for name, info in source.file.replaced.items():
-            wholes.setdefault(name, []).append(Whole(index, info, source.weight, True))
+            if weight := source.weight_of(name.rpartition(".")[0]):
+                wholes.setdefault(name, []).append(Whole(index, info, weight, True))
         for name, (info, scale) in source.file.added.items():
-            wholes.setdefault(name, []).append(Whole(index, info, source.weight * scale, False))
-        if strange := sorted(set(source.weights) - used):
+            if weight := source.weight_of(name.rpartition(".")[0]):
+                wholes.setdefault(name, []).append(Whole(index, info, weight * scale, False))
+        known = {*source.file.modules, *(name.rpartition(".")[0] for name in source.file.replaced)}
+        if strange := sorted(set(source.weights) - known):
             raise MergeError(f"weights of {source.name}: the adapter has no module {strange[0]}")
     targets = {}
     for name, info in base.tensors.items():
@@ -134,8 +142,8 @@ def plan_merge(
                 f"{base.folder}: {name} is {info.dtype}; an adapter can be folded into F32, F16 and BF16 weights "
                 "only, so take the checkpoint before it was quantised"
             )
-        if 0 in info.shape:
-            raise MergeError(f"{base.folder}: {name} is empty: {info.shape}")
+        if not info.shape or 0 in info.shape:
+            raise MergeError(f"{base.folder}: {name} has the shape {info.shape}; there is nothing to merge into")
         targets[name] = Target(info, tuple(parts.get(name, ())), tuple(wholes.get(name, ())))
     if not targets:
         raise MergeError("the weights of all modules are 0, so nothing would change")

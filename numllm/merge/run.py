@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..adapter import read_adapter
+from ..adapter import adapter_names, read_adapter
 from ..checkpoint import Checkpoint
 from ..errors import MergeError
 from ..files import Progress, no_progress, read_text, write_aside, write_json
@@ -125,7 +125,7 @@ def run_merge(
         raise MergeError("max shard size goes with a result that is a model")
     out, begun = Path(out), time.perf_counter()
     files = like_base(plan.base) if max_shard is None else in_shards(plan.base, max_shard)
-    bound = max((plan.most_kept(target) for target in plan.targets.values() if target.parts), default=0)
+    bound = max((kept for target in plan.targets.values() if (kept := plan.most_kept(target))), default=None)
     if as_ == "model":
         needed = sum(file.size for file in files) + sum((plan.base.folder / n).stat().st_size for n in plan.carried)
     else:
@@ -173,7 +173,7 @@ def _sum_up(overall: dict[str, Any], rows: Mapping[str, dict[str, Any]]) -> None
     total = math.fsum(square for square, _ in squares)
     if squares:
         overall["energy_kept"] = math.fsum(square * kept for square, kept in squares) / total if total else 1.0
-    overall["rank_kept"] = max((row["rank_kept"] or 0 for row in rows.values()), default=0)
+    overall["rank_kept"] = max((kept for row in rows.values() if (kept := row["rank_kept"])), default=None)
     if overall["as"] == "model":
         overall["elements_changed"] = sum(row["elements_changed"] for row in rows.values())
     close = [name for name, row in rows.items() if row.get("relative_gap") is not None and row["relative_gap"] < GAP]
@@ -232,8 +232,7 @@ def merge(
     """
     options = Options(method=method, rank=rank, energy=energy, noise=noise, density=density, seed=seed)
     checkpoint = Checkpoint.open(base)
-    last = [Path(folder).resolve().name for folder, _ in adapters]
-    names = last if len(set(last)) == len(last) else [str(folder) for folder, _ in adapters]
+    names = adapter_names([folder for folder, _ in adapters])
     begun = {Path(folder).resolve(): start for folder, start in (starts or {}).items()}
     sources = []
     for (folder, weight), name in zip(adapters, names, strict=True):

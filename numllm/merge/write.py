@@ -40,7 +40,7 @@ def row_of(plan: MergePlan, target: Target, delta: Delta | EntrywiseDelta | None
     row: Row = {
         "name": target.info.name, "shape": list(target.info.shape), "dtype": target.info.dtype,
         "method": plan.options.method, "adapters": [plan.names[index] for index in target.adapters],
-        "rank": target.total_rank, "rank_kept": plan.most_kept(target) if target.parts else None,
+        "rank": target.total_rank, "rank_kept": plan.most_kept(target),
     }
     norm = math.sqrt(sums.change) if sums is not None else None
     if delta is not None:
@@ -112,7 +112,9 @@ class _Writing:
         # An element merged takes longer than one copied: merging goes first.
         tasks = [(target.info.nbytes << 8, lambda t=target: self._merge(t)) for target in targets]
         runs = list(untouched(self.file, self.plan.base, self.plan.targets))
-        tasks += [(run[3], lambda r=run: self._copy(*r)) for run in runs] or [(0, self._done)] * (not targets)
+        tasks += [(run[3], lambda r=run: self._copy(*r)) for run in runs]
+        if not tasks:  # a file that holds no tensor
+            tasks.append((0, self._done))
         self._left = len(tasks)
         return tasks
 

@@ -23,21 +23,27 @@ def has_plots() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def _figure(wide: float, high: float) -> tuple[Figure, Axes]:
+def _figures(wide: float, high: float, count: int) -> tuple[Figure, list[Axes]]:
     if not has_plots():
         raise NumLLMError("figures need matplotlib; install it with: pip install 'numllm[plots]'")
     # Figure without pyplot: no global state, no window, any thread.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(wide, high), dpi=160, layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_GRID)
-    axes.tick_params(colors=_INK, labelsize=9, length=0)
-    axes.grid(axis="y", color=_GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
+    panels = [figure.add_subplot(count, 1, place + 1) for place in range(count)]
+    for axes in panels:
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_color(_GRID)
+        axes.tick_params(colors=_INK, labelsize=9, length=0)
+        axes.grid(axis="y", color=_GRID, linewidth=0.7)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def _figure(wide: float, high: float) -> tuple[Figure, Axes]:
+    figure, (axes,) = _figures(wide, high, 1)
     return figure, axes
 
 
@@ -156,4 +162,29 @@ def plot_bars(
         frameon=False, fontsize=9, labelcolor=_INK, loc="outside lower center",
         ncols=max(1, min(len(results), 100 // (4 + max(map(len, results))))),
     )
+    _save(figure, path)
+
+
+def plot_layers(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], path: str | Path, *, title: str
+) -> None:
+    """One panel a figure, one line a name, over the layers: {figure's label: {name: [(layer, value)]}}.
+
+    NumLLMError when matplotlib is missing or there is nothing to plot.
+    """
+    shown = {label: lines for label, lines in panels.items() if any(lines.values())}
+    if not shown:
+        raise NumLLMError("there is nothing to plot by layer; no weight's name has a layer's number")
+    figure, axes = _figures(7.2, 0.6 + 2.3 * len(shown), len(shown))
+    for panel, (label, lines) in zip(axes, shown.items(), strict=True):
+        for index, (name, points) in enumerate(lines.items()):
+            panel.plot(
+                *zip(*points, strict=True), color=COLOURS[index % len(COLOURS)], linewidth=1.6, label=name,
+                linestyle=("-", "--", ":")[index // len(COLOURS) % 3], marker="o", markersize=2.5,
+            )
+        panel.set_ylabel(label, color=_INK)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.legend(frameon=False, fontsize=7.5, labelcolor=_INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[0].set_title(title, loc="left", fontsize=11, color=_INK)
+    axes[-1].set_xlabel("layer", color=_INK)
     _save(figure, path)
