@@ -25,7 +25,7 @@ from typing import Any
 from ..errors import DataError
 from ..files import Progress, no_progress
 from ..numbers import Number
-from .balance import Balance
+from .balance import Balance, Traits
 from .cheats import BLANK, LETTERS
 from .form import UNIT8, Form, Shape, read_form, significant, units8
 from .options import Asked, draw, natural_options
@@ -37,7 +37,8 @@ __all__ = ["build"]
 _VAGUE_COUNTS = frozenset("个 项 种 类 次 位 条 点 步 组 轮 分 层 口 例 单位 道 部 期 副 场 片 门 座".split())
 KINDS = ("amount", "rate", "price", "count", "duration", "index")
 _REMEMBERED = 400  # answers of one unit and form that may come again as wrong options
-_DRAWS = 5  # draws of wrong options among which the most balanced is kept
+_DRAWS = 8  # draws of wrong options among which the most balanced is kept
+_FAILURES = 6  # draws without result after which no more are made
 _MIN_PROSE = 10  # Chinese characters a sentence needs besides its number
 _MAX_SENTENCE = 220
 _MAX_CONTEXT = 420
@@ -259,25 +260,25 @@ def _ask(
     )
     earlier = state.earlier[shape]
     natural = natural_options(asked, pools.get((number.kind, number.unit), ()), earlier, rng)
-    best: tuple[float, list[tuple[int, str]], list[tuple[float, ...]]] | None = None
+    best: tuple[float, list[tuple[int, str]], Traits] | None = None
     failed = 0
-    for _ in range(_DRAWS + 4):
+    for _ in range(_DRAWS):
         drawn = draw(asked, natural, state.options - 1, rng)
         if drawn is None:
             failed += 1
-            if failed == 6:
+            if failed == _FAILURES:
                 break
             continue
-        seen = asked.seen([m for m, _ in drawn])
-        cost = state.balance.cost(number.kind, seen) + 0.05 * rng.random()
+        cost, traits = state.balance.cost(number.kind, asked.seen([m for m, _ in drawn]))
+        cost += 0.05 * rng.random()
         if best is None or cost < best[0]:
-            best = cost, drawn, seen
+            best = cost, drawn, traits
     if best is None:
         return None
-    _, wrong, seen = best
-    if state.balance.too_common(number.kind, seen):
+    _, wrong, traits = best
+    if state.balance.too_easy(number.kind, traits):
         return None
-    state.balance.add(number.kind, seen)
+    state.balance.add(number.kind, traits)
     state.answers[shape][m] += 1
     if len(earlier) < _REMEMBERED:
         earlier.append(m)
