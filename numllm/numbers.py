@@ -72,7 +72,7 @@ _DURATIONS = {
     "quarter": "个季度 个会计季度",
     "month": "个月 个自然月 个月期",
     "week": "周 个周 个星期 星期 个礼拜",
-    "day": "天 个自然日 日历天 自然日",
+    "day": "天 天期 个自然日 日历天 自然日",
     "workday": "个工作日 工作日",
     "tradingday": "个交易日 交易日",
     "hour": "小时 个小时 个钟头 课时",
@@ -279,21 +279,21 @@ _PHONE = re.compile(r"(?:0[0-9]{2,3}[-－][0-9]{7,8}|1[3-9][0-9]{9}|400[-－]?[0
 _PERCENT_TEX = re.compile(r"\s?\$?\s?\\(?:%|textperthousand)(?:\s?\$)?")
 _PER = re.compile(r"\s?[/／]\s?([\u4e00-\u9fff]{1,3}|[A-Za-z]{1,4})|每([股件吨人桶台份张克月年天]|平方米)")
 _PER_WORDS = {"股", "件", "吨", "桶", "台", "份", "张", "克", "人", "天", "月", "年", "小时", "平方米", "公斤", "千克"}
-_PER_WORDS |= {"盎司", "升", "辆", "套", "个", "只", "户", "次", "千瓦时", "亩", "米", "公里", "手", "度", "箱", "支"}
+_PER_WORDS |= {"盎司", "升", "辆", "套", "个", "只", "户", "次", "千瓦时", "瓦", "亩", "米", "公里", "手", "度", "箱", "支"}
 _PER_WORDS |= {"单位", "立方米", "工时", "蒲式耳", "瓶", "日", "吨公里", "kg", "t", "kWh", "人天", "人月"}
 _PER_BEFORE = re.compile(
     r"每(1|一)?(股|件|吨|桶|台|份|张|套|辆|平方米|公斤|千克|盎司|小时|工时|单位|箱|只)[^，。；、,;：:0-9每\n]{0,10}\Z"
 )
 _LABEL = re.compile(
-    r"(?:(?<![比条惯])例题?|图|表|公式|式|(?<!银)行|附件|附录|附注|步骤|习题|案例|题|页|阶段|情形|方案|版本|版|章|节|卷|编号|"
+    r"(?:(?<![比条惯])例题?|图|表|公式|式|(?<!银)行|附件|附录|附注|步骤|习题|案例|题|页|阶段|情形|方案|版本|版|章|节|卷|"
     r"No\.|NO\.|Table|Figure|Fig\.|Eq\.|Section|Chapter|Step|第)\s{0,1}[（(]?\Z"
 )
 _IDENTIFIER_CUE = re.compile(
     r"(?:电话|传真|帐号|账号|卡号|账户|帐户|编号|编码|代码|号码|邮编|ISBN|ISSN|证号|文号|科目|ID|单号|信箱|QQ|版本|KB|凭证|"
     r"批号|序号|端口|主科目)[\s:：为是（(“\"*-]{0,4}\Z"
 )
-_CUE = re.compile(
-    r"(?:(?P<rate>率|系数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|方差)|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
+_CUE = re.compile(  # the last cue decides: 边际消费倾向 is a rate
+    r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|现值指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|方差)|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
     r"(?P<index>指数|点位|大盘)|(?P<amount>金额|成本|收入|利润|余额|价值|费用|价款|资产|负债|现金|利息|税额|税款|资本|支出|借：|贷：|存款|"
     r"账款|收益|损失|产值|GDP|总额|净额|投资|消费|股利|薪酬|准备|折旧|摊销))[^，。；、,;0-9\n]{0,5}\Z"
 )
@@ -311,7 +311,7 @@ _ARITHMETIC = tuple("×÷+=≈＝＋−*✕－-—–/^")
 _TENTHS = re.compile("[一二三四五六七八九](?![十百千万个年月天人家股次条项])")
 _STEP_WORDS = "这那某同上下前后另任头本哪"  # 这一年, 上一季度: a step in a row, no duration
 _HALF = re.compile(r"半(?:(?P<m>个月)|(?P<y>年)(?!度|报)|(?P<d>天)|(?P<h>个?小时)|(?P<q>个季度))")
-_NO_MONEY_ONE = "线性论化次函方程回模"
+_NO_MONEY_ONE = "线性论化次函方程回模期悖"
 
 
 def decimal_string(digits: str, exponent: int = 0, negative: bool = False) -> str:
@@ -485,7 +485,7 @@ def _before(text: str, i: int, floor: int) -> tuple[int, bool, str]:
             if (r and (closed or r in "０１２３４５６７８９％）］元年月日股-—–−×")) or start - 1 < floor:
                 break
             start, negative = start - 1, True
-        elif p == "负" and not negative and text[start - 2 : start - 1] not in ("正", "自", "抱", "胜"):
+        elif p == "负" and not negative and text[start - 2 : start - 1] not in ("正", "自", "抱", "胜", "税"):
             start, negative = start - 1, True
         elif not currency:
             k = start - 1 if p in " \u00a0" else start
@@ -975,9 +975,14 @@ def _try_range(text: str, core: _Core, measure: _Measure | None) -> tuple[Number
             return number
     found = _RATIO_MEASURE._replace(end=other.end) if other.fraction is not None else _measure(text, other)
     if found is None or found.unit.grade == 0 or found.add is not None:
-        if not (core.currency and (other.currency or text[separator.end()] in "$¥￥")) or measure is not None:
+        if measure is not None:
             return None
-        unit, end = _Unit("amount", core.currency, 0, 3), other.end
+        if core.currency and (other.currency or text[separator.end()] in "$¥￥"):
+            unit, end = _Unit("amount", core.currency, 0, 3), other.end
+        elif core.exponent < 0 and other.exponent < 0 and _cue(text, core.start) == "rate":
+            unit, end = _UNITS["倍"], other.end
+        else:
+            return None
     else:
         unit, end = found.unit, found.end
         if unit.name == "day" and text[end - 1] == "日":
@@ -1049,7 +1054,7 @@ def _with_unit(text: str, core: _Core, measure: _Measure) -> tuple[Number, int]:
         if core.currency:
             name = core.currency if unit.name == "CNY" else name
     elif name == "点":
-        if _INDEX_CUE.search(text, max(0, start - 16), start) or (core.style == "a" and len(core.digits) >= 3):
+        if _INDEX_CUE.search(text, max(0, start - 16), start) or (core.style == "a" and (len(core.digits) >= 3 or core.exponent < 0)):
             kind = "index"
         else:
             variable = False
@@ -1112,7 +1117,7 @@ def _cue(text: str, start: int) -> str | None:
     left = text[max(0, start - 40) : start].rstrip(" \t*|$\u00a0\u3000")[-14:]
     if not left or left.isascii() or left[-1].isdigit() or left.endswith(("除以", "乘以", "乘", "加上", "减去")):
         return None
-    match = _CUE.search(left)
+    match = _CUE.match(left)
     return match.lastgroup if match is not None else None
 
 
@@ -1136,7 +1141,7 @@ def _labelled(text: str, core: _Core, left: str, raw: str, digits: bool) -> tupl
             if "." in raw and title:
                 return _make(text, start, j, core.value(), "", "ordinal", False)
     if word and word in _IDENTIFIER_ENDS and _IDENTIFIER_CUE.search(left) is not None:
-        tail = _DOTTED.match(text, j)
+        tail = _DOTTED.match(text, j) or _WORD_TAIL.match(text, j)
         end = tail.end() if tail is not None else j
         return _make(text, start, end, text[start:end].translate(_FOLD), "", "identifier", False)
     if left[-1:] == " " and digits and "A" <= left[-2:-1] <= "Z" and _ACRONYM.search(left) is not None:
@@ -1221,6 +1226,8 @@ def _read_ordinal(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     tail = _ORDINAL_TO.match(text, j)
     if tail is not None and text[i].isdecimal():
         j = tail.end()
+    if text[j : j + 1] in tuple("方者"):  # 第三方, 第三者
+        return None, j
     word = j + 1 if text[j : j + 1] in _SPACE and text[j : j + 1] else j
     if text[word : word + 2] == "季度":
         j = word + 2
@@ -1324,6 +1331,10 @@ def _chinese_measure(text: str, core: _Core, p: str) -> _Measure | None:
     if word == "成" and after and after in "不":
         return None
     if word == "周" and p in "上下本":
+        return None
+    if (word == "折" and core.digits == "1" and after and after not in "，。、优出销") or (word == "门" and p == "花"):
+        return None
+    if after and word + after in ("套房", "类户"):
         return None
     if word in "分点手头份张" or core.digits == "0":
         return None if word in "分点手头" or core.digits in "01" else measure
