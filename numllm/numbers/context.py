@@ -11,10 +11,12 @@ from .patterns import ARABIC, DOTTED, INDEX_CUE, MARK_BEFORE, PER, PER_WORDS, WO
 from .reading import Core, Measure
 from .units import CODES, SPACE
 
-__all__ = ["bare_number", "cue_before", "day_at", "in_address", "label_at", "make", "read_index", "with_unit"]
+__all__ = [
+    "bare_number", "cue_before", "day_at", "in_address", "label_at", "make", "price_before", "read_index", "with_unit",
+]  # fmt: skip
 
 _PER_BEFORE = re.compile(
-    r"每(1|一)?(股|件|吨|桶|台|份|张|套|辆|平方米|公斤|千克|盎司|小时|工时|单位|箱|只)[^，。；、,;：:0-9每\n]{0,10}\Z"
+    r"每(1|一)?(股|件|吨|桶|台|份|张|套|辆|平方米|公斤|千克|盎司|小时|工时|单位|箱|只|公里|杯|升|瓶|亩)[^，。；、,;：:0-9每\n]{0,10}\Z"
 )
 _LABEL = re.compile(
     r"(?:(?<![比条惯])例题?|图|表|公式|式|(?<!银)行|附件|附录|附注|步骤|习题|案例|题|页|阶段|情形|方案|版本|版|章|节|卷|"
@@ -58,8 +60,7 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
         if core.exponent == 0 and len(core.digits) == 2 and core.digits != "10":
             value = core.value(-2)
     elif kind == "amount":
-        if (per := _PER_BEFORE.search(text, max(0, start - 20), start)) is not None:
-            kind, name = "price", f"{name}/{per.group(2)}"
+        kind, name = price_before(text, start, name)
         if core.currency:
             name = core.currency if unit.name == "CNY" else name
     elif name == "点":
@@ -73,6 +74,12 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
     elif core.lone and unit.grade < 3:
         variable = unit.grade >= 2 and core.digits != "1"
     return make(text, start, end, value, name, kind, variable)
+
+
+def price_before(text: str, start: int, currency: str) -> tuple[str, str]:
+    """(kind, unit) of money that begins at start: a price where 每股, 每吨 … stands shortly before."""
+    per = _PER_BEFORE.search(text, max(0, start - 20), start)
+    return ("price", f"{currency}/{per.group(2)}") if per is not None else ("amount", currency)
 
 
 def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:

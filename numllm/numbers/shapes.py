@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .context import cue_before, day_at, make
+from .context import cue_before, day_at, make, price_before
 from .number import Number
 from .numerals import FOLD, D, exact_decimal
 from .patterns import ARABIC, DOTTED, INDEX_CUE
@@ -203,7 +203,10 @@ def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, i
     if "/" in first or "/" in second or Fraction(first) >= Fraction(second):
         return None
     lone = core.lone and other.lone and unit.grade < 2
-    number = Number(text[core.start : end], core.start, end, first, unit.name, unit.kind, not lone, first, second)
+    kind, name = unit.kind, unit.name
+    if kind == "amount":
+        kind, name = price_before(text, core.start, name)
+    number = Number(text[core.start : end], core.start, end, first, name, kind, not lone, first, second)
     return number, end
 
 

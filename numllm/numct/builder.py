@@ -176,6 +176,7 @@ def _of_sentence(
     key = hashlib.blake2b(text.encode(), digest_size=8).digest()
     if key in state.seen:
         return
+    state.seen.add(key)
     before = [s for s in sentences[max(0, at - state.context) : at] if s.section == sentence.section]
     while before and sum(len(s.text) for s in before) > _MAX_CONTEXT:
         before.pop(0)
@@ -192,7 +193,6 @@ def _of_sentence(
         question = _ask(row, sentence, number, window, context, pools, separator, state, rng)
         if question is not None:
             made += 1
-            state.seen.add(key)
             yield question
 
 

@@ -19,7 +19,9 @@ _RIDGE = 1.0  # the penalty on squared weights; features have unit variance
 _STEPS = 12  # of Newton's method
 
 
-def features(scores: Mapping[str, Sequence[float]], values: Sequence[float], digits: Sequence[str]) -> list[list[float]]:
+def features(
+    scores: Mapping[str, Sequence[float]], values: Sequence[float], digits: Sequence[str]
+) -> list[list[float]]:
     """One row of features for each option.
 
     scores: each cheat's scores; values: the options' values, nan where none; digits: their significant digits.
