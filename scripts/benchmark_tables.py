@@ -53,7 +53,25 @@ def lora_linear(rows: Iterable[Row]) -> Iterable[str]:
         yield ""
 
 
-TABLES: dict[str, Callable[[Iterable[Row]], Iterable[str]]] = {"lora_linear": lora_linear}
+def numbers(rows: Iterable[Row]) -> Iterable[str]:
+    """One table a machine."""
+
+    def machine(row: Row) -> tuple[Any, ...]:
+        return row["device"], row["commit"], row["sentences"], row["numbers"]
+
+    for (device, commit, sentences, count), group in groupby(rows, machine):
+        yield f"**{device}**, {sentences} sentences, {count} numbers, commit {commit or 'unknown'}:\n"
+        yield "| | precision | recall | F1 | fails on | MB/s |"
+        yield "|---|--:|--:|--:|--:|--:|"
+        for row in group:
+            yield (
+                f"| {row['candidate']} {row['version']} | {row['precision']:.3f} | {row['recall']:.3f} "
+                f"| {row['f1']:.3f} | {row['errors']} | {row['megabytes_per_second']:.2f} |"
+            )
+        yield ""
+
+
+TABLES: dict[str, Callable[[Iterable[Row]], Iterable[str]]] = {"lora_linear": lora_linear, "numbers": numbers}
 """Name of a benchmark, in its rows and in the page's markers → its tables."""
 
 

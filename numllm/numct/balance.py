@@ -85,7 +85,7 @@ class Balance:
         if max(answers[1:]) < answers[0] and self.common[kind] > _COMMON:
             return True
         chances = self._chances(traits[2])
-        return self.found > _COMMON and chances[0] == max(chances)
+        return self.found > 0 and chances[0] == max(chances)
 
     def add(self, kind: str, traits: Traits) -> None:
         """Counts a question; the adversary learns from it."""
