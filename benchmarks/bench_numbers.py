@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import re
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal, InvalidOperation
@@ -68,7 +69,13 @@ def candidates() -> dict[str, tuple[Callable[[str], list[str]], str]]:
         import cn2an
     except ImportError:
         return found
-    found["cn2an"] = (lambda text: by_pattern(cn2an.transform(text)), importlib.metadata.version("cn2an"))
+
+    def by_cn2an(text: str) -> list[str]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of every 万 that is none of its numerals
+            return by_pattern(cn2an.transform(text))
+
+    found["cn2an"] = (by_cn2an, importlib.metadata.version("cn2an"))
     return found
 
 

@@ -40,9 +40,8 @@ def test_rows_of_the_lora_benchmark(monkeypatch, tmp_path) -> None:
     spec = importlib.util.spec_from_file_location("benchmark_tables", TABLES)
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
-    page = tables.render(
-        "before <!-- lora_linear -->\nold\n<!-- end lora_linear --> after <!-- numbers --><!-- end numbers -->", measured
-    )
+    places = "before <!-- lora_linear -->\nold\n<!-- end lora_linear --> after <!-- numbers --><!-- end numbers -->"
+    page = tables.render(places, measured)
     assert "| 32 → 48 |" in page and "numllm, by row" in page and "not yet measured" in page and "old" not in page
     assert tables.render(page, measured) == page
     with pytest.raises(ValueError, match="must have <!-- lora_linear -->"):

@@ -42,3 +42,14 @@ def test_scores(part: str) -> None:
     assert wanted > 200
     assert 2 * right / (found + wanted) >= 0.97
     assert variable / right >= 0.97
+
+
+def test_rows_of_the_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from benchmarks import bench_numbers
+
+    monkeypatch.setattr(bench_numbers, "ROUNDS", 1)
+    bench_numbers.main(["--out", str(tmp_path / "rows.jsonl")])
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    scores = {row["candidate"]: row["f1"] for row in rows}
+    assert scores["numllm"] > 0.97 > 0.9 > scores["regular expression"] > 0.5
+    assert all(row["sentences"] == len(ROWS) and row["megabytes_per_second"] > 0 for row in rows)

@@ -68,7 +68,7 @@ def test_rows_have_the_agreed_fields(rows: list[Row]) -> None:
         assert row["tag"] in TAGS and (row["relation"] is not None) == (row["tag"] == "derivable")
         assert row["question"].count(BLANK) == 1
         assert len(row["options"]) == 4 and len(row["distractors"]) == 3
-        assert set(row["distractors"]) <= {"document", "corpus", "perturbed"}
+        assert set(row["distractors"]) <= {"document", "corpus", "mistake", "perturbed"}
     assert len({row["id"] for row in rows}) == len(rows)
 
 

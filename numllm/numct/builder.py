@@ -2,7 +2,8 @@
 
 A question is one sentence whose number is replaced by `BLANK`, a few sentences of context before it, and options
 in one written form: the answer and, as wrong options, numbers of the same unit and kind from elsewhere in the
-document ("document"), answers of earlier questions ("corpus") and perturbed numbers ("perturbed").
+document ("document"), answers of earlier questions ("corpus"), what a relation gives when it is worked out with a
+common mistake ("mistake") and perturbed numbers ("perturbed").
 
 Wrong options are drawn several times and the draw is kept that leaves the known ways to guess without reading (the
 middle value, the roundest, the longest, the most frequent …) nearest to pure chance; see `_Balance`.
@@ -259,7 +260,7 @@ def _ask(
         frozenset(f"{context}{stem}{rest}"),
     )
     earlier = state.earlier[shape]
-    natural = natural_options(asked, pools.get((number.kind, number.unit), ()), earlier, rng)
+    natural = natural_options(asked, pools.get((number.kind, number.unit), ()), earlier, relation, rng)
     best: tuple[float, list[tuple[int, str]], Traits] | None = None
     failed = 0
     for _ in range(_DRAWS):

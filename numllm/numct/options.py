@@ -1,16 +1,20 @@
-"""Wrong options: numbers of the document and the corpus, and numbers that the answer may be mistaken for."""
+"""Wrong options: numbers of the document and the corpus, results of mistakes, and numbers like the answer."""
 
 from __future__ import annotations
 
 import bisect
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
+from .arithmetic import evaluate
 from .form import UNIT8, Form, significant
+from .mistakes import mistakes
 
 __all__ = ["Asked", "draw", "natural_options"]
 
@@ -18,6 +22,7 @@ _NATURAL = (0, 2, 2, 3, 3, 3, 3)  # wrong options that are numbers of the docume
 _RARITY = {digit: place for place, digit in enumerate("1235684790")}  # first digits, the most frequent first
 _SHOWN = frozenset("0123456789零一二三四五六七八九十百千万亿两")
 _REAL = 0.85  # of perturbed numbers are chosen for being as frequent as can be
+_MISTAKES = 4  # times a mistaken result stands among the numbers to draw from
 _SPREAD = 16  # a wrong option is less than so many times larger or smaller than the answer
 _PARTS = (2, 3, 3, 4, 4, 5, 6, 8, 10)  # denominators of fractions, as often as listed
 _STEPS = (1, 1, 1, 2, 2, 3, -1, -1, -1, -2, -2, -3)
@@ -251,10 +256,11 @@ def draw(
 
 
 def natural_options(
-    asked: Asked, document: Sequence[int], corpus: Sequence[int], rng: random.Random
+    asked: Asked, document: Sequence[int], corpus: Sequence[int], relation: str | None, rng: random.Random
 ) -> list[tuple[int, str]]:
-    """Wrong options that are real numbers of the same unit, kind and form, as (m, tier): values that stand elsewhere
-    in the document, and answers of earlier questions. Both are drawn as often as they occur."""
+    """Wrong options of the same unit, kind and form that are not made from digits, as (m, tier): values that stand
+    elsewhere in the document, answers of earlier questions, both drawn as often as they occur, and what `relation`
+    gives when worked out with a mistake."""
     form = asked.form
     found: list[tuple[int, str]] = []
     if form.style != "f":
@@ -265,4 +271,18 @@ def natural_options(
     for m in corpus if len(corpus) <= 16 else rng.sample(corpus, 16):
         if asked.like(m) and asked.allowed(m):
             found.append((m, "corpus"))
+    if relation is not None:
+        likely = [m for m in _mistaken(asked, relation) if asked.like(m) and asked.allowed(m)]
+        found += [(m, "mistake") for m in likely for _ in range(_MISTAKES)]
     return found
+
+
+def _mistaken(asked: Asked, relation: str) -> list[int]:
+    """What the relation gives with a mistake, in the answer's form; none where its left side is not the answer."""
+    right = evaluate(re.split("[=≈]", relation)[0])
+    decimals = asked.form.decimals
+    steps = (Fraction(asked.form.scale, UNIT8), Fraction(1, 10**decimals), Fraction(1, 10 ** (decimals + 2)))
+    for step in steps:
+        if right and step and round(right / step) == asked.m:
+            return [round(value / step) for value in mistakes(relation)]
+    return []
