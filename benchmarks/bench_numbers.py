@@ -5,7 +5,8 @@
 Candidates: numllm; `cn2an.transform`, which rewrites the Chinese numerals of a sentence (its values are those digits
 and percentages that the rewritten sentence holds); and a plain regular expression for digits with the usual signs and
 magnitudes. Neither peer gives spans, units or kinds of what it reads, so the comparison is of values alone: a
-sentence's values that are plain decimals, as a multiset, against the annotated ones. Time is of the same sentences, best of the rounds, single thread.
+sentence's values that are plain decimals, as a multiset, against the annotated ones. Time is of the same sentences,
+best of the rounds, single thread.
 """
 
 from __future__ import annotations
