@@ -13,6 +13,7 @@ EXTRAS = {
 }
 EXTRAS["test"] = [
     *(name for names in EXTRAS.values() for name in names),
+    "cn2an>=0.5.24",
     "hypothesis>=6.100",
     "peft>=0.21",
     "pytest>=8.0",

@@ -82,6 +82,24 @@ def demo(rows: Iterable[Row]) -> Iterable[str]:
     yield f"Measured on {where}."
 
 
+def numbers(rows: Iterable[Row]) -> Iterable[str]:
+    """One table a machine."""
+
+    def machine(row: Row) -> tuple[Any, ...]:
+        return row["device"], row["commit"], row["sentences"], row["numbers"]
+
+    for (device, commit, sentences, count), group in groupby(rows, machine):
+        yield f"**{device}**, {sentences} sentences, {count} numbers, commit {commit or 'unknown'}:\n"
+        yield "| | precision | recall | F1 | fails on | MB/s |"
+        yield "|---|--:|--:|--:|--:|--:|"
+        for row in group:
+            yield (
+                f"| {row['candidate']} {row['version']} | {row['precision']:.3f} | {row['recall']:.3f} "
+                f"| {row['f1']:.3f} | {row['errors']} | {row['megabytes_per_second']:.2f} |"
+            )
+        yield ""
+
+
 def merge(rows: Iterable[Row]) -> Iterable[str]:
     """One table a machine and shape."""
     rows = list(rows)
@@ -109,7 +127,7 @@ def merge(rows: Iterable[Row]) -> Iterable[str]:
 
 Table = Callable[[Iterable[Row]], Iterable[str]]
 PAGES: dict[Path, dict[str, Table]] = {
-    ROOT / "benchmarks" / "README.md": {"lora_linear": lora_linear, "merge": merge},
+    ROOT / "benchmarks" / "README.md": {"lora_linear": lora_linear, "merge": merge, "numbers": numbers},
     ROOT / "README.md": {"demo": demo},
 }
 """Pages, and for each the name of a benchmark, in its rows and in the page's markers, with its tables."""

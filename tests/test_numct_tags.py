@@ -16,6 +16,7 @@ from numllm.numbers import find_numbers
 from numllm.numct import build, tags
 from numllm.numct.arithmetic import equation, evaluate
 from numllm.numct.form import UNIT8, read_form
+from numllm.numct.mistakes import mistakes
 from numllm.numct.relations import Target, find_relation
 
 TEXTBOOK = Path(tags.__file__).parents[1] / "demo" / "textbook"
@@ -170,6 +171,26 @@ def test_chance_makes_few_relations(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tried > 700
     assert hits < 0.02 * tried
     assert hits < 0.12 * sum(call[-1] for call in calls)
+
+
+MISTAKES = {
+    "80000 × (1 + 0.05)^2 = 88200": {88000, 84000, 92610, 72200},  # simple, one year less, one more, a discount
+    "52300 × 0.034 × 3 = 5334.6": {Fraction(8891, 5)},  # the years forgotten
+    "0.0396 ÷ 12 = 0.0033": {Fraction(396, 10_000)},  # the year's rate
+    "(24940000 − 21500000) ÷ 21500000 = 0.16": {Fraction(344, 2494)},  # the wrong base
+    "0.0872 − 0.0042 = 0.083": {Fraction(914, 10_000)},
+}
+
+
+@pytest.mark.parametrize(("relation", "wrong"), MISTAKES.items(), ids=MISTAKES.keys())
+def test_mistakes(relation: str, wrong: set[Fraction]) -> None:
+    found = mistakes(relation)
+    assert wrong <= set(found) and len(set(found)) == len(found) and all(value > 0 for value in found)
+
+
+def test_mistakes_become_wrong_options(textbook: list[dict[str, Any]]) -> None:
+    rows = [row for row in textbook if "mistake" in row["distractors"]]
+    assert len(rows) > 20 and all(row["tag"] == "derivable" for row in rows)
 
 
 RULES = {

@@ -2,7 +2,8 @@
 
 A question is one sentence whose number is replaced by `BLANK`, a few sentences of context before it, and options
 in one written form: the answer and, as wrong options, numbers of the same unit and kind from elsewhere in the
-document ("document"), answers of earlier questions ("corpus") and perturbed numbers ("perturbed").
+document ("document"), answers of earlier questions ("corpus"), what a relation gives when it is worked out with a
+common mistake ("mistake") and perturbed numbers ("perturbed").
 
 Wrong options are drawn several times and the draw is kept that leaves the known ways to guess without reading (the
 middle value, the roundest, the longest, the most frequent …) nearest to pure chance; see `_Balance`.
@@ -25,7 +26,7 @@ from typing import Any
 from ..errors import DataError
 from ..files import Progress, no_progress
 from ..numbers import Number
-from .balance import Balance
+from .balance import Balance, Traits
 from .cheats import BLANK, LETTERS
 from .form import UNIT8, Form, Shape, read_form, significant, units8
 from .options import Asked, draw, natural_options
@@ -37,7 +38,8 @@ __all__ = ["build"]
 _VAGUE_COUNTS = frozenset("个 项 种 类 次 位 条 点 步 组 轮 分 层 口 例 单位 道 部 期 副 场 片 门 座".split())
 KINDS = ("amount", "rate", "price", "count", "duration", "index")
 _REMEMBERED = 400  # answers of one unit and form that may come again as wrong options
-_DRAWS = 5  # draws of wrong options among which the most balanced is kept
+_DRAWS = 8  # draws of wrong options among which the most balanced is kept
+_FAILURES = 6  # draws without result after which no more are made
 _MIN_PROSE = 10  # Chinese characters a sentence needs besides its number
 _MAX_SENTENCE = 220
 _MAX_CONTEXT = 420
@@ -175,6 +177,7 @@ def _of_sentence(
     key = hashlib.blake2b(text.encode(), digest_size=8).digest()
     if key in state.seen:
         return
+    state.seen.add(key)
     before = [s for s in sentences[max(0, at - state.context) : at] if s.section == sentence.section]
     while before and sum(len(s.text) for s in before) > _MAX_CONTEXT:
         before.pop(0)
@@ -191,7 +194,6 @@ def _of_sentence(
         question = _ask(row, sentence, number, window, context, pools, separator, state, rng)
         if question is not None:
             made += 1
-            state.seen.add(key)
             yield question
 
 
@@ -258,26 +260,26 @@ def _ask(
         frozenset(f"{context}{stem}{rest}"),
     )
     earlier = state.earlier[shape]
-    natural = natural_options(asked, pools.get((number.kind, number.unit), ()), earlier, rng)
-    best: tuple[float, list[tuple[int, str]], list[tuple[float, ...]]] | None = None
+    natural = natural_options(asked, pools.get((number.kind, number.unit), ()), earlier, relation, rng)
+    best: tuple[float, list[tuple[int, str]], Traits] | None = None
     failed = 0
-    for _ in range(_DRAWS + 4):
+    for _ in range(_DRAWS):
         drawn = draw(asked, natural, state.options - 1, rng)
         if drawn is None:
             failed += 1
-            if failed == 6:
+            if failed == _FAILURES:
                 break
             continue
-        seen = asked.seen([m for m, _ in drawn])
-        cost = state.balance.cost(number.kind, seen) + 0.05 * rng.random()
+        cost, traits = state.balance.cost(number.kind, asked.seen([m for m, _ in drawn]))
+        cost += 0.05 * rng.random()
         if best is None or cost < best[0]:
-            best = cost, drawn, seen
+            best = cost, drawn, traits
     if best is None:
         return None
-    _, wrong, seen = best
-    if state.balance.too_common(number.kind, seen):
+    _, wrong, traits = best
+    if state.balance.too_easy(number.kind, traits):
         return None
-    state.balance.add(number.kind, seen)
+    state.balance.add(number.kind, traits)
     state.answers[shape][m] += 1
     if len(earlier) < _REMEMBERED:
         earlier.append(m)

@@ -1,22 +1,28 @@
-"""Wrong options: numbers of the document and the corpus, and numbers that the answer may be mistaken for."""
+"""Wrong options: numbers of the document and the corpus, results of mistakes, and numbers like the answer."""
 
 from __future__ import annotations
 
 import bisect
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
+from .arithmetic import evaluate
 from .form import UNIT8, Form, significant
+from .mistakes import mistakes
 
 __all__ = ["Asked", "draw", "natural_options"]
 
-_NATURAL = (0, 1, 2, 3, 3, 3, 3)  # wrong options that are numbers of the document or the corpus, as often as listed
+_NATURAL = (0, 2, 2, 3, 3, 3, 3)  # wrong options that are numbers of the document or the corpus, as often as listed
 _RARITY = {digit: place for place, digit in enumerate("1235684790")}  # first digits, the most frequent first
 _SHOWN = frozenset("0123456789零一二三四五六七八九十百千万亿两")
+_REAL = 0.85  # of perturbed numbers are chosen for being as frequent as can be
+_MISTAKES = 4  # times a mistaken result stands among the numbers to draw from
 _SPREAD = 16  # a wrong option is less than so many times larger or smaller than the answer
 _PARTS = (2, 3, 3, 4, 4, 5, 6, 8, 10)  # denominators of fractions, as often as listed
 _STEPS = (1, 1, 1, 2, 2, 3, -1, -1, -1, -2, -2, -3)
@@ -165,14 +171,14 @@ class Asked:
                 m = _perturb(base, self.form, rng)
                 if m and m not in known and self.allowed(m):
                     known.append(m)
-                if len(known) == 5 or (draw > 8 and len(known) >= 3):
+                if len(known) == 8 or (draw > 12 and len(known) >= 4):
                     break
             self.near_to[base] = known
         free = [m for m in known if m not in chosen]
         if not free:
             return 0
-        # a real number goes on to occur in the texts; so do half of these
-        known_best = max(free, key=lambda m: self.look(m)[3]) if rng.random() < 0.5 else 0
+        # a real number goes on to occur in the texts; so do most of these
+        known_best = max(free, key=lambda m: self.look(m)[3]) if rng.random() < _REAL else 0
         m = known_best if known_best and self.look(known_best)[3] else free[int(rng.random() * len(free))]
         chosen[m] = "perturbed"
         return m
@@ -183,23 +189,27 @@ class Asked:
         Traits: value, length, significant digits, frequencies in the texts and among earlier answers, distance to the
         nearest number of the text, first digit, its rarity, share of digits that stand in the text, log distance to
         the nearest and to all other options, options that differ in one digit, of the same length, with the same
-        first digit.
+        first digit, the logarithm of the value.
         """
         looks = [self.look(self.m), *map(self.look, wrong)]
         columns: list[tuple[float, ...]] = list(zip(*(look[:-1] for look in looks), strict=True))
         sizes = [math.log(value) for value in columns[0]]
         texts = [look[-1] for look in looks]
-        nearest, total, alike, long, first = [], [], [], [], []
-        for i, size in enumerate(sizes):
-            gaps = [abs(size - other) for other in sizes]
-            total.append(round(sum(gaps), 9))
-            gaps[i] = math.inf
-            nearest.append(round(min(gaps), 9))
-            own = texts[i]
-            alike.append(sum(_one_digit(own, text) for text in texts))
-            long.append(sum(len(own) == len(text) for text in texts))
-            first.append(sum(own[0] == text[0] for text in texts))
-        columns += [tuple(nearest), tuple(total), tuple(alike), tuple(long), tuple(first)]
+        count = len(sizes)
+        nearest, total = [math.inf] * count, [0.0] * count
+        alike, long, first = [0] * count, [0] * count, [0] * count
+        for i in range(count):
+            for j in range(i):
+                gap, a, b = abs(sizes[i] - sizes[j]), texts[i], texts[j]
+                one, same, begin = _one_digit(a, b), len(a) == len(b), a[0] == b[0]
+                for k in (i, j):
+                    nearest[k] = min(nearest[k], gap)
+                    total[k] += gap
+                    alike[k] += one
+                    long[k] += same
+                    first[k] += begin
+        nearest, total = [round(x, 9) for x in nearest], [round(x, 9) for x in total]
+        columns += [tuple(nearest), tuple(total), tuple(alike), tuple(long), tuple(first), tuple(sizes)]
         return columns
 
 
@@ -237,19 +247,20 @@ def draw(
             if not asked.neighbour(bases[i % len(bases)], chosen, rng):
                 return None
     elif missing:
-        # one neighbour: the answer's half the time, so that the answer is in the pair's half as often as out of it
+        # one neighbour, of any real number equally often: the pair tells nothing about which of them is the answer
         for i in range(missing):
-            own = i == 0 and rng.random() < 0.5
+            own = i == 0 and rng.random() < 1 / (len(chosen) + 1)
             if not asked.neighbour(asked.m if own else rng.choice(list(chosen)), chosen, rng):
                 return None
     return list(chosen.items()) if asked.even(chosen) else None
 
 
 def natural_options(
-    asked: Asked, document: Sequence[int], corpus: Sequence[int], rng: random.Random
+    asked: Asked, document: Sequence[int], corpus: Sequence[int], relation: str | None, rng: random.Random
 ) -> list[tuple[int, str]]:
-    """Wrong options that are real numbers of the same unit, kind and form, as (m, tier): values that stand elsewhere
-    in the document, and answers of earlier questions. Both are drawn as often as they occur."""
+    """Wrong options of the same unit, kind and form that are not made from digits, as (m, tier): values that stand
+    elsewhere in the document, answers of earlier questions, both drawn as often as they occur, and what `relation`
+    gives when worked out with a mistake."""
     form = asked.form
     found: list[tuple[int, str]] = []
     if form.style != "f":
@@ -260,4 +271,18 @@ def natural_options(
     for m in corpus if len(corpus) <= 16 else rng.sample(corpus, 16):
         if asked.like(m) and asked.allowed(m):
             found.append((m, "corpus"))
+    if relation is not None:
+        likely = [m for m in _mistaken(asked, relation) if asked.like(m) and asked.allowed(m)]
+        found += [(m, "mistake") for m in likely for _ in range(_MISTAKES)]
     return found
+
+
+def _mistaken(asked: Asked, relation: str) -> list[int]:
+    """What the relation gives with a mistake, in the answer's form; none where its left side is not the answer."""
+    right = evaluate(re.split("[=≈]", relation)[0])
+    decimals = asked.form.decimals
+    steps = (Fraction(asked.form.scale, UNIT8), Fraction(1, 10**decimals), Fraction(1, 10 ** (decimals + 2)))
+    for step in steps:
+        if right and step and round(right / step) == asked.m:
+            return [round(value / step) for value in mistakes(relation)]
+    return []

@@ -128,14 +128,14 @@ class _Search:
             return None
         return Relation(f"{expression} {'≈' if gap else '='} {_written(self.target.value)}", len(one.terms))
 
-    def two_steps(self, terms: Sequence[Term]) -> Relation | None:
+    def two_steps(self, terms: Sequence[Term], results: Sequence[Found]) -> Relation | None:
         """(a ∘ b) ∘ c: for each c, the results of two operands are looked up that would give the target."""
+        if len(self.tried) > self.limit:
+            return None
         pairs: dict[str, list[tuple[float, int, Found]]] = {}
-        for i, a in enumerate(terms):
-            for b in terms[i + 1 :]:
-                for one in pair(a, b):
-                    if one.value > 0 and len(one.form) < 20:
-                        pairs.setdefault(one.unit, []).append((one.value, len(pairs), one))
+        for one in results:
+            if one.value > 0 and len(one.form) < 20:
+                pairs.setdefault(one.unit, []).append((one.value, len(pairs), one))
         keys = {}
         for unit, listed in pairs.items():
             listed.sort(key=lambda entry: entry[0])
@@ -199,19 +199,21 @@ def find_relation(
     if not target.value or not target.step:
         return None
     search = _Search(target, text)
+    if search.limit < 1:
+        return None
     near = _terms(sentence, _SENTENCE, [])
     wide = _terms(reversed(context), _CONTEXT, near)
     for terms in (near, wide) if len(wide) > len(near) else (near,):
-        pairs = [(a, b) for i, a in enumerate(terms) for b in terms[i + 1 :]]
         if found := search.look(one for term in terms for one in single(term, target, text)):
             return found
-        if found := search.look(one for a, b in pairs for one in pair(a, b)):
+        pairs = [one for i, a in enumerate(terms) for b in terms[i + 1 :] for one in pair(a, b)]
+        if found := search.look(pairs):
             return found
         if len(terms) > 2:
             if found := search.look(sums(terms, target)):
                 return found
             if found := search.look(finance(terms, target)):
                 return found
-            if found := search.two_steps(terms):
+            if found := search.two_steps(terms, pairs):
                 return found
     return None

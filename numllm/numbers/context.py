@@ -1,0 +1,221 @@
+"""What a numeral is, decided by what stands around it: labels, cues, brackets, indices, addresses."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from .number import Number
+from .numerals import FOLD, exact_decimal
+from .patterns import ARABIC, DOTTED, INDEX_CUE, MARK_BEFORE, PER, PER_WORDS, WORD_TAIL
+from .reading import Core, Measure
+from .units import CODES, SPACE
+
+__all__ = [
+    "bare_number", "cue_before", "day_at", "in_address", "label_at", "make", "price_before", "read_index", "with_unit",
+]  # fmt: skip
+
+_PER_BEFORE = re.compile(
+    r"每(1|一)?(股|件|吨|桶|台|份|张|套|辆|平方米|公斤|千克|盎司|小时|工时|单位|箱|只|公里|杯|升|瓶|亩)[^，。；、,;：:0-9每\n]{0,10}\Z"
+)
+_LABEL = re.compile(
+    r"(?:(?<![比条惯])例题?|图|表|公式|式|(?<!银)行|附件|附录|附注|步骤|习题|案例|题|页|阶段|情形|方案|版本|版|章|节|卷|"
+    r"No\.|NO\.|Table|Figure|Fig\.|Eq\.|Section|Chapter|Step|第)\s{0,1}[（(]?\Z"
+)
+_IDENTIFIER_CUE = re.compile(
+    r"(?:电话|传真|帐号|账号|卡号|账户|帐户|编号|编码|代码|号码|邮编|ISBN|ISSN|证号|文号|科目|ID|单号|信箱|QQ|版本|KB|凭证|"
+    r"批号|序号|端口|主科目)[\s:：为是（(“\"*-]{0,4}\Z"
+)
+_CUE = re.compile(  # the last cue decides: 边际消费倾向 is a rate
+    r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|现值指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|方差)|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
+    r"(?P<index>指数|点位|大盘)|(?P<amount>金额|成本|收入|利润|余额|价值|费用|价款|资产|负债|现金|利息|税额|税款|资本|支出|借：|贷：|存款|"
+    r"账款|收益|损失|产值|GDP|总额|净额|投资|消费|股利|薪酬|准备|折旧|摊销))[^，。；、,;0-9\n]{0,5}\Z"
+)
+_LABEL_ENDS = "例题图表式行件录注骤案页段形本版章节卷号.eenrp第"
+_IDENTIFIER_ENDS = '话真号户码编NID目箱Q本B证口:：为是“"*-'
+_ACRONYM = re.compile(r"(?<![A-Za-z])[A-Z]{2,6} \Z")
+_LINE_START = re.compile(r"(?:^|\n)[\s>#*|\-【\[]{0,8}\Z")
+_DAYS_AFTER = re.compile(r"(?:以?之?内|以?前|以?后|以上|以下|之前|之后|的?期限|届满|的?时间|期满|为限)")
+_DAYS_BEFORE = re.compile(r"(?:起满?|[满过于逾达近约隔]|至少|不足|提前|最长|为期|期限为|[算按]|每隔)\Z")
+_MONTH_BEFORE = re.compile(r"(?:月|每月|次月|月的?)\Z")
+_OPERATORS = "×÷+=≈＝＋−*✕"
+
+
+def make(text: str, start: int, end: int, value: str, unit: str, kind: str, variable: bool) -> tuple[Number, int]:
+    return Number(text[start:end], start, end, value, unit, kind, variable), end
+
+
+def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
+    """The Number of a numeral that has a unit word."""
+    unit, start, end = measure.unit, core.start, measure.end
+    kind, name, variable = unit.kind, unit.name, True
+    value = core.value(unit.shift)
+    if measure.add is not None:
+        whole = Fraction(value)
+        value = exact_decimal(whole - measure.add if core.negative else whole + measure.add)
+    if unit.grade == 0:
+        return make(text, start, end, value, "", "ordinal" if kind == "ordinal" else kind, False)
+    if kind == "rate" and unit.shift == -1 and text[end - 1] == "折" and core.style == "a":
+        # 85折 is 0.85, 8.5折 and 8折 are 0.85 and 0.8
+        if core.exponent == 0 and len(core.digits) == 2 and core.digits != "10":
+            value = core.value(-2)
+    elif kind == "amount":
+        kind, name = price_before(text, start, name)
+        if core.currency:
+            name = core.currency if unit.name == "CNY" else name
+    elif name == "点":
+        if INDEX_CUE.search(text, max(0, start - 16), start) or (
+            core.style == "a" and (len(core.digits) >= 3 or core.exponent < 0)
+        ):
+            kind = "index"
+        else:
+            variable = False
+            kind = "other"
+    elif core.lone and unit.grade < 3:
+        variable = unit.grade >= 2 and core.digits != "1"
+    return make(text, start, end, value, name, kind, variable)
+
+
+def price_before(text: str, start: int, currency: str) -> tuple[str, str]:
+    """(kind, unit) of money that begins at start: a price where 每股, 每吨 … stands shortly before."""
+    per = _PER_BEFORE.search(text, max(0, start - 20), start)
+    return ("price", f"{currency}/{per.group(2)}") if per is not None else ("amount", currency)
+
+
+def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
+    """A numeral in Arabic digits without any unit: decided by what stands around it."""
+    start, j = core.start, core.end
+    value = core.value()
+    left = text[max(0, start - 14) : start]
+    n = text[j : j + 1]
+    p = left[-1:]
+    raw = text[start:j]
+    digits = raw.isdigit()
+    if n and (n == "日" or (n in SPACE and text[j + 1 : j + 2] == "日")):
+        return day_at(text, core)
+    if core.currency:
+        per = PER.match(text, j)
+        if per is not None and per.group(1) and per.group(1)[0] in PER_WORDS:
+            unit = f"{core.currency}/{per.group(1)[0]}"
+            return make(text, start, per.start(1) + 1, value, unit, "price", True)
+        return make(text, start, j, value, core.currency, "amount", True)
+    if p and p in "（(" and n and n in "）)" and start > floor:
+        if digits and len(raw) <= 2:
+            return make(text, start - 1, j + 1, value, "", "ordinal", False)
+        if ("," in raw or "." in raw) and _negative_entry(text, start - 1, j + 1):
+            return make(text, start - 1, j + 1, core._replace(negative=True).value(), "", "amount", True)
+    if not core.scaled and (label := label_at(text, core, left, raw, digits)) is not None:
+        return label
+    if n and n.isascii() and (n.isalpha() or n == "_"):
+        tail = WORD_TAIL.match(text, j)
+        end = tail.end() if tail is not None else j + 1
+        return make(text, start, end, text[start:end], "", "identifier", False)
+    whole = len(text) - (j - start) <= 16 and text.strip() == raw
+    after = text[j + 1 : j + 2] if n and n in SPACE else n
+    before = left[-2:-1] if p and p in SPACE else p
+    operated = (after and after in _OPERATORS) or (before and before in _OPERATORS)
+    if operated and "*" in (n, p):  # Markdown emphasis, not a product
+        operated = False
+    term = (after and after in "×÷+−*＋") or (operated and value in "01")  # part of a sum, not what the word names
+    cue = None if term else cue_before(text, start)
+    if digits and cue is None and not whole and not core.scaled:
+        six = len(raw) == 6 and p and p in "（(" and n and n in "）)."
+        if len(raw) >= 8 or six:
+            return make(text, start, j, raw.translate(FOLD), "", "identifier", False)
+        if len(raw) == 4 and not operated and "1900" <= raw.translate(FOLD) <= "2099":
+            return make(text, start, j, value, "", "date", False)
+    if cue is not None:
+        return make(text, start, j, value, "1" if cue == "rate" else "", cue, True)
+    marked = core.scaled or not digits or core.negative or (operated and value != "1") or whole
+    return make(text, start, j, value, "", "other", bool(marked))
+
+
+def cue_before(text: str, start: int) -> str | None:
+    """The kind that a word shortly before start gives to a numeral without unit (利率, 单价, 余额), or None."""
+    left = text[max(0, start - 40) : start].rstrip(" \t*|$\u00a0\u3000")[-14:]
+    if not left or left.isascii() or left[-1].isdigit() or left.endswith(("除以", "乘以", "乘", "加上", "减去")):
+        return None
+    match = _CUE.match(left)
+    return match.lastgroup if match is not None else None
+
+
+def label_at(text: str, core: Core, left: str, raw: str, digits: bool) -> tuple[Number, int] | None:
+    """List marks (`1.`), labels (表2-1), section numbers, account numbers: numerals that only name something."""
+    start, j = core.start, core.end
+    n = text[j : j + 1]
+    if digits and len(raw) <= 3 and n and n in ".、．)）]】\\" and MARK_BEFORE.search(left):
+        return make(text, start, j, core.value(), "", "ordinal", False)
+    word = left.rstrip(" （(")[-1:]
+    if word and word in _LABEL_ENDS and len(raw) <= 6 and _LABEL.search(left) is not None:
+        tail = DOTTED.match(text, j)
+        end = tail.end() if tail is not None else j
+        return make(text, start, end, text[start:end].translate(FOLD), "", "ordinal", False)
+    if len(raw) <= 5 and not core.negative and n and (not left or left[-1] in "\n \t>#*|-【[") and "," not in raw:
+        if _LINE_START.search(left) is not None:
+            if n in "-–—" and digits and (tail := DOTTED.match(text, j)) is not None:
+                span = text[start : tail.end()].translate(FOLD)
+                return make(text, start, tail.end(), span, "", "ordinal", False)
+            title = "\u4e00" <= n <= "\u9fff" or (n == " " and "\u4e00" <= (text[j + 1 : j + 2] or " ") <= "\u9fff")
+            if "." in raw and title:
+                return make(text, start, j, core.value(), "", "ordinal", False)
+    if word and word in _IDENTIFIER_ENDS and _IDENTIFIER_CUE.search(left) is not None:
+        tail = DOTTED.match(text, j) or WORD_TAIL.match(text, j)
+        end = tail.end() if tail is not None else j
+        return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)
+    if left[-1:] == " " and digits and "A" <= left[-2:-1] <= "Z" and _ACRONYM.search(left) is not None:
+        return make(text, start, j, core.value(), "", "identifier", False)
+    return None
+
+
+def _negative_entry(text: str, start: int, end: int) -> bool:
+    """Whether `(1,234.5)` stands alone in a cell or line, the accountant's way to write a negative."""
+    before, after = text[start - 1 : start], text[end : end + 1]
+    return (not before or before in " \t|\n\u3000") and (not after or after in " \t|\n\r\u3000")
+
+
+def day_at(text: str, core: Core, begin: int | None = None) -> tuple[Number, int]:
+    """`30日内` is a duration, `5日` a day of the month; `begin` is where a range starts that core ends."""
+    j = core.end + (1 if text[core.end : core.end + 1] in SPACE else 0) + 1
+    begin = core.start if begin is None else begin
+    left = text[max(0, begin - 6) : begin]
+    value = core.value()
+    if _MONTH_BEFORE.search(left) is None and (
+        len(core.digits) > 2
+        or int(core.digits) > 31
+        or _DAYS_AFTER.match(text, j) is not None
+        or _DAYS_BEFORE.search(left) is not None
+    ):
+        return make(text, core.start, j, value, "day", "duration", True)
+    return make(text, core.start, j, value, "", "date", False)
+
+
+def read_index(text: str, i: int, floor: int, p: str) -> tuple[Number | None, int] | None:
+    """Digits stuck to a letter (d1, R2, x_1, IFRS16) or an exponent; None when they are a currency code's."""
+    if p.isalpha():
+        k = i - 1
+        while k > max(floor, i - 12) and text[k - 1].isascii() and text[k - 1].isalpha():
+            k -= 1
+        if text[k:i] in CODES:
+            return None
+        kind = "formula" if i - k == 1 else "identifier"
+    else:
+        kind = "formula" if p in "^_{" else "identifier"
+    match = ARABIC.match(text, i)
+    assert match is not None
+    end = match.end()
+    if kind == "identifier" and (tail := WORD_TAIL.match(text, end)) is not None:
+        end = tail.end()
+    if kind == "identifier" and (tail := DOTTED.match(text, end)) is not None:
+        end = tail.end()
+    return make(text, i, end, text[i:end].translate(FOLD), "", kind, False)
+
+
+def in_address(text: str, i: int) -> bool:
+    """Whether i lies inside a URL or an HTML tag: looked for within a bounded distance to the left."""
+    if text[i - 1] == "/" and i > 1 and text[i - 2].isascii() and text[i - 2].isalpha():
+        return True
+    left = text[max(0, i - 160) : i]
+    mark = left.rfind("://")
+    if mark >= 0 and not re.search(r"[\s)）>\]\"'，。；、\u4e00-\u9fff]", left[mark:]):
+        return True
+    return False

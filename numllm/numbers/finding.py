@@ -1,0 +1,291 @@
+"""Numbers in Chinese financial text: where they stand, what they are worth, and whether they mean something.
+
+`find_numbers` walks once over a text. A compiled regular expression finds the next character that can begin a
+number; small anchored readers then read the number (`reading`), its unit and, where both fail to decide, its
+surroundings (`context`). Every reader looks only a bounded distance ahead and back (digits apart, which are read
+once), so the time is linear in the length of the text. All arithmetic is exact: digits are shifted as strings.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from fractions import Fraction
+
+from .context import bare_number, day_at, in_address, label_at, make, read_index, with_unit
+from .number import Number
+from .numerals import CN, DIGITS, FOLD, FORMAL, TENS, D, chinese_to_int, decimal_string, exact_decimal
+from .patterns import AFTER_ONE, ARABIC, CALENDAR, CN_RUN, MARK_BEFORE, WORD_TAIL
+from .reading import RATIO_MEASURE, Core, Measure, arabic_at, chinese_at, measure_at
+from .shapes import iso_date, try_date, try_range, try_special
+from .units import NOT_BEFORE, SPACE
+
+__all__ = ["find_numbers"]
+
+_CIRCLED = {chr(base + i): i + 1 for base in (0x2460, 0x2474, 0x2488) for i in range(20)}
+_CIRCLED |= {chr(0x3220 + i): i + 1 for i in range(10)}
+_SEED = re.compile(rf"[<{D}{CN}{FORMAL}半①-⒛㈠-㈩](?!(?<=一)(?<!第一)[^{AFTER_ONE}])")
+_TAG = re.compile(r"</?[A-Za-z][^<>]{0,4000}>")
+_FORMAL_RUN = re.compile(f"[{FORMAL}零万亿]{{1,64}}")
+_FORMAL_MONEY = re.compile(
+    rf"(?P<whole>[{FORMAL}零万亿]{{1,64}})(?:人民币)?[元圆](?:零?(?P<jiao>[壹贰叁肆伍陆柒捌玖])角)?"
+    rf"(?:零?(?P<fen>[壹贰叁肆伍陆柒捌玖])分)?[整正]?"
+)
+_CN_DATE = re.compile(
+    f"(?:(?P<y>[{CALENDAR}0０Ｏ]{{4}})年(?:(?P<ym>[一二三四五六七八九十]{{1,3}})月(?:(?P<yd>[一二三四五六七八九十]{{1,3}})[日号])?)?"
+    f"|(?P<m>[一二三四五六七八九十]{{1,2}})月(?:份|(?P<d>[一二三四五六七八九十]{{1,3}})[日号])?)"
+)
+_STEP_WORDS = "这那某同上下前后另任头本哪"  # 这一年, 上一季度: a step in a row, no duration
+_HALF = re.compile(r"半(?:(?P<m>个月)|(?P<y>年)(?!度|报)|(?P<d>天)|(?P<h>个?小时)|(?P<q>个季度))")
+_NO_MONEY_ONE = "线性论化次函方程回模期悖"
+
+
+def find_numbers(text: str) -> list[Number]:
+    """Every number of a text, in order of place, without overlap.
+
+    Found are Arabic numerals (thousands separators, full width, spaced groups, exponents, LaTeX), Chinese and
+    formal numerals, fractions and ratios, currency signs and units, ranges, and, as `variable=False`, dates,
+    times, ordinals, list marks, labels, document numbers, identifiers and indices in formulas. Numerals that are
+    part of a word (一般, 三角债, 四大行, 万一) are words and are not returned.
+
+    Any string is accepted; the time is linear in its length.
+    """
+    found: list[Number] = []
+    position = floor = 0
+    search = _SEED.search
+    while (seed := search(text, position)) is not None:
+        i = seed.start()
+        c = text[i]
+        if c in "0123456789０１２３４５６７８９":
+            number, position = _read_arabic(text, i, floor)
+        elif c in _CIRCLED:
+            number, position = Number(c, i, i + 1, str(_CIRCLED[c]), "", "ordinal", False), i + 1
+        elif c == "<":
+            tag = _TAG.match(text, i)
+            position = tag.end() if tag is not None else i + 1
+            continue
+        elif c == "半":
+            number, position = _read_half(text, i)
+        elif c in FORMAL:
+            number, position = _read_formal(text, i)
+        else:
+            number, position = _read_chinese(text, i, floor)
+        if number is not None:
+            if number.kind == "count" and found and _continues(text, found[-1], number):
+                number = replace(number, unit="", kind="ordinal", variable=False)
+            found.append(number)
+            floor = number.end
+    return found
+
+
+def _continues(text: str, last: Number, number: Number) -> bool:
+    """Whether a count goes on from an ordinal before it: 第五十条、五十一条."""
+    gap = number.start - last.end
+    return (
+        last.kind == "ordinal" and gap == 1 and text[last.end] in "、和至或及到,，" and last.text[-1] == number.text[-1]
+    )
+
+
+def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
+    p = text[i - 1] if i else ""
+    if p == "第" or (p in SPACE and i > 1 and text[i - 2] == "第"):
+        return _read_ordinal(text, i, floor)
+    if p and p.isascii() and (p.isalpha() or p in "_^\\@#" or (p == "{" and text[i - 2 : i - 1] in ("^", "_"))):
+        index = read_index(text, i, floor, p)
+        if index is not None:
+            return index
+    if p and p in "%=&/_-.?" and in_address(text, i):
+        tail = WORD_TAIL.match(text, i)
+        end = tail.end() if tail else i + 1
+        return None, end
+    core = arabic_at(text, i, floor)
+    j = core.end
+    n = text[j : j + 1]
+    plain = not core.scaled and not core.currency and j - i <= 4
+    if plain and n:
+        dated = try_date(text, i, j, n)
+        if dated is not None:
+            return dated
+    if n:
+        special = try_special(text, i, core, n)
+        if special is not None:
+            return special
+    if j - i > 40:
+        return make(text, i, j, text[i:j].translate(FOLD), "", "identifier", False)
+    measure = measure_at(text, core)
+    ranged = try_range(text, core, measure)
+    if ranged is not None:
+        return ranged
+    if measure is None:
+        return bare_number(text, core, floor)
+    if measure.unit.grade == 1 and not core.scaled and j - i <= 3:
+        label = label_at(text, core, text[max(0, i - 14) : i], text[i:j], text[i:j].isdigit())
+        if label is not None:
+            return label
+    return with_unit(text, core, measure)
+
+
+_ORDINAL_TO = re.compile(r"\s?[-–—~～至到]\s?[0-9]{1,4}")
+_ORDINAL_WORDS = "章节条款项编部分类种个次期年季步号页回届位名卷阶层轮批方代集题组段句行列点级"
+
+
+def _read_ordinal(text: str, i: int, floor: int) -> tuple[Number | None, int]:
+    """第3章, 第一百二十三条, 第一, 第3-5页: the whole from 第 to the word that is counted."""
+    begin = i - 1 if text[i - 1] == "第" else i - 2
+    if text[i] in "0123456789０１２３４５６７８９":
+        match = ARABIC.match(text, i)
+        assert match is not None
+        j, value = match.end(), match.group().translate(FOLD)
+        if j - i > 12:
+            return make(text, i, j, value, "", "identifier", False)
+    else:
+        run = CN_RUN.match(text, i)
+        assert run is not None
+        whole = chinese_to_int(run.group())
+        if whole is None:
+            return None, run.end()
+        j, value = run.end(), str(whole)
+    tail = _ORDINAL_TO.match(text, j)
+    if tail is not None and text[i].isdecimal():
+        j = tail.end()
+    if text[j : j + 1] in tuple("方者"):  # 第三方, 第三者
+        return None, j
+    word = j + 1 if text[j : j + 1] in SPACE and text[j : j + 1] else j
+    if text[word : word + 2] == "季度":
+        j = word + 2
+    elif text[word : word + 1] and text[word] in _ORDINAL_WORDS:
+        j = word + 1
+    return make(text, max(begin, floor), j, value, "", "ordinal", False)
+
+
+def _read_half(text: str, i: int) -> tuple[Number | None, int]:
+    """半年, 半个月, 半天: half of one unit."""
+    match = _HALF.match(text, i)
+    if match is None or text[i - 1 : i] in tuple("上下前后大小过多各一夜"):
+        return None, i + 1
+    name = {"m": "month", "y": "year", "d": "day", "h": "hour", "q": "quarter"}[match.lastgroup or ""]
+    return make(text, i, match.end(), "0.5", name, "duration", True)
+
+
+def _read_formal(text: str, i: int) -> tuple[Number | None, int]:
+    """壹佰贰拾叁元肆角伍分整, 叁年: formal numerals."""
+    money = _FORMAL_MONEY.match(text, i)
+    if money is not None and (whole := chinese_to_int(money.group("whole").rstrip("零"))) is not None:
+        cents = 100 * whole
+        for name, worth in (("jiao", 10), ("fen", 1)):
+            if digit := money.group(name):
+                cents += worth * DIGITS[digit]
+        return make(text, i, money.end(), exact_decimal(Fraction(cents, 100)), "CNY", "amount", True)
+    run = _FORMAL_RUN.match(text, i)
+    assert run is not None
+    value = chinese_to_int(run.group())
+    if value is None:
+        return None, run.end()
+    core = Core(i, run.end(), str(value), 0, False, "c", len(run.group()) == 1, False, "")
+    measure = measure_at(text, core)
+    if measure is None or (core.lone and measure.unit.grade < 3):
+        return None, run.end()
+    return with_unit(text, core, measure)
+
+
+def _read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
+    p = text[i - 1] if i > floor else ""
+    if p == "第":
+        return _read_ordinal(text, i, floor)
+    run = CN_RUN.match(text, i)
+    assert run is not None
+    j = run.end()
+    if text[i] == "零" and j - i > 1:  # 一年零三个月
+        return None, i + 1
+    n = text[j : j + 1]
+    if n and n in "年月0０Ｏ":
+        date = _CN_DATE.match(text, i)
+        if date is not None and (number := _chinese_date(text, date)) is not None:
+            return number
+    if n and n in "、)）" and j - i <= 3 and _is_mark(text, i, j, p):
+        value = chinese_to_int(run.group())
+        if value is not None:
+            parenthesised = p in "（(" and bool(p) and n in "）)"
+            start, end = (i - 1, j + 1) if parenthesised else (i, j)
+            return make(text, start, end, str(value), "", "ordinal", False)
+    if n == "折" and j - i == 2 and all(c in "一二三四五六七八九" for c in run.group()):
+        if text[j + 1 : j + 2] not in tuple(NOT_BEFORE["折"]):
+            value = decimal_string("".join(str(DIGITS[c]) for c in run.group()), -2)
+            return make(text, i, j + 1, value, "1", "rate", True)
+    if run.group() == "一" and n == "半":
+        after = text[j + 1 : j + 2]
+        if after and (after in "以的股多左不时" or not "\u4e00" <= after <= "\u9fff"):
+            return make(text, i, j + 1, "0.5", "1", "rate", True)
+        return None, j + 1
+    core = chinese_at(text, i, floor)
+    if core is None:
+        return None, j
+    if core.fraction is not None and core.fraction.denominator == 1 and core.fraction == 0:
+        return make(text, core.start, core.end, "0", "1", "rate", True)
+    ratio = RATIO_MEASURE._replace(end=core.end) if core.fraction is not None else None
+    measure = ratio or _chinese_measure(text, core, p)
+    ranged = try_range(text, core, measure)
+    if ranged is not None:
+        return ranged
+    if measure is None:
+        if text[core.end : core.end + 1] == "日":
+            number, end = _chinese_day(text, core)
+            return number, end
+        if core.scaled or (not core.lone and core.exponent < 0):
+            return make(text, core.start, core.end, core.value(), "", "other", True)
+        if core.lone or not any(c in TENS or c in "万亿" for c in run.group()[1:]):
+            return None, max(core.end, i + 1)
+        return make(text, core.start, core.end, core.value(), "", "other", False)
+    if core.lone and core.digits == "1" and (measure.unit.grade < 3 or (p and p in _STEP_WORDS)):
+        return None, j
+    return with_unit(text, core, measure)
+
+
+def _chinese_measure(text: str, core: Core, p: str) -> Measure | None:
+    """`measure_at` with the traps of a lone Chinese numeral: 三元论, 一成不变, 一折, 四季度, 九折."""
+    measure = measure_at(text, core)
+    if measure is None or not core.lone:
+        return measure
+    after = text[measure.end : measure.end + 1]
+    word = text[measure.end - 1]
+    if word == "元" and after and after in _NO_MONEY_ONE:
+        return None
+    if word == "成" and after and after in "不":
+        return None
+    if word == "周" and p in "上下本":
+        return None
+    if (word == "折" and core.digits == "1" and after and after not in "，。、优出销") or (word == "门" and p == "花"):
+        return None
+    if after and word + after in ("套房", "类户"):
+        return None
+    if word in "分点手头份张" or core.digits == "0":
+        return None if word in "分点手头" or core.digits in "01" else measure
+    if measure.unit.name == "期" or (word in "级代号节章款" and measure.unit.grade == 0):
+        return None
+    return measure
+
+
+def _is_mark(text: str, i: int, j: int, p: str) -> bool:
+    left = text[max(0, i - 10) : i]
+    if text[j] in ")）":
+        return bool(p) and p in "（("
+    return MARK_BEFORE.search(left) is not None
+
+
+def _chinese_date(text: str, match: re.Match[str]) -> tuple[Number, int] | None:
+    groups = match.groupdict()
+    year = groups["y"] and "".join(str(DIGITS.get(c, 0)) for c in groups["y"])
+    month, day = groups["ym"] or groups["m"], groups["yd"] or groups["d"]
+    m = chinese_to_int(month) if month else None
+    d = chinese_to_int(day) if day else None
+    if (month and (m is None or not 1 <= m <= 12)) or (day and (d is None or not 1 <= d <= 31)):
+        return None
+    return make(text, match.start(), match.end(), iso_date(year, m, d), "", "date", False)
+
+
+def _chinese_day(text: str, core: Core) -> tuple[Number | None, int]:
+    """三十日内: a duration; 十五日 alone: a day of the month; 一日游: a word."""
+    number, end = day_at(text, core)
+    if core.lone and not number.variable:
+        return None, end
+    return number, end

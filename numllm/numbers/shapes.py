@@ -1,0 +1,237 @@
+"""Dates, times, ratios, fractions and ranges: numbers of several parts."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from .context import cue_before, day_at, make, price_before
+from .number import Number
+from .numerals import FOLD, D, exact_decimal
+from .patterns import ARABIC, DOTTED, INDEX_CUE
+from .reading import RATIO_MEASURE, Core, Measure, arabic_at, chinese_at, magnitude_at, measure_at
+from .units import SPACE, UNITS, Unit
+
+__all__ = ["iso_date", "try_date", "try_range", "try_special"]
+
+_YEAR_DATE = re.compile(
+    rf"(?P<y>[{D}]{{4}})\s?年(?:度|\s?(?P<m>[{D}]{{1,2}})\s?月(?!至)(?:份|\s?(?P<d>[{D}]{{1,2}})\s?[日号])?)?"
+)
+_SHORT_YEAR = re.compile(r"(?:[5-9][0-9]年(?:代|初|末|底)|[0-9]{2}年\s?[0-9]{1,2}月(?:\s?[0-9]{1,2}日)?)")
+_MASKED_YEAR = re.compile(
+    r"(?P<y>[12２][0-9０-９]?[×xX＊*✕╳][0-9０-９×xX＊*]{1,2}|[12][0-9][×xX＊*✕╳]{1,2}[0-9０-９l]{0,2}|"
+    r"[12][0-9]{2}[×xX＊*✕╳])"
+    r"(?:\s?年(?:度|\s?(?P<m>[0-9０-９]{1,2})\s?月(?:份|\s?(?P<d>[0-9０-９]{1,2})\s?[日号])?)?"
+    r"|(?=\s?[-—–~～至到]\s?[12][0-9]?[×xX＊*✕╳0-9]{1,3}\s?年))"
+)
+_MONTH_DATE = re.compile(rf"(?P<m>[{D}]{{1,2}})\s?月(?:份|\s?(?P<d>[{D}]{{1,2}})\s?[日号])?")
+_ISO_DATE = re.compile(
+    r"(?P<y>[12][0-9]{3})(?P<s>[-/.．])(?P<m>0?[1-9]|1[0-2])(?:(?P=s)(?P<d>3[01]|[12][0-9]|0?[1-9]))?(?![0-9.%])"
+)
+_AMERICAN_DATE = re.compile(r"(0?[1-9]|1[0-2])/(3[01]|[12][0-9]|0?[1-9])/((?:19|20)[0-9]{2})(?![0-9/])")
+_TIME = re.compile(r"(?:[01]?[0-9]|2[0-4])[:：][0-5][0-9](?:[:：][0-5][0-9])?(?![0-9])")
+_CLOCK = re.compile(r"([0-9]{1,2})\s?[时点](?:\s?([0-9]{1,2})\s?分(?!之)|整|半|(?=[前后至到,，。]))")
+_RATIO = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:\s?[:：∶]\s?[0-9]+(?:\.[0-9]+)?){1,8}")
+_SLASH = re.compile(r"/([0-9]{1,12})(?![0-9/.])")
+_CREDIT_TERMS = re.compile(r"[0-9]+/[0-9]+(?:[,，、;；\s]{0,2}[0-9]+/[0-9]+){0,4}[,，、;；\s]{0,2}[nN]/[0-9]+")
+_RANGE = re.compile(r"\s?(?:至|到|[-–—―~～－−﹣]{1,2})\s?(?=[$¥￥]?[0-9０-９零一二三四五六七八九十两百壹贰叁])")
+_ISSUE = re.compile(r"\s?第\s?[0-9０-９]{1,6}\s?号")
+_BRACKET_ISSUE = re.compile(r"[〕\]］)）】]\s?(?:第\s?)?[0-9０-９]{1,6}\s?号")
+_PHONE = re.compile(r"(?:0[0-9]{2,3}[-－][0-9]{7,8}|1[3-9][0-9]{9}|400[-－]?[0-9]{3}[-－]?[0-9]{4})(?![0-9])")
+_ARITHMETIC = tuple("×÷+=≈＝＋−*✕－-—–/^")
+
+
+def iso_date(year: str | None, month: int | None, day: int | None) -> str:
+    parts = [year if year is not None else "-"] if year is not None or month is not None else []
+    if month is not None:
+        parts.append(f"{month:02d}")
+    if day is not None:
+        parts.append(f"{day:02d}")
+    return "-".join(parts)
+
+
+def _dated(text: str, match: re.Match[str]) -> tuple[Number, int] | None:
+    groups = match.groupdict()
+    year = groups.get("y")
+    month = int(groups["m"].translate(FOLD)) if groups.get("m") else None
+    day = int(groups["d"].translate(FOLD)) if groups.get("d") else None
+    if (month is not None and not 1 <= month <= 12) or (day is not None and not 1 <= day <= 31):
+        return None
+    if year is not None:
+        year = year.translate(FOLD).translate(str.maketrans("×x＊*✕╳l", "XXXXXX1"))
+    return make(text, match.start(), match.end(), iso_date(year, month, day), "", "date", False)
+
+
+def try_date(text: str, i: int, j: int, n: str) -> tuple[Number, int] | None:
+    """A date that begins at i, where the digits end at j and n is the character behind them."""
+    k = n if n not in SPACE else text[j + 1 : j + 2]
+    match = None
+    if k in "年" and k:
+        match = _YEAR_DATE.match(text, i)
+        if match is not None:
+            issue = _ISSUE.match(text, match.end()) if match.group("m") is None else None
+            if issue is not None:
+                return make(text, i, issue.end(), text[i : issue.end()].translate(FOLD), "", "identifier", False)
+        elif j - i == 2:
+            short = _SHORT_YEAR.match(text, i)
+            if short is not None:
+                return make(text, i, short.end(), text[i:j], "", "date", False)
+    elif k and k in "×xX＊*✕╳" and text[i] in "12２":
+        match = _MASKED_YEAR.match(text, i)
+    elif k == "月":
+        match = _MONTH_DATE.match(text, i)
+    elif n in "-/.．" and j - i == 4:
+        match = _ISO_DATE.match(text, i)
+    elif j - i == 4 and n in "〕]］)）】" and text[i - 1 : i] in tuple("〔[［(（【"):
+        issue = _BRACKET_ISSUE.match(text, j)
+        if issue is not None:
+            span = text[i - 1 : issue.end()].translate(FOLD)
+            return make(text, i - 1, issue.end(), span, "", "identifier", False)
+    return _dated(text, match) if match is not None else None
+
+
+def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | None:
+    """Times, ratios, fractions, credit terms, telephone numbers and dotted identifiers that begin at i."""
+    j = core.end
+    if n in ":：∶" or (n == " " and text[j + 1 : j + 2] in ("∶", ":")):
+        match = _RATIO.match(text, i)
+        if match is not None and not core.scaled and len(match.group()) <= 60:
+            clock = _TIME.match(text, i)
+            left = text[max(0, i - 4) : i]
+            if clock is not None and clock.end() == match.end() and not any(c in left for c in "比例按率"):
+                return make(text, i, clock.end(), clock.group().replace("：", ":"), "", "time", False)
+            parts = re.split(r"\s?[:：∶]\s?", match.group())
+            if len(parts) == 2 and Fraction(parts[1]):
+                value = exact_decimal(Fraction(parts[0]) / Fraction(parts[1]))
+            else:
+                value = ":".join(parts)
+            return make(text, i, match.end(), value, "1", "rate", True)
+    elif n == "/" and core.exponent == 0 and not core.scaled:
+        terms = _CREDIT_TERMS.match(text, i)
+        if terms is not None:
+            return make(text, i, terms.end(), terms.group(), "", "other", False)
+        american = _AMERICAN_DATE.match(text, i)
+        if american is not None:
+            value = f"{american.group(3)}-{american.group(1):0>2}-{american.group(2):0>2}"
+            return make(text, i, american.end(), value, "", "date", False)
+        slash = _SLASH.match(text, j)
+        if (
+            slash is not None
+            and text[i - 1 : i] != "/"
+            and len(core.digits) <= 12
+            and int(core.digits) < int(slash.group(1))
+        ):
+            value = Fraction(int(core.digits), int(slash.group(1)))
+            return make(
+                text, core.start, slash.end(), exact_decimal(-value if core.negative else value), "1", "rate", True
+            )
+    elif n in "-－":
+        phone = _PHONE.match(text, i)
+        if phone is not None:
+            return make(text, i, phone.end(), phone.group(), "", "identifier", False)
+    elif n in ".．" and text[j + 1 : j + 2].isalnum() and text[j + 1].isascii():
+        dotted = DOTTED.match(text, j)
+        if dotted is not None and not core.currency:
+            value = text[i : dotted.end()].translate(FOLD)
+            return make(text, i, dotted.end(), value, "", "identifier", False)
+    elif n in "时点 ":
+        clock = _CLOCK.match(text, i)
+        if clock is not None and int(clock.group(1)) <= 24 and not INDEX_CUE.search(text[max(0, i - 16) : i]):
+            minute = clock.group(2) or ("30" if clock.group().endswith("半") else "00")
+            return make(text, i, clock.end(), f"{int(clock.group(1)):02d}:{minute:0>2}", "", "time", False)
+    return None
+
+
+def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, int] | None:
+    """`7至15年`, `5%-8%`, `20-30万元`: core is the low end, measure its unit if it has one."""
+    after = measure.end if measure is not None else core.end
+    c = text[after : after + 1]
+    if not c or c not in "至到-–—―~～－−﹣ ":
+        return None
+    separator = _RANGE.match(text, after)
+    if separator is None or (measure is not None and (measure.add is not None or measure.unit.grade == 0)):
+        return None
+    k = separator.end()
+    if text[k] in "$¥￥":
+        k += 1
+    other = arabic_at(text, k, k) if text[k] in "0123456789０１２３４５６７８９" else chinese_at(text, k, k)
+    if other is None or other.end - k > 40:
+        return None
+    sign = separator.group().strip()
+    dash = sign not in ("至", "到")
+    n = text[other.end : other.end + 1]
+    if dash and measure is None:
+        if n and n in "-–—/.":  # 1-2-3, 3-5/7
+            return None
+        if core.digits == "1" and text[core.start - 1 : core.start] in ("(", "（"):  # (1-20%)
+            return None
+    if dash and text[core.start - 1 : core.start] in _ARITHMETIC:
+        return None
+    if measure is None and n == "日":
+        days = day_at(text, other, core.start)[0]
+        if days.variable and core.fraction is None and Fraction(core.value()) < Fraction(days.value):
+            end, low = days.end, core.value()
+            return Number(text[core.start : end], core.start, end, low, "day", "duration", True, low, days.value), end
+    if measure is None and core.style == "a" and n and (n in "年月日" or text[other.end : other.end + 2] == " 年"):
+        if (number := _date_range(text, core, other, n)) is not None:
+            return number
+    found = RATIO_MEASURE._replace(end=other.end) if other.fraction is not None else measure_at(text, other)
+    if found is None or found.unit.grade == 0 or found.add is not None:
+        if measure is not None:
+            return None
+        if core.currency and (other.currency or text[separator.end()] in "$¥￥"):
+            unit, end = Unit("amount", core.currency, 0, 3), other.end
+        elif core.exponent < 0 and other.exponent < 0 and cue_before(text, core.start) == "rate":
+            unit, end = UNITS["倍"], other.end
+        else:
+            return None
+    else:
+        unit, end = found.unit, found.end
+        if unit.name == "day" and text[end - 1] == "日":
+            return None
+    if dash and text[end : end + 1] in _ARITHMETIC:
+        return None
+    low = core
+    if measure is None:
+        if core.fraction is not None or other.fraction is not None:
+            return None
+        if not core.scaled and other.scaled and core.style == "a":
+            low = core._replace(exponent=core.exponent + _scale_of(text, k, other))
+    elif measure.unit != unit:
+        return None
+    first, second = low.value(unit.shift), other.value(unit.shift)
+    if "/" in first or "/" in second or Fraction(first) >= Fraction(second):
+        return None
+    lone = core.lone and other.lone and unit.grade < 2
+    kind, name = unit.kind, unit.name
+    if kind == "amount":
+        kind, name = price_before(text, core.start, name)
+    number = Number(text[core.start : end], core.start, end, first, name, kind, not lone, first, second)
+    return number, end
+
+
+def _scale_of(text: str, i: int, core: Core) -> int:
+    """The power of ten of the magnitude word that ends a numeral read at i."""
+    match = ARABIC.match(text, i)
+    return magnitude_at(text, match.end())[1] if match is not None else 0
+
+
+def _date_range(text: str, core: Core, other: Core, n: str) -> tuple[Number, int] | None:
+    """`2014-2018年`, `1-6月`, `10-15日`: years, months and days of the calendar, not durations."""
+    end = other.end + (1 if n in "年月日" else 2)
+    low, high = core.digits, other.digits
+    if core.exponent or other.exponent or len(low) > 4 or len(high) > 4:
+        return None
+    if n == "月":
+        calendar = 1 <= int(low) <= 12 and 1 <= int(high) <= 12
+        low, high = f"--{low:0>2}", f"--{high:0>2}"
+    elif n == "日":
+        calendar = 1 <= int(low) <= 31 and 1 <= int(high) <= 31
+    else:
+        calendar = len(low) == 4 and len(high) == 4
+    if not calendar:
+        return None
+    if n not in "月日" and text[end : end + 1] == "度":
+        end += 1
+    number = Number(text[core.start : end], core.start, end, low, "", "date", False, low, high)
+    return number, end

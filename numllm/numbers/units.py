@@ -1,0 +1,166 @@
+"""Units of money, rates, time and counts: the words, their kind, and the power of ten to the base unit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["CODES", "LONGEST", "MAGNITUDES", "NOT_BEFORE", "NOT_MAGNITUDE", "SIGNS", "SPACE", "UNITS", "Unit"]
+
+_CURRENCIES = {
+    "CNY": "元 块钱 人民币 元人民币 圆 圆人民币 人民币元 RMB CNY",
+    "USD": "美元 美金 USD",
+    "HKD": "港元 港币 元港币 HKD",
+    "EUR": "欧元 EUR",
+    "JPY": "日元 JPY",
+    "GBP": "英镑 GBP",
+    "AUD": "澳元 澳大利亚元 AUD",
+    "CAD": "加元 加拿大元 CAD",
+    "CHF": "瑞士法郎 CHF",
+    "SGD": "新加坡元 新元 SGD",
+    "TWD": "新台币 台币 TWD",
+    "MOP": "澳门元 澳门币 MOP",
+    "KRW": "韩元 KRW",
+    "INR": "卢比 INR",
+    "RUB": "卢布 RUB",
+    "THB": "泰铢 THB",
+}
+_DURATIONS = {
+    "year": "年 周年 个年度 个会计年度 个完整会计年度 个纳税年度 个自然年 年期",
+    "quarter": "个季度 个会计季度",
+    "month": "个月 个自然月 个月期",
+    "week": "周 个周 个星期 星期 个礼拜",
+    "day": "天 天期 个自然日 日历天 自然日",
+    "workday": "个工作日 工作日",
+    "tradingday": "个交易日 交易日",
+    "hour": "小时 个小时 个钟头 课时",
+    "minute": "分钟",
+    "second": "秒 秒钟",
+}
+# rates: power of ten that takes the written number to a fraction
+_RATES = {
+    -1: "成 折",
+    -2: "% ％ 个百分点 百分点 pct",
+    -3: "‰ 个千分点",
+    -4: "‱ 个基点 基点 bp bps BP BPs BPS 个bp 个BP",
+    0: "倍",
+}
+_MEASURED = (
+    "吨 公吨 万吨 公斤 千克 克 公里 千米 米 厘米 毫米 平方米 立方米 平方公里 亩 公顷 升 桶 盎司 千瓦时 千瓦 兆瓦 "
+    "千伏安 蒲式耳 磅 英亩 英里 海里 人次 人月 工时 机器工时 人工工时 台时 kg km ha kWh"
+)
+_CONCRETE = "股 件 台 人 名 户 岁 辆 头 艘 架 栋 幢 手 份 张 公斤"
+_ABSTRACT = (
+    "个 项 种 类 次 家 位 组 批 期 笔 套 部 座 本 册 支 枚 间 步 轮 分 条 点 片 根 块 粒 箱 袋 瓶 盒 单位 只 篇 道 "
+    "亿次 颗 副 幅 宗 场 门 层 天次 口 例 年级"
+)
+_NUMBERED = "号 章 节 级 页 楼 版 届 卷 世纪 代 年代 款 集 回 阶 号楼 号线 ℃ 度 次方 象限 元组"
+# a unit word is none when one of these characters follows it
+NOT_BEFORE = {
+    "元": "素件旦首老器宵勋月",
+    "成": "立为本员交果功长就分熟品套都绩份人型家因员效年",
+    "折": "旧算现合价叠返扣让腰线射",
+    "倍": "数增感率",
+    "年": "级代报鉴",
+    "天": "然气津生地猫使平",
+    "周": "期转边岁围一二三四五六年日末知",
+    "度": "量假过",
+    "人": "民员均力工口",
+    "名": "义称单录",
+    "家": "庭具",
+    "件": "下",
+    "台": "湾账阶",
+    "手": "续机段",
+    "张": "某",
+    "部": "分门委位",
+    "位": "于置数",
+    "点": "击击率",
+    "条": "件款约例",
+    "分": "别为之析布录类红配部期成公行支摊",
+    "期": "权货间限末初",
+    "个": "人别体性",
+    "项": "目",
+    "种": "类子植",
+    "类": "别似型",
+    "组": "成合织",
+    "本": "期金年法准币息身",
+    "套": "期利",
+    "口": "径",
+    "例": "如外",
+    "次": "级日年月要贷",
+    "级": "别",
+    "代": "表理码码替",
+    "克": "服",
+    "米": "",
+    "升": "值至级",
+    "股": "东权本份利票市息指",
+    "户": "口",
+    "份": "额",
+    "头": "寸部",
+    "号": "召",
+    "层": "次面级",
+    "场": "所景地",
+    "门": "店槛",
+    "步": "骤",
+    "日": "元常记期历报",
+    "块": "",
+    "支": "持付出撑配",
+    "单位": "产成价净名",
+    "美元": "指",
+}
+
+
+class Unit(NamedTuple):
+    kind: str
+    name: str
+    shift: int  # power of ten to the base unit
+    grade: int  # 3 money, rate, duration, measure; 2 concrete classifier; 1 abstract classifier; 0 a label
+
+
+def _unit_table() -> dict[str, Unit]:
+    table: dict[str, Unit] = {}
+
+    def add(words: str, kind: str, name: str | None, shift: int, grade: int) -> None:
+        for word in words.split():
+            table[word] = Unit(kind, word if name is None else name, shift, grade)
+
+    add(_NUMBERED, "ordinal", "", 0, 0)
+    add(_ABSTRACT, "count", None, 0, 1)
+    add(_CONCRETE, "count", None, 0, 2)
+    add("周岁", "count", "岁", 0, 3)
+    add(_MEASURED, "count", None, 0, 3)
+    table["万吨"] = Unit("count", "吨", 4, 3)
+    table["公吨"] = Unit("count", "吨", 0, 3)
+    for code, words in _CURRENCIES.items():
+        add(words, "amount", code, 0, 3)
+    for name, words in _DURATIONS.items():
+        add(words, "duration", name, 0, 3)
+    for shift, words in _RATES.items():
+        add(words, "rate", "1", shift, 3)
+    table["课时"] = Unit("count", "课时", 0, 1)
+    return table
+
+
+UNITS = _unit_table()
+LONGEST: dict[str, int] = {}  # first character -> length of the longest unit word that begins with it
+for _word in UNITS:
+    LONGEST[_word[0]] = max(LONGEST.get(_word[0], 0), len(_word))
+CODES = {word for words in _CURRENCIES.values() for word in words.split() if word.isascii()}
+SIGNS = {
+    "¥": "CNY",
+    "￥": "CNY",
+    "$": "USD",
+    "＄": "USD",
+    "€": "EUR",
+    "£": "GBP",
+    "￡": "GBP",
+    "US$": "USD",
+    "HK$": "HKD",
+    "NT$": "TWD",
+    "A$": "AUD",
+    "C$": "CAD",
+    "S$": "SGD",
+}
+MAGNITUDES = {"百": 2, "千": 3, "万": 4, "十万": 5, "百万": 6, "千万": 7, "亿": 8, "十亿": 9, "百亿": 10}
+MAGNITUDES |= {"千亿": 11, "万亿": 12, "万万": 8}
+NOT_MAGNITUDE = {"百": "分货姓度", "千": "克米瓦卡焦赫伏字", "万": "分", "亿": ""}
+SPACE = " \u00a0\u2009\u202f\u3000"
