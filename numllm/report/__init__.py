@@ -4,6 +4,6 @@ from .figures import COLOURS, has_plots, plot_bars, plot_layers, plot_loss, smoo
 from .tables import accuracy, interval, markdown_table, percent, table, width
 
 __all__ = [
-    "COLOURS", "accuracy", "has_plots", "interval", "markdown_table", "percent", "plot_bars", "plot_layers", "plot_loss",
-    "smoothed", "table", "width",
+    "COLOURS", "accuracy", "has_plots", "interval", "markdown_table", "percent", "plot_bars", "plot_layers",
+    "plot_loss", "smoothed", "table", "width",
 ]
