@@ -145,12 +145,13 @@ def numbers(file: Any) -> None:
 @click.option("--context", default=2, show_default=True, help="Sentences before the asked one.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--max-per-doc", type=click.IntRange(min=1), help="Most questions from one document.")
+@click.option("--per-sentence", type=click.IntRange(min=1), default=1, show_default=True, help="Most of a sentence.")
 @click.option("--tags", default="recall,derivable,other", show_default=True,
               help="Keep what asks for a rule's number (recall), one that follows from others (derivable), other.")
 @json_option
 def numct(
-    corpus_dir: Path, out: Path, options: int, context: int, seed: int, max_per_doc: int | None, tags: str,
-    as_json: bool,
+    corpus_dir: Path, out: Path, options: int, context: int, seed: int, max_per_doc: int | None, per_sentence: int,
+    tags: str, as_json: bool,
 ) -> None:
     """Choice questions about the numbers of a corpus (NumCT), and their audit."""
     from .corpus import read_corpus
@@ -161,8 +162,8 @@ def numct(
     if not set(kept) <= set(TAGS):
         raise NumLLMError(f"--tags wants some of {','.join(TAGS)}, got {tags}")
     rows = list(build(
-        read_corpus(corpus_dir), options=options, context=context, seed=seed, max_per_doc=max_per_doc, tags=kept,
-        progress=bar,
+        read_corpus(corpus_dir), options=options, context=context, seed=seed, max_per_doc=max_per_doc,
+        per_sentence=per_sentence, tags=kept, progress=bar,
     ))
     if not rows:
         more = "more figures" if set(kept) == set(TAGS) else "more figures, or more --tags"

@@ -229,3 +229,19 @@ def test_tags_are_kept_as_asked(textbook: list[dict[str, Any]]) -> None:
     assert {row["tag"] for row in kept} == {"recall", "derivable"}
     with pytest.raises(ValueError, match="tags must be some of recall, derivable, other, got rule"):
         list(build([], tags=("rule",)))
+
+
+def test_the_command_keeps_tags_and_names_a_wrong_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from test_cli import run
+
+    from numllm.corpus import build_corpus
+    from numllm.files import read_jsonl
+
+    build_corpus([TEXTBOOK / "01-time-value.md"], tmp_path / "corpus", holdout=0.0)
+    out = tmp_path / "numct.jsonl"
+    code, text, error = run(capfd, "numct", tmp_path / "corpus", "--out", out, "--tags", "derivable")
+    assert code == 0, error
+    rows = [row for _, row in read_jsonl(out)]
+    assert rows and {row["tag"] for row in rows} == {"derivable"} and f"{len(rows)} derivable" in text
+    code, _, error = run(capfd, "numct", tmp_path / "corpus", "--out", out, "--tags", "rule")
+    assert code == 1 and "--tags wants some of recall,derivable,other, got rule" in error

@@ -14,7 +14,6 @@ Traits = tuple[Seen, Sequence[Sequence[int]], Sequence[Sequence[float]]]
 """Traits as they are, as ranks, and as the adversary sees them."""
 
 _TRAITS = 15
-
 _FREQUENCIES = {3: 0.5, 4: 0.85}  # traits that count how often an option occurs: target, in parts of pure chance
 _LOGS = (9, 10, 14)  # traits that are distances of logarithms: seen as they are, not as ranks
 _FOUND = 0.85  # of pure chance, what the adversary may find: one that reads all questions twice finds more

@@ -6,7 +6,7 @@ document ("document"), answers of earlier questions ("corpus"), what a relation 
 common mistake ("mistake") and perturbed numbers ("perturbed").
 
 Wrong options are drawn several times and the draw is kept that leaves the known ways to guess without reading (the
-middle value, the roundest, the longest, the most frequent …) nearest to pure chance; see `_Balance`.
+middle value, the roundest, the longest, the most frequent …) nearest to pure chance; see `balance.Balance`.
 
 Everything is drawn from one generator a document, seeded by the seed and the document's id, in the order in which
 the documents come: the same documents and seed give the same questions.
