@@ -1,8 +1,8 @@
 """The whole way on the embedded default: a mini textbook, a tiny trained base, held-out questions.
 
-`textbook/` is trained on; `workbook/`, which restates the textbook's rules in other words and works other cases, is
-only read for its held-out text and for `questions/` (see scripts/build_demo_questions.py); `base/` is the model,
-with its card.
+`textbook/` is trained on. `workbook/` is only evaluated on: its cases are the held-out text, and `questions/` is made
+of them and of its reviews, which state the textbook's rules in other words (scripts/build_demo_questions.py). `base/`
+is the model, with its card.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Judge:
         """{"text": perplexity, "likelihood": evaluation result, "letters": evaluation result}."""
         from ..evaluate import evaluate, perplexity
 
-        return {"text": perplexity(model, tokenizer, self.texts, length=256)} | {
+        return {"text": perplexity(model, tokenizer, self.texts, length=256, stride=224)} | {
             protocol: evaluate(model, tokenizer, self.questions, protocol=protocol, progress=self.progress)
             for protocol in ("likelihood", "letters")
         }
@@ -130,7 +130,7 @@ def _walk(
         clock = time.perf_counter()
 
     stats = build_corpus([TEXTBOOK], out / "corpus", holdout=0.0)
-    build_corpus([WORKBOOK], out / "heldout", holdout=0.0)
+    build_corpus(sorted(WORKBOOK.glob("cases-*.md")), out / "heldout", holdout=0.0)
     done("corpus", f"{stats['documents']} documents, {stats['chinese_characters']:,} Chinese characters")
 
     rows = training_questions(list(read_corpus(out / "corpus")))
