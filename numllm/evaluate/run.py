@@ -130,9 +130,7 @@ def _portions(
     if journal is not None:
         fingerprint = _fingerprint(setting, questions, kinds, permute, identity)
         head, *known = _read_journal(journal) or [None]
-        if head is None:
-            _append(journal, {"fingerprint": fingerprint})
-        elif head != {"fingerprint": fingerprint}:
+        if head not in (None, {"fingerprint": fingerprint}):
             raise EvaluationError(
                 f"{journal}: belongs to another evaluation (model, questions or options differ); remove it, or choose "
                 "another --out"
@@ -147,6 +145,9 @@ def _portions(
         described = dataclasses.replace(setting, scoring={**setting.scoring, "description": label})
         part = _portion(described, questions[first:last], kinds[first:last], permute)
         if journal is not None:
+            if head is None:  # with the first portion: an evaluation refused before it leaves nothing behind
+                head = {"fingerprint": fingerprint}
+                _append(journal, head)
             _append(journal, part)
         yield part
 
