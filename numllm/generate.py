@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import NumLLMError
-from .model import PADDING, Transformer
+from .model import Transformer, left_padded
 from .tokenizer import Tokenizer
 
 Stream = Callable[[int, str], None]
@@ -82,15 +82,8 @@ def generate_ids(
                 f"prompt {index + 1} has {len(ids)} tokens; with {max_new_tokens} new ones that is more than "
                 f"the model's context of {context}; shorten it or ask for fewer"
             )
-    width = max(map(len, prompts))
-    tokens = torch.zeros(len(prompts), width, dtype=torch.int64)
-    documents = torch.full((len(prompts), width), PADDING, dtype=torch.int32)
-    for row, ids in enumerate(prompts):
-        tokens[row, width - len(ids) :] = torch.tensor(ids)
-        documents[row, width - len(ids) :] = 0
-    padded = bool((documents == PADDING).any())
-    tokens, documents = tokens.to(model.device), documents.to(model.device)
-    store = model.new_cache(len(prompts), width + max_new_tokens) if cache else None
+    tokens, documents, padded = left_padded(prompts, model.device)
+    store = model.new_cache(len(prompts), tokens.shape[1] + max_new_tokens) if cache else None
     generators = [_generator(seed, index) for index in range(len(prompts))]
     found: list[list[int]] = [[] for _ in prompts]
     open_ = set(range(len(prompts)))

@@ -9,7 +9,7 @@ Shapes: B rows, T positions, D hidden size, H heads, G key/value heads, E head s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -351,6 +351,20 @@ def _check(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, s
                 f"{checkpoint.tensors[name].file}: {config.architecture} has no tensor {name!r}; "
                 "the checkpoint is of another model"
             )
+
+
+def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, bool]:
+    """(tokens (B, T) int64, documents (B, T) int32, whether any is padding): rows of ids that end together.
+
+    Padding stands on the left, outside every document, so each row reads as it would alone.
+    """
+    width = max(map(len, rows))
+    tokens = torch.zeros(len(rows), width, dtype=torch.int64)
+    documents = torch.full((len(rows), width), PADDING, dtype=torch.int32)
+    for row, ids in enumerate(rows):
+        tokens[row, width - len(ids) :] = torch.tensor(ids)
+        documents[row, width - len(ids) :] = 0
+    return tokens.to(device), documents.to(device), any(len(ids) < width for ids in rows)
 
 
 def load_model(

@@ -18,6 +18,25 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory):
+    """A byte-level tokenizer of the tests' own."""
+    from test_questions import byte_tokenizer
+
+    return byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def pair(tokenizer, tmp_path_factory: pytest.TempPathFactory):
+    """(theirs, ours): one random Qwen2 in transformers and in numllm."""
+    from models import save, transformers_model
+
+    from numllm.model import load_model
+
+    theirs = transformers_model("qwen2", vocab_size=tokenizer.vocab_size)
+    return theirs, load_model(save(theirs, tmp_path_factory.mktemp("qwen2")))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips tests marked `gpu` where no CUDA device is present."""
     marked = [item for item in items if item.get_closest_marker("gpu")]

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import save, transformers_model
-from test_questions import byte_tokenizer, joining_tokenizer, save_tokenizer
+from test_questions import joining_tokenizer, save_tokenizer
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers
 
@@ -64,18 +64,6 @@ def make_questions(count: int, *, seed: int = 0, name: str = "q", cloze: bool = 
         )
         for index in range(count)
     ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Tokenizer:
-    return byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="module")
-def pair(tokenizer, tmp_path_factory):
-    """(theirs, ours): one random Qwen2 in transformers and in numllm."""
-    theirs = transformers_model("qwen2", vocab_size=tokenizer.vocab_size)
-    return theirs, load_model(save(theirs, tmp_path_factory.mktemp("qwen2")))
 
 
 def direct(theirs, ids) -> torch.Tensor:

@@ -10,7 +10,6 @@ import unicodedata
 
 import pytest
 import torch
-from models import save, transformers_model
 from test_evaluate import Rigged, constant, difference, direct, make_questions, unshared  # noqa: F401
 from test_questions import TEXTS, byte_tokenizer
 
@@ -29,7 +28,6 @@ from numllm.evaluate import (
     run,
     submission,
 )
-from numllm.model import load_model
 from numllm.numbers import find_numbers
 from numllm.questions import HEADER, HEADER_MULTIPLE, LETTERS, Question, fit_letters, letter_prompt
 from numllm.tokenizer import Tokenizer
@@ -38,17 +36,6 @@ TEMPLATE = (
     "{% for m in messages %}<bos>{{ m.role }}\n{{ m.content }}<eos>\n{% endfor %}"
     "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Tokenizer:
-    return byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="module")
-def pair(tokenizer, tmp_path_factory):
-    theirs = transformers_model("qwen2", vocab_size=tokenizer.vocab_size)
-    return theirs, load_model(save(theirs, tmp_path_factory.mktemp("qwen2")))
 
 
 # Sets

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import EvaluationError
 from ..files import Progress, no_progress
-from ..model import PADDING, Cache, Transformer
+from ..model import Cache, Transformer, left_padded
 
 BATCH_TOKENS = 4096
 SHARED_AT_LEAST = 16
@@ -126,17 +126,9 @@ def _batches(items: Sequence[Any], length: Any, batch_tokens: int, held: int = 0
 @torch.no_grad()
 def _prefill(model: Transformer, prefixes: Sequence[tuple[int, ...]]) -> Cache:
     """Keys and values of prefixes, one a row, padded on the left."""
-    width = max(map(len, prefixes))
-    tokens = torch.zeros(len(prefixes), width, dtype=torch.int64)
-    documents = torch.full((len(prefixes), width), PADDING, dtype=torch.int32)
-    for row, ids in enumerate(prefixes):
-        tokens[row, width - len(ids) :] = torch.tensor(ids)
-        documents[row, width - len(ids) :] = 0
-    cache = model.new_cache(len(prefixes), width)
-    padded = bool((documents == PADDING).any())
-    model.hidden(
-        tokens.to(model.device), documents=documents.to(model.device) if padded else None, cache=cache
-    )
+    tokens, documents, padded = left_padded(prefixes, model.device)
+    cache = model.new_cache(*tokens.shape)
+    model.hidden(tokens, documents=documents if padded else None, cache=cache)
     return cache
 
 

@@ -42,6 +42,7 @@ _OPERATORS = "×÷+=≈＝＋−*✕"
 
 
 def make(text: str, start: int, end: int, value: str, unit: str, kind: str, variable: bool) -> tuple[Number, int]:
+    """The Number of text[start:end], and where it ends."""
     return Number(text[start:end], start, end, value, unit, kind, variable), end
 
 

@@ -44,6 +44,8 @@ class Core(NamedTuple):
 
 
 class Measure(NamedTuple):
+    """A unit word behind a numeral: where it ends, what it is, what it adds."""
+
     end: int
     unit: Unit
     add: Fraction | None = None  # 半 or 角分 behind the unit
@@ -124,6 +126,7 @@ def _is_math(text: str, k: int) -> bool:
 
 
 def arabic_at(text: str, i: int, floor: int) -> Core:
+    """The Arabic numeral that begins at i, with its separators and sign; nothing before `floor` is taken."""
     match = ARABIC.match(text, i)
     assert match is not None
     j = match.end()

@@ -42,6 +42,7 @@ _ARITHMETIC = tuple("×÷+=≈＝＋−*✕－-—–/^")
 
 
 def iso_date(year: str | None, month: int | None, day: int | None) -> str:
+    """The date in ISO 8601's form, of the parts that are known."""
     parts = [year if year is not None else "-"] if year is not None or month is not None else []
     if month is not None:
         parts.append(f"{month:02d}")

@@ -110,6 +110,8 @@ NOT_BEFORE = {
 
 
 class Unit(NamedTuple):
+    """What a unit word says of its number."""
+
     kind: str
     name: str
     shift: int  # power of ten to the base unit

@@ -33,12 +33,16 @@ class Target(NamedTuple):
 
 
 class Term(NamedTuple):
+    """A number that a relation may use."""
+
     value: float
     text: str
     unit: str  # "" for a bare number
 
 
 class Found(NamedTuple):
+    """A value that terms give by a formula, and how to write it."""
+
     value: float
     unit: str
     form: str  # with {0} {1} {2} for the terms' texts

@@ -13,6 +13,8 @@ __all__ = ["CJK", "Sentence", "read_sentences"]
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
+    """A sentence of prose with its numbers, and where it stands."""
+
     text: str
     offset: int  # of the text in its line
     numbers: tuple[Number, ...]  # with offsets in the line
