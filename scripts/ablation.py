@@ -30,7 +30,8 @@ from typing import Any
 import torch
 
 from numllm import demo
-from numllm.cli import bar, command_line, load_for_use, pick_device, run_training, say, scoring_dtype
+from numllm.cli.common import bar, command_line, load_for_use, pick_device, say, scoring_dtype
+from numllm.cli.training import run_training
 from numllm.config import LoRAConfig, TrainConfig
 from numllm.corpus import build_corpus, read_corpus
 from numllm.errors import ConfigError, NumLLMError

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from numllm.cli import cli, size
+from numllm.cli import cli
+from numllm.cli.merging import size
 from numllm.errors import NumLLMError
 from numllm.merge import by_kind, by_layer, merge
 from numllm.merge.summary import overlap, place, relation

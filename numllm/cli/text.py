@@ -1,0 +1,122 @@
+"""Commands from text to questions: corpus, numbers, numct, probes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import NumLLMError
+from ..report import interval, percent, table
+from .common import EXISTING, bar, command, finish, json_option, say
+
+
+@command(epilog="numllm corpus books/ notes.md --out corpus --jobs 2")
+@click.argument("sources", nargs=-1, required=True, type=EXISTING, metavar="SRC...")
+@click.option("--out", required=True, type=EXISTING, help="Folder to write: corpus.jsonl, stats.json.")
+@click.option("--holdout", default=0.05, show_default=True, help="Share of the files held out.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--jobs", default=1, show_default=True, help="Processes.")
+@click.option("--overwrite", is_flag=True, help="Replace --out.")
+@json_option
+def corpus(
+    sources: tuple[Path, ...], out: Path, holdout: float, seed: int, jobs: int, overwrite: bool, as_json: bool
+) -> None:
+    """Textbooks (Markdown, text, HTML) to a clean corpus with provenance."""
+    from ..corpus import build_corpus
+
+    stats = build_corpus(
+        list(sources), out, holdout=holdout, seed=seed, jobs=jobs, overwrite=overwrite, progress=bar
+    )
+    for file in stats["failed"]:
+        say(f"not read: {file['source']}: {file['reason']}")
+    for why, count in stats["skipped"].items():
+        say(f"skipped: {count} file(s), {why}")
+    rows = [{"figure": key.replace("_", " "), "value": f"{stats[key]:,}"} for key in (
+        "files", "documents", "characters", "chinese_characters",
+    )]
+    rows += [
+        {"figure": f"documents, {split}", "value": f"{part['documents']:,}"} for split, part in stats["splits"].items()
+    ]
+    rows += [{"figure": f"dropped: {why}", "value": f"{part['count']:,}"} for why, part in stats["dropped"].items()]
+    finish(stats, table(rows, ["figure", "value"]), as_json)
+
+
+@command(epilog="echo '年利率5%，本金3.5亿元' | numllm numbers")
+@click.argument("file", default="-", type=click.File("r", encoding="utf-8"))
+def numbers(file: Any) -> None:
+    """One JSON line for each number recognised in FILE (default: stdin)."""
+    import dataclasses
+
+    from ..numbers import find_numbers
+
+    try:
+        text = file.read()
+    except UnicodeDecodeError as error:
+        raise NumLLMError(f"{file.name}: not UTF-8 text (byte {error.start})") from error
+    for number in find_numbers(text):
+        click.echo(json.dumps(dataclasses.asdict(number), ensure_ascii=False))
+
+
+@command(epilog="numllm numct corpus --out numct.jsonl\nnumllm numct corpus --out numct.jsonl --max-per-doc 20\n"
+         "numllm numct corpus --out numct.jsonl --tags recall,derivable")
+@click.argument("corpus_dir", type=EXISTING)
+@click.option("--out", required=True, type=EXISTING, help="File to write; the audit stands beside it.")
+@click.option("--options", default=4, show_default=True, help="Options a question.")
+@click.option("--context", default=2, show_default=True, help="Sentences before the asked one.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--max-per-doc", type=click.IntRange(min=1), help="Most questions from one document.")
+@click.option("--per-sentence", type=click.IntRange(min=1), default=1, show_default=True, help="Most of a sentence.")
+@click.option("--tags", default="recall,derivable,other", show_default=True,
+              help="Keep what asks for a rule's number (recall), one that follows from others (derivable), other.")
+@json_option
+def numct(
+    corpus_dir: Path, out: Path, options: int, context: int, seed: int, max_per_doc: int | None, per_sentence: int,
+    tags: str, as_json: bool,
+) -> None:
+    """Choice questions about the numbers of a corpus (NumCT), and their audit."""
+    from ..corpus import read_corpus
+    from ..files import write_json, write_jsonl
+    from ..numct import TAGS, audit, build
+
+    kept = tuple(tag.strip() for tag in tags.split(","))
+    if not set(kept) <= set(TAGS):
+        raise NumLLMError(f"--tags wants some of {','.join(TAGS)}, got {tags}")
+    rows = list(build(
+        read_corpus(corpus_dir), options=options, context=context, seed=seed, max_per_doc=max_per_doc,
+        per_sentence=per_sentence, tags=kept, progress=bar,
+    ))
+    if not rows:
+        more = "more figures" if set(kept) == set(TAGS) else "more figures, or more --tags"
+        raise NumLLMError(f"{corpus_dir}: no number in it can be asked; give texts with {more}")
+    write_jsonl(out, rows)
+    report = audit(rows)
+    write_json(out.with_name("audit.json"), report)
+    shown = [{"cheat": name, "accuracy": percent(cheat["accuracy"]), "95 %": interval(cheat["ci95"])}
+             for name, cheat in report["cheats"].items()]
+    tagged = ", ".join(f"{count:,} {tag}" for tag, count in report["by_tag"].items())
+    text = f"{len(rows):,} questions in {out} ({tagged})\n" + table(shown, ["cheat", "accuracy", "95 %"])
+    finish(report, text, as_json)
+
+
+@command(epilog=(
+    "numllm probes --out probes.jsonl --seed 0\nnumllm eval --model demo --questions probes.jsonl --out r.json"
+))
+@click.option("--out", required=True, type=EXISTING, help="File of questions to write.")
+@click.option("--per-cell", type=click.IntRange(1), default=20, show_default=True, help="Questions a kind and level.")
+@click.option("--kind", "kinds", multiple=True, help="Kinds; default: all.")
+@click.option("--seed", default=0, show_default=True)
+@json_option
+def probes(out: Path, per_cell: int, kinds: tuple[str, ...], seed: int, as_json: bool) -> None:
+    """Numeric probes: comparing amounts, units, percentage points, growth, interest, ratios, at three levels."""
+    from ..files import write_jsonl
+    from ..probes import KINDS, build_probes
+
+    try:
+        rows = list(build_probes(per_cell, seed=seed, kinds=kinds or KINDS))
+    except ValueError as error:
+        raise NumLLMError(str(error)) from error
+    write_jsonl(out, rows)
+    finish({"questions": len(rows), "file": str(out)}, f"{len(rows):,} questions in {out}", as_json)
