@@ -246,9 +246,11 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, plan: Plan) -> Tensor:
-        """x (B, T, D) → (B, T, D)."""
+    def forward(self, x: Tensor, plan: Plan, select: Tensor | None = None) -> Tensor:
+        """x (B, T, D) → (B, T, D); or (S, D) of the positions picked by `select`, flat indexes (S,)."""
         x = x + self.self_attn(self.input_layernorm(x), plan)
+        if select is not None:
+            x = x.flatten(0, 1)[select]
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -291,21 +293,22 @@ class Transformer(nn.Module):
 
     def hidden(
         self, tokens: Tensor, *, positions: Tensor | None = None, documents: Tensor | None = None,
-        branches: Tensor | None = None, cache: Cache | None = None,
+        branches: Tensor | None = None, cache: Cache | None = None, select: Tensor | None = None,
     ) -> Tensor:
-        """States after the last norm, (B, T, D).
+        """States after the last norm, (B, T, D); or (S, D) of the positions picked by `select`, flat indexes (S,).
 
         tokens (B, T) int64. positions (B, T): default, counted within each document. documents (B, T) ints:
         a token sees earlier tokens of the same number only; PADDING marks padding. branches (B, T) ints: a
         document may be a tree, its trunk numbered 0; a token sees the trunk and its own branch, and positions
-        are counted along them. With a cache, tokens follow what is in it.
+        are counted along them. With a cache, tokens follow what is in it. What is not selected skips the last MLP.
         """
         if self._frequencies is None or self._frequencies.device != tokens.device:
             self._frequencies = rope_frequencies(self.config.rope, self.config.head_dim).to(tokens.device)
         plan = Plan(self.config, self._frequencies, tokens, positions, documents, branches, cache, self.dtype)
         x = self.model.embed_tokens(tokens)
-        for block in self.model.layers:
+        for block in self.model.layers[:-1]:
             x = block(x, plan)
+        x = self.model.layers[-1](x, plan, select)
         if cache is not None:
             cache.used = plan.stop
         return self.model.norm(x)
@@ -318,10 +321,11 @@ class Transformer(nn.Module):
 
         The other arguments are those of `hidden`.
         """
-        x = self.hidden(tokens, positions=positions, documents=documents, cache=cache)
-        if select is not None:
-            x = x[select] if select.dtype == torch.bool else x.flatten(0, 1)[select]
-        return self.lm_head(x)
+        if select is not None and select.dtype == torch.bool:
+            select = select.flatten().nonzero()[:, 0]
+        return self.lm_head(
+            self.hidden(tokens, positions=positions, documents=documents, cache=cache, select=select)
+        )
 
 
 def _leftover(name: str, config: ModelConfig) -> bool:

@@ -309,9 +309,9 @@ class Rigged:
         self.device, self.dtype, self.rule = torch.device("cpu"), torch.float32, rule
         self.lm_head = lambda x: x
 
-    def hidden(self, tokens, *, documents=None, cache=None):
-        assert cache is None and documents is None
-        return torch.stack([self.rule(row.tolist()) for row in tokens])
+    def hidden(self, tokens, *, cache, select):
+        assert cache is None
+        return torch.cat([self.rule(row.tolist()) for row in tokens])[select]
 
 
 def constant(tokenizer, letter: str) -> Rigged:

@@ -65,7 +65,7 @@ def texts_of(path: Path, split: str | None = None) -> list[tuple[str, str]]:
 @click.option("--chat", is_flag=True, help="Ask through the checkpoint's chat template.")
 @click.option("--permute", type=click.IntRange(1), default=1, show_default=True, help="Orders of the options.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Of a chain of thought.")
-@click.option("--batch-tokens", type=click.IntRange(1), default=4096, show_default=True, help="Tokens run at once.")
+@click.option("--batch-tokens", type=click.IntRange(1), default=2048, show_default=True, help="Tokens run at once.")
 @click.option("--overlap", type=EXISTING, multiple=True, help="Texts trained on: accuracy with and without overlaps.")
 @click.option("--submission", type=EXISTING, help="Write the predictions of unanswered questions here.")
 @click.option("--fresh", is_flag=True, help="Forget what a killed evaluation of the same --out had done.")

@@ -19,7 +19,8 @@ from ..errors import EvaluationError
 from ..files import Progress, no_progress
 from ..model import Cache, Transformer, left_padded
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
+"""On a CPU more fall out of its caches, on a GPU so many keep it busy."""
 SHARED_AT_LEAST = 16
 """Shorter common beginnings are computed for each prompt: a second pass would cost more than it saves."""
 CACHED_PER_BATCH = 8
@@ -128,7 +129,7 @@ def _prefill(model: Transformer, prefixes: Sequence[tuple[int, ...]]) -> Cache:
     """Keys and values of prefixes, one a row, padded on the left."""
     tokens, documents, padded = left_padded(prefixes, model.device)
     cache = model.new_cache(*tokens.shape)
-    model.hidden(tokens, documents=documents if padded else None, cache=cache)
+    model.hidden(tokens, documents=documents if padded else None, cache=cache, select=tokens.new_empty(0))
     return cache
 
 
@@ -161,8 +162,8 @@ def _score(
         for position, token in probe.targets:
             asked.append(picked.setdefault(row * width + position - gone, len(picked)))
             wanted.append(token)
-    x = model.hidden(tokens.to(model.device), cache=cache).flatten(0, 1)
-    values = iter(_next_token(model, x[torch.tensor(list(picked), device=x.device)], asked, wanted))
+    select = torch.tensor(list(picked), device=model.device)
+    values = iter(_next_token(model, model.hidden(tokens.to(model.device), cache=cache, select=select), asked, wanted))
     return [
         (g, p, [next(values) for _ in probe.targets]) for (g, p), probe in zip(places, probes, strict=True)
     ]
