@@ -2,6 +2,7 @@
 
     python scripts/ablation.py --out ablation                      # the embedded demo
     python scripts/ablation.py --config ablation.json --out ablation
+    python scripts/ablation.py --out ablation --row benchmarks/results/ablation.jsonl     # for the README's table
 
 Killed, it goes on where it was when the command is given again. --out then holds report.html, report.md, report.json,
 and a result file for each model and seed. The config (every key has a default, the demo's):
@@ -12,7 +13,8 @@ and a result file for each model and seed. The config (every key has a default, 
      "seeds": [0, 1, 2],
      "train": {"corpus": "corpus", "numct": "numct.jsonl", "steps": 1000, "rank": 16, "alpha": 32},
      "adapters": {"domain": "run/adapters/domain", "numeric": "run/adapters/numeric"},   instead of "train": one seed
-     "merges": [{"method": "exact"}, {"method": "svd", "rank": 32}, {"method": "svd", "rank": 16}],
+     "weights": {"domain": 1.0, "numeric": 1.0},           of the adapters together; the demo's own: 1 and 0.6
+     "merges": [{"method": "exact"}, {"method": "svd", "rank": 16}, {"method": "ties", "density": 0.3}],
      "device": "auto", "dtype": "bfloat16"}
 """
 
@@ -23,29 +25,36 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from numllm import demo
-from numllm.cli.common import bar, command_line, load_for_use, pick_device, say, scoring_dtype
-from numllm.cli.training import run_training
-from numllm.config import LoRAConfig, TrainConfig
-from numllm.corpus import build_corpus, read_corpus
-from numllm.errors import ConfigError, NumLLMError
-from numllm.evaluate import across_seeds, evaluate, hashes, provenance
-from numllm.files import read_json, write_json, write_jsonl
-from numllm.merge import merge
-from numllm.numct import build
-from numllm.questions import read_questions
-from numllm.report import markdown_table, percent
-from numllm.report.page import Section, write_report
-from numllm.tokenizer import Tokenizer
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-KEYS = {"base", "questions", "eval", "seeds", "train", "adapters", "merges", "device", "dtype"}
-MERGES = [{"method": "exact"}, {"method": "svd", "rank": 32}, {"method": "svd", "rank": 16}]
+from benchmarks import measure  # noqa: E402
+from numllm import demo  # noqa: E402
+from numllm.cli.common import bar, command_line, load_for_use, pick_device, say, scoring_dtype  # noqa: E402
+from numllm.cli.training import run_training  # noqa: E402
+from numllm.config import LoRAConfig, TrainConfig  # noqa: E402
+from numllm.corpus import build_corpus, read_corpus  # noqa: E402
+from numllm.errors import ConfigError, NumLLMError  # noqa: E402
+from numllm.evaluate import across_seeds, evaluate, hashes, provenance  # noqa: E402
+from numllm.files import read_json, write_json, write_jsonl  # noqa: E402
+from numllm.merge import merge  # noqa: E402
+from numllm.questions import read_questions  # noqa: E402
+from numllm.report import markdown_table, percent  # noqa: E402
+from numllm.report.page import Section, write_report  # noqa: E402
+from numllm.tokenizer import Tokenizer  # noqa: E402
+
+KEYS = {"base", "questions", "eval", "seeds", "train", "adapters", "weights", "merges", "device", "dtype"}
+MERGES = [
+    {"method": "exact"}, {"method": "svd", "rank": 16}, {"method": "svd", "rank": 8}, {"method": "linear"},
+    {"method": "ties"}, {"method": "dare-ties"}, {"method": "knots"}, {"method": "core"},
+]
 ADAPTERS = ("domain", "numeric")
 
 
@@ -57,6 +66,11 @@ def read_config(path: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path}: unknown in an ablation's config: {unknown}; known: {', '.join(sorted(KEYS))}")
     config = {"base": "demo", "questions": [str(demo.NUMERIC), str(demo.CONCEPTS)], "eval": {}, "seeds": [0, 1, 2],
               "merges": MERGES, "device": "auto", "dtype": None, **given}
+    if config["base"] == "demo":
+        config["eval"] = {"protocol": "likelihood", **config["eval"]}  # a base so small knows no format
+    config.setdefault("weights", demo.WEIGHTS if config["base"] == "demo" else dict.fromkeys(ADAPTERS, 1.0))
+    if set(config["weights"]) != set(ADAPTERS):
+        raise ConfigError(f"{path}: weights wants a number for domain and numeric, got {config['weights']}")
     adapters = config.get("adapters")
     if adapters is not None and ("train" in config or set(adapters) != set(ADAPTERS)):
         raise ConfigError(f"{path}: adapters are domain and numeric, and take the place of train")
@@ -74,6 +88,7 @@ class Ablation:
         self.config, self.out = config, out
         self.device = pick_device(config["device"])
         self.dtype = scoring_dtype(self.device, config["dtype"])
+        self.began, self.resumed = time.perf_counter(), out.exists()
         known = out / "config.json"
         if known.exists() and read_json(known) != dict(config):
             raise NumLLMError(f"{out}: holds an ablation of another config; choose another --out or remove it")
@@ -107,13 +122,15 @@ class Ablation:
         adapters = self.adapters(seed, folder)
         for name, which in wanted.items():
             if name not in found:
-                found[name] = self.score(f"seed {seed}: {name}", files[name], [adapters[part] for part in which])
+                weights = self.config["weights"] if len(which) > 1 else dict.fromkeys(which, 1.0)
+                given = [f"{adapters[part]}={weights[part]}" for part in which]
+                found[name] = self.score(f"seed {seed}: {name}", files[name], given)
         for name, how in merges.items():
             if name not in found:
                 merged = folder / "merged"
                 shutil.rmtree(merged, ignore_errors=True)
-                merge(self.config["base"], [(path, 1.0) for path in adapters.values()], merged, verify=True,
-                      progress=bar, **how)
+                merge(self.config["base"], [(path, self.config["weights"][part]) for part, path in adapters.items()],
+                      merged, verify=True, progress=bar, **how)
                 found[name] = self.score(f"seed {seed}: {name}", files[name], (), model=str(merged))
                 shutil.rmtree(merged)
         return {name: found[name] for name in files}
@@ -153,28 +170,28 @@ class Ablation:
         """The demo's corpus and choice questions, once."""
         if not (self.out / "numct.jsonl").exists():
             build_corpus([demo.TEXTBOOK], self.out / "corpus", holdout=0.0, overwrite=True)
-            write_jsonl(self.out / "numct.jsonl", build(read_corpus(self.out / "corpus")))
+            write_jsonl(self.out / "numct.jsonl", demo.training_questions(list(read_corpus(self.out / "corpus"))))
 
-    def score(self, what: str, file: Path, adapters: Any, model: str | None = None) -> dict[str, Any]:
+    def score(self, what: str, file: Path, adapters: Sequence[str], model: str | None = None) -> dict[str, Any]:
         """The result of a model, from its file where it is there."""
         if file.exists():
             return read_json(file)
         say(f"{what}: {len(self.questions):,} questions")
         name = model or self.config["base"]
-        loaded, _, attached = load_for_use(name, tuple(map(str, adapters)), self.device, self.dtype)
+        loaded, _, attached = load_for_use(name, tuple(adapters), self.device, self.dtype)
         journal = file.with_name(f"{file.name}.journal")
         with attached.use("all") if attached is not None else torch.no_grad():
             result = evaluate(
                 loaded, self.tokenizer, self.questions, dev=self.dev, journal=journal, identity=what, progress=bar,
                 **self.settings,
             )
-        result = {"model": name, "adapters": list(map(str, adapters)), **result}
+        result = {"model": name, "adapters": list(adapters), **result}
         write_json(file, result)
         journal.unlink(missing_ok=True)
         return result
 
     def report(self, base: dict[str, Any], runs: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
-        """Writes the report; the figures over the seeds, with "table" in Markdown."""
+        """Writes the report; the figures over the seeds."""
         seeds = self.config["seeds"]
         figures = {name: across_seeds(base, results) for name, results in runs.items()}
         rows = [_row("base", across_seeds(base, [base]), alone=True), *(_row(*item) for item in figures.items())]
@@ -197,7 +214,10 @@ class Ablation:
             title=f"Ablation on {self.config['base']}", lead=lead,
             extra={"config": dict(self.config), "across_seeds": figures},
         )
-        return {"across_seeds": figures, "table": f"{remark}\n\n{markdown_table(rows, list(rows[0]))}"}
+        return {
+            "across_seeds": figures, "rows": rows, "remark": remark,
+            "seconds": None if self.resumed else round(time.perf_counter() - self.began, 1),
+        }
 
 
 def _accuracy(part: Mapping[str, Any]) -> str:
@@ -223,17 +243,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, help="JSON; default: the embedded demo")
     parser.add_argument("--out", type=Path, required=True, help="folder of the ablation")
+    parser.add_argument("--row", type=Path, help="write the table as a benchmark's row here")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
     options = parser.parse_args(arguments)
     try:
-        found = Ablation(read_config(options.config), options.out).run()
+        config = read_config(options.config)
+        found = Ablation(config, options.out).run()
     except NumLLMError as error:
         say(f"Error: {error}")
         return 1
     except KeyboardInterrupt:
         say("Interrupted; give the command again to go on")
         return 130
-    print(f"{found.pop('table')}\n\n{options.out / 'report.html'}")
+    rows = found["rows"]
+    print(f"{found['remark']}\n\n{markdown_table(rows, list(rows[0]))}\n\n{options.out / 'report.html'}")
+    if options.row:
+        row = {"rows": rows, "seconds": found["seconds"]} | {key: config[key] for key in ("base", "seeds", "weights")}
+        measure.write_rows(options.row, [{"bench": "ablation", **row, **measure.provenance(torch.device("cpu"))}])
     if options.json:
         print(json.dumps(found, ensure_ascii=False))
     return 0

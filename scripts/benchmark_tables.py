@@ -82,6 +82,18 @@ def demo(rows: Iterable[Row]) -> Iterable[str]:
     yield f"Measured on {where}."
 
 
+def ablation(rows: Iterable[Row]) -> Iterable[str]:
+    """One table a base."""
+    for row in rows:
+        yield markdown_table(row["rows"], list(row["rows"][0])) + "\n"
+        weights = " and ".join(f"{value:g} ({name})" for name, value in row["weights"].items())
+        took = f"; {row['seconds'] / 60:.1f} minutes" if row["seconds"] else ""
+        yield (
+            f"Seeds {', '.join(map(str, row['seeds']))}; weights of the adapters together {weights}{took} on "
+            f"{row['device']}, {row['threads']} threads, torch {row['torch']}, commit {row['commit']}."
+        )
+
+
 def numbers(rows: Iterable[Row]) -> Iterable[str]:
     """One table a machine."""
 
@@ -128,7 +140,7 @@ def merge(rows: Iterable[Row]) -> Iterable[str]:
 Table = Callable[[Iterable[Row]], Iterable[str]]
 PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "benchmarks" / "README.md": {"lora_linear": lora_linear, "merge": merge, "numbers": numbers},
-    ROOT / "README.md": {"demo": demo},
+    ROOT / "README.md": {"demo": demo, "ablation": ablation},
 }
 """Pages, and for each the name of a benchmark, in its rows and in the page's markers, with its tables."""
 

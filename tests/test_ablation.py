@@ -59,7 +59,7 @@ def config(tmp_path):
         "base": str(model), "questions": [str(questions)], "seeds": [0, 1], "dtype": "float32",
         "train": {"corpus": str(corpus), "numct": str(questions), "steps": 3, "length": 96, "rank": 2, "rows": 2,
                   "questions": 2, "loss": "likelihood"},
-        "merges": [{"method": "exact"}, {"method": "svd", "rank": 1}],
+        "weights": {"domain": 1.0, "numeric": 0.5}, "merges": [{"method": "exact"}, {"method": "svd", "rank": 1}],
     }))
     return file
 
@@ -79,7 +79,8 @@ def test_an_ablation_is_made_reported_and_resumed(script, config, tmp_path, caps
     monkeypatch.setattr(script, "evaluate", stopping)
     assert script.main(["--config", str(config), "--out", str(out)]) == 130
     assert done == ["eval", "train", *["eval"] * 5, "train", "eval"]
-    assert script.main(["--config", str(config), "--out", str(out), "--json"]) == 0
+    row = tmp_path / "row.jsonl"
+    assert script.main(["--config", str(config), "--out", str(out), "--row", str(row), "--json"]) == 0
     assert done[9:] == ["eval"] * 5
     lines = capsys.readouterr().out.splitlines()
     found = json.loads(lines[-1])["across_seeds"]
@@ -88,6 +89,9 @@ def test_an_ablation_is_made_reported_and_resumed(script, config, tmp_path, caps
     # Adding both deltas in the weights is what running both adapters does.
     assert found["merged exact"]["each"] == found["both, unmerged"]["each"]
     assert any(line.startswith("| merged svd 1 | ") for line in lines)
+    row = json.loads(row.read_text())
+    assert [line["model"] for line in row["rows"]] == ["base", *found] and row["weights"]["numeric"] == 0.5
+    assert row["seconds"] is None  # of a part of the work it would say nothing
     assert (out / "report.html").exists() and "Ablation" in (out / "report.md").read_text()
     assert not list(out.rglob("merged/*")) and not list(out.rglob("*.journal"))
     assert script.main(["--config", str(config), "--out", str(out)]) == 0 and len(done) == 14
@@ -98,6 +102,7 @@ def test_configs_that_cannot_be(script, config, tmp_path, capsys):
     for changed, message in (
         ({**given, "model": "x"}, "unknown in an ablation's config: model"),
         ([], "unknown in an ablation's config: list"), ({**given, "seeds": []}, "wanted seeds"),
+        ({**given, "weights": {"domain": 1}}, "weights wants a number for domain and numeric"),
         ({**given, "adapters": {"domain": "a"}}, "adapters are domain and numeric"),
         ({**given, "train": {"stepz": 3}}, "stepz"), ({**given, "questions": ["nowhere"]}, "nowhere"),
     ):
