@@ -25,7 +25,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .
 .wide { overflow-x: auto; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { border-bottom-width: 2px; } td.right { text-align: right; }
-svg { max-width: 100%; height: auto; } svg text { font-size: 11px; fill: var(--ink); }
+svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); }
 .grid { stroke: var(--line); } .ink { stroke: var(--ink); }
 .legend span { margin-right: 1.1rem; } 
 .legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; }

@@ -23,7 +23,7 @@ class Plot:
         self._parts: list[str] = []
         for tenth in range(0, 11, 2):
             y = self.y(tenth / 10)
-            self._parts.append(f'<line class="grid" x1="{_LEFT}" x2="{wide - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            self._parts.append(f'<line class="grid" stroke="#d9dce1" x1="{_LEFT}" x2="{wide - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             self.text(_LEFT - 6, y + 3.5, str(tenth * 10), "end")
         self.text((_LEFT + wide - _RIGHT) / 2, high - 5, horizontal, "middle")
         self._parts.append(
@@ -62,7 +62,7 @@ class Plot:
         at = self.x(x)
         for y1, y2, wide in ((low, high, 0), (low, low, 3), (high, high, 3)):
             self._parts.append(
-                f'<line class="ink" x1="{at - wide:.1f}" x2="{at + wide:.1f}" y1="{self.y(y1):.1f}" '
+                f'<line class="ink" stroke="#30343b" x1="{at - wide:.1f}" x2="{at + wide:.1f}" y1="{self.y(y1):.1f}" '
                 f'y2="{self.y(y2):.1f}"/>'
             )
 
@@ -75,7 +75,7 @@ class Plot:
 
     def __str__(self) -> str:
         return (
-            f'<svg viewBox="0 0 {self.wide} {self.high}" width="{self.wide}" height="{self.high}" role="img">'
+            f'<svg viewBox="0 0 {self.wide} {self.high}" width="{self.wide}" height="{self.high}" role="img" font-size="11">'
             + "".join(self._parts) + "</svg>"
         )
 
