@@ -178,7 +178,7 @@ def test_numct_and_concept_rows(tmp_path):
 CFLUE = [
     {"名称": "期货从业资格", "task": "单项选择题", "question": "保证金比例为____。",
      "choices": "{'A': '5%', 'B': '8%'}", "answer": "B", "analysis": "略"},
-    {"名称": "基金从业资格", "task": "多项选择题", "question": "基金包括（）。",
+    {"名称": "基金从业资格", "task": "多项选择题", "question": "基金包括（&amp;nbsp;）。",
      "choices": "{'A': '股票基金', 'B': '债券基金', 'C': '存款'}", "answer": "BA", "analysis": None},
     {"名称": "反假货币知识", "task": "判断题", "question": "纸币有水印。（）", "choices": {"A": "对", "B": "错"},
      "answer": "A"},
@@ -195,9 +195,10 @@ def test_cflue_lists(tmp_path):
     single, several, judged = read_questions(file, quirks=quirks, multiple="set", strict=False)
     assert (single.options, single.answer, single.subject, single.cloze) == (("5%", "8%"), "B", "期货从业资格", False)
     assert (several.answer, several.multiple, several.domain) == ("AB", True, "多项选择题")
+    assert several.question == "基金包括（\xa0）。"
     assert (judged.options, judged.answer, single.explanation) == (("对", "错"), "A", "略")
     assert quirks == {
-        "choices written as a string": 4, "answers of several letters": 1,
+        "choices written as a string": 4, "answers of several letters": 1, "HTML entities": 1,
         "set aside: answers outside the options": 1, "set aside: too few or too many options": 1,
     }
     skipped: Counter[str] = Counter()

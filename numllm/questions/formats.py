@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import csv
 import dataclasses
+import html
 import io
 import re
 import unicodedata
@@ -49,9 +50,13 @@ class _Reader:
     strict: bool
     subjects: Mapping[str, Any] | None
     cloze: bool = False
+    entities: bool = False
 
     def clean(self, text: str) -> str:
-        """The text without spaces around it."""
+        """The text without spaces around it; where files come from web pages, without HTML entities (even doubled)."""
+        if self.entities and (plain := html.unescape(html.unescape(text))) != text:
+            self.quirks["HTML entities"] += 1
+            text = plain
         if text != text.strip():
             self.quirks["stray spaces"] += 1
         return text.strip()
@@ -130,7 +135,7 @@ def read_questions(
     error; else it is left out and counted.
     subjects: name of a file → [name, Chinese name, domain], instead of the subject_mapping.json beside it.
     quirks, if given, counts what was met: stray spaces, byte-order marks, empty options, repeated ids, yes/no
-    questions, letters before options, answers of several letters, questions set aside.
+    questions, letters before options, HTML entities, answers of several letters, questions set aside.
     DataError, in one line, for a file that is missing or broken (with its line), columns not known, or when
     nothing is found.
     """
@@ -266,6 +271,7 @@ def _read_list(file: Path, folder: str, reader: _Reader) -> Iterator[Question | 
     rows = read_json(file)
     if not isinstance(rows, list):
         raise DataError(f"{file}: wanted a JSON list of questions, got {type(rows).__name__}")
+    reader = dataclasses.replace(reader, entities=True)
     for index, row in enumerate(rows):
         where = f"{file}, question {index + 1}"
         if not isinstance(row, dict):
@@ -299,7 +305,7 @@ def _of_row(where: str, row: dict[str, Any], file: Path, number: int, reader: _R
     asked = row.get("number")
     if asked is not None and not isinstance(asked, dict):
         raise DataError(f"{where}: number must be an object, got {type(asked).__name__}")
-    question, task = text("question"), text("task")
+    question, task = reader.clean(text("question")), text("task")
     return reader.make(
         where, choices, text("answer", "label"), id=text("id") or f"{file.stem}:{number}", question=question,
         context=text("context", "passage"), subject=text("subject", "名称"), domain=text("domain") or task,
