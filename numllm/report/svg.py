@@ -23,7 +23,9 @@ class Plot:
         self._parts: list[str] = []
         for tenth in range(0, 11, 2):
             y = self.y(tenth / 10)
-            self._parts.append(f'<line class="grid" stroke="#d9dce1" x1="{_LEFT}" x2="{wide - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            self._parts.append(
+                f'<line class="grid" stroke="#d9dce1" x1="{_LEFT}" x2="{wide - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            )
             self.text(_LEFT - 6, y + 3.5, str(tenth * 10), "end")
         self.text((_LEFT + wide - _RIGHT) / 2, high - 5, horizontal, "middle")
         self._parts.append(
@@ -75,8 +77,8 @@ class Plot:
 
     def __str__(self) -> str:
         return (
-            f'<svg viewBox="0 0 {self.wide} {self.high}" width="{self.wide}" height="{self.high}" role="img" font-size="11">'
-            + "".join(self._parts) + "</svg>"
+            f'<svg viewBox="0 0 {self.wide} {self.high}" width="{self.wide}" height="{self.high}" font-size="11" '
+            'role="img">' + "".join(self._parts) + "</svg>"
         )
 
 
