@@ -1,11 +1,11 @@
-"""A whole run: data, model, steps, checkpoints, adapters."""
+"""A whole run: data, model, steps, validation, checkpoints, adapters."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,13 +13,14 @@ from ..checkpoint import Checkpoint
 from ..corpus import read_corpus
 from ..data import ChoiceBatches, TextBatches
 from ..errors import DataError, TrainError
-from ..files import Progress, new_folder, no_progress, read_json, read_jsonl, write_aside, write_json
+from ..files import Progress, no_progress
 from ..model import load_model
 from ..questions import read_questions
 from ..tokenizer import Tokenizer
 from ..train_config import TrainConfig
-from .state import fingerprint, last_checkpoint, prune
+from .state import RunFolder, Watch, data_files, fingerprint
 from .trainer import Event, Source, Trainer
+from .validation import Validation, score
 
 
 def _sources(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Source]:
@@ -38,48 +39,20 @@ def _sources(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Source]:
     return sources
 
 
-def _prepare_run(config: TrainConfig, checkpoint: Checkpoint, resume: bool) -> Path | None:
-    """The training checkpoint to take up, if any; the run folder is made and checked."""
-    run = Path(config.out)
-    marks = fingerprint(config, checkpoint)
-    if (run / "config.json").exists():
-        if not resume:
-            raise TrainError(f"{run}: holds a run already; continue it with --resume or choose another --out")
-        before = read_json(run / "config.json")["fingerprint"]
-        for key, value in marks.items():
-            if before.get(key) != value:
-                raise TrainError(
-                    f"{run}: cannot resume, the {key} changed since the run began; start a new run"
-                )
-    elif resume:
-        raise TrainError(f"{run}: there is no run to resume")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainError(f"{run}: cannot be made: {error.strerror}") from error
-    last = last_checkpoint(run) if resume else None
-    step = int(last.name.split("-")[1]) if last else 0
-    rows = []
-    if resume and (run / "metrics.jsonl").exists():
-        rows = [row for _, row in read_jsonl(run / "metrics.jsonl") if row["step"] <= step]
-    with write_aside(run / "metrics.jsonl") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    if not resume:
-        write_json(run / "config.json", {"settings": dataclasses.asdict(config), "fingerprint": marks})
-    return last
-
-
 def train(
     config: TrainConfig, *, resume: bool = False, stop: Callable[[], bool] = lambda: False,
     progress: Progress = no_progress,
 ) -> Iterator[Event]:
     """Trains the adapters of `config` into its run folder.
 
-    Yields {"event": "start", …}, then a {"event": "step", **metrics row} for each adapter and step,
-    {"event": "saved", "path"} for each checkpoint, and {"event": "done", "adapters": {name: folder}}; or
-    {"event": "interrupted", "path"} after `stop()` turned true and the state was saved. `resume` continues
-    from the last checkpoint, bit for bit as if never stopped; it is refused when data, model or settings
-    changed. TrainError, ConfigError, DataError and CheckpointError in one line.
+    Yields {"event": "start", …}, then a {"event": "step", **metrics row} for each adapter and step, a
+    {"event": "validation", **metrics row} for each adapter that is validated, {"event": "saved", "path"} for each
+    checkpoint, {"event": "ended", "adapter", "step"} for an adapter that stops improving, {"event": "warning",
+    "message"}, and {"event": "done", "adapters": {name: folder}, "best": {name: step}}; or {"event":
+    "interrupted", "step"} after `stop()` turned true and the state was saved. With validation the adapters are
+    the best ones seen, else the last. `resume` continues from the last checkpoint, bit for bit as if never
+    stopped; it is refused when data, model or settings changed. TrainError, ConfigError, DataError and
+    CheckpointError in one line.
     """
     checkpoint = Checkpoint.open(config.model)
     if config.length > checkpoint.config.context:
@@ -91,54 +64,103 @@ def train(
         raise TrainError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {checkpoint.config.vocab_size}"
         )
+    watch = Watch(data_files(config))
     try:
         sources = _sources(config, tokenizer)
+        validation = Validation(config, tokenizer) if config.validate_every else None
+        marks = fingerprint(config, checkpoint)
     except DataError as error:
         raise TrainError(str(error)) from error
-    last = _prepare_run(config, checkpoint, resume)
-    dtype = getattr(torch, config.dtype) if config.dtype else None
-    model = load_model(checkpoint, dtype=dtype, device=config.device, progress=progress)
-    trainer = Trainer(config, model, sources)
-    if last is not None:
-        trainer.load(last)
-    run = Path(config.out)
-    trained = sum(p.numel() for name in config.adapters for p in trainer.adapters.parameters(name))
-    yield {
-        "event": "start", "step": trainer.step, "steps": config.steps, "adapters": list(config.adapters),
-        "trained_parameters": trained,
-        "epoch_steps": {name: round(source.epoch_steps, 2) for name, source in sources.items()},
-    }
-    saved = trainer.step
-    while trainer.step < config.steps:
-        interrupted = stop()
-        if not interrupted:
+    except OSError as error:
+        raise TrainError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    for name in watch.changed():
+        raise TrainError(f"{watch.files[name]}: changed while it was being read; start again")
+    folder = RunFolder(config, marks, resume=resume)
+    try:
+        dtype = getattr(torch, config.dtype) if config.dtype else None
+        model = load_model(checkpoint, dtype=dtype, device=config.device, progress=progress)
+        trainer = Trainer(config, model, sources)
+        if resume:
+            yield from folder.take_up(trainer)
+        yield {
+            "event": "start", "step": trainer.step, "steps": config.steps, "adapters": list(config.adapters),
+            "trained_parameters": sum(p.numel() for name in config.adapters for p in trainer.adapters.parameters(name)),
+            "epoch_steps": {name: round(source.epoch_steps, 2) for name, source in sources.items()},
+        }
+        yield from _loop(trainer, folder, validation, watch, stop, progress)
+    finally:
+        folder.close()
+
+
+class _Stop(Exception):
+    """A stop was asked for during a validation."""
+
+
+def _loop(
+    trainer: Trainer, folder: RunFolder, validation: Validation | None, watch: Watch, stop: Callable[[], bool],
+    progress: Progress,
+) -> Iterator[Event]:
+    """The steps from where the trainer stands to the end, each event when it has happened and is on disk."""
+    config = trainer.config
+    saved, saved_at = (trainer.step, trainer.validated), time.monotonic()
+
+    def stoppable(items: Iterable[Any], *arguments: Any, **named: Any) -> Iterator[Any]:
+        for item in progress(items, *arguments, **named):
+            if stop():
+                raise _Stop
+            yield item
+
+    while trainer.active or trainer.unvalidated():
+        interrupted, due = stop(), False
+        if not interrupted and not trainer.unvalidated():
             rows = trainer.advance()
-            _append(run / "metrics.jsonl", rows)
+            folder.append(rows)
             for row in rows:
                 yield {"event": "step", **row}
-        due = trainer.step % config.save_every == 0 or trainer.step == config.steps
-        if (due or interrupted) and trainer.step > saved:
-            folder = run / "checkpoints" / f"step-{trainer.step}"
-            trainer.save(folder)
-            saved = trainer.step
-            prune(run / "checkpoints", config.keep)
-            yield {"event": "saved", "path": str(folder)}
+            if (name := trainer.stuck()) is not None:
+                raise _stuck(trainer, folder, name, rows)
+            due = trainer.step % config.save_every == 0
+            if config.save_minutes is not None:
+                due = due or time.monotonic() - saved_at >= 60 * config.save_minutes
+        if not interrupted and (names := trainer.unvalidated()):
+            try:
+                found = {name: validation(trainer.model, trainer.adapters, name, stoppable) for name in names}
+            except _Stop:
+                interrupted = True
+            else:
+                rows = trainer.judge({name: (row, score(name, row)) for name, row in found.items()})
+                folder.append(rows)
+                for row in rows:
+                    yield {"event": "validation", **row}
+                    if trainer.ended.get(row["adapter"]) == trainer.step:
+                        yield {"event": "ended", "adapter": row["adapter"], "step": trainer.step}
+                due = due or any(row["best"] for row in rows)
+        due = due or interrupted or not (trainer.active or trainer.unvalidated())
+        if due and (trainer.step, trainer.validated) != saved:
+            path = folder.save(trainer)
+            saved, saved_at = (trainer.step, trainer.validated), time.monotonic()
+            yield {"event": "saved", "path": str(path)}
+            for name in watch.changed():
+                yield {"event": "warning", "message": (
+                    f"{watch.files[name]} changed during the run, which goes on with what it read at its start; "
+                    "it can only be resumed when the file is put back"
+                )}
         if interrupted:
             yield {"event": "interrupted", "step": trainer.step}
             return
-    folders = {}
-    for name in config.adapters:
-        with new_folder(run / "adapters" / name, overwrite=True) as aside:
-            trainer.adapters.save(name, aside, base_model=config.model)
-        folders[name] = str(run / "adapters" / name)
-    yield {"event": "done", "step": trainer.step, "adapters": folders}
+    folders = {name: str(folder.write_adapter(trainer, name)) for name in config.adapters}
+    yield {
+        "event": "done", "step": trainer.step, "adapters": folders,
+        "best": {name: best.step for name, best in trainer.best.items() if best.step is not None},
+    }
 
 
-def _append(path: Path, rows: list[Event]) -> None:
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-    except OSError as error:
-        raise TrainError(
-            f"{path}: cannot be written: {error.strerror}; mend that and continue with --resume"
-        ) from error
+def _stuck(trainer: Trainer, folder: RunFolder, name: str, rows: list[Event]) -> TrainError:
+    """The error of a run that skips every step, its last batch kept for inspection."""
+    path = folder.keep_batch(trainer, name)
+    (row,) = (row for row in rows if row["adapter"] == name)
+    return TrainError(
+        f"step {row['step']}: the {name} adapter skipped {trainer.guards[name].skipped} steps in a row (loss "
+        f"{row['loss']}, gradient {row['grad_norm']}: {row['skipped']}); its batch is in {path}; lower its rate, or "
+        "train in another --dtype"
+    )
