@@ -7,8 +7,9 @@ the gradients are those of two separate runs (see `lora`).
 from .losses import batch_loss, choice_loss, forward_losses
 from .run import train
 from .state import fingerprint
-from .trainer import Event, Source, Trainer
+from .trainer import Event, Source, Trainer, micro_batches
 
 __all__ = [
-    "Event", "Source", "Trainer", "batch_loss", "choice_loss", "fingerprint", "forward_losses", "train",
+    "Event", "Source", "Trainer", "batch_loss", "choice_loss", "fingerprint", "forward_losses",
+    "micro_batches", "train",
 ]

@@ -150,6 +150,7 @@ class RunFolder:
             self._lock = open(self.path / ".lock", "w", encoding="utf-8")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self._lock.close()
             raise TrainError(f"{self.path}: another process is training into this folder") from error
         except OSError as error:
             raise TrainError(f"{self.path}: cannot be written: {error.strerror}") from error
