@@ -98,7 +98,7 @@ def test_resuming_names_what_changed(world):
     weights.write_bytes(kept)
     path = world / "base" / "tokenizer.json"
     path.write_text(path.read_text() + "\n")
-    with pytest.raises(TrainError, match="the model changed"):
+    with pytest.raises(TrainError, match="the tokenizer changed"):
         list(train(tiny.settings(world, steps=5), resume=True))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from ..checkpoint import Checkpoint
 from ..corpus import read_corpus
-from ..data import ChoiceBatches, TextBatches
+from ..data import ChoiceBatches, TextBatches, prepared
 from ..errors import DataError, TrainError
 from ..files import Progress, no_progress
 from ..model import load_model
@@ -23,17 +23,24 @@ from .trainer import Event, Source, Trainer
 from .validation import Validation, score
 
 
-def _sources(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Source]:
+def _sources(
+    config: TrainConfig, tokenizer: Tokenizer, folder: Path, marks: Mapping[str, Any], progress: Progress
+) -> dict[str, Source]:
+    """Adapter → its batches; the corpus's tokens are kept in `folder`."""
     sources: dict[str, Source] = {}
     if "domain" in config.adapters:
-        texts = [row["text"] for row in read_corpus(Path(config.corpus)) if row["split"] == "train"]
+        texts = (row["text"] for row in read_corpus(Path(config.corpus)) if row["split"] == "train")
         sources["domain"] = TextBatches(
-            texts, tokenizer, rows=config.rows, length=config.length, seed=config.seed
+            prepared(
+                progress(texts, description="tokens", unit="document"), tokenizer, folder,
+                f"{marks['corpus']} {marks['tokenizer']}",
+            ), tokenizer,
+            rows=config.rows, tokens=config.tokens, length=config.length, seed=config.seed,
         )
     if "numeric" in config.adapters:
         questions = read_questions([Path(config.numct)], split="train")
         sources["numeric"] = ChoiceBatches(
-            questions, tokenizer, size=config.questions, length=config.length, loss=config.loss,
+            questions, tokenizer, size=config.questions, tokens=config.tokens, length=config.length, loss=config.loss,
             text=config.text_weight > 0, seed=config.seed,
         )
     return sources
@@ -66,17 +73,19 @@ def train(
         )
     watch = Watch(data_files(config))
     try:
-        sources = _sources(config, tokenizer)
-        validation = Validation(config, tokenizer) if config.validate_every else None
         marks = fingerprint(config, checkpoint)
-    except DataError as error:
-        raise TrainError(str(error)) from error
     except OSError as error:
         raise TrainError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    for name in watch.changed():
-        raise TrainError(f"{watch.files[name]}: changed while it was being read; start again")
     folder = RunFolder(config, marks, resume=resume)
     try:
+        try:
+            sources = _sources(config, tokenizer, folder.tokens, marks, progress)
+            validation = Validation(config, tokenizer) if config.validate_every else None
+        except DataError as error:
+            raise TrainError(str(error)) from error
+        for name in watch.changed():
+            raise TrainError(f"{watch.files[name]}: changed while it was being read; start again")
+        folder.begin()
         dtype = getattr(torch, config.dtype) if config.dtype else None
         model = load_model(checkpoint, dtype=dtype, device=config.device, progress=progress)
         trainer = Trainer(config, model, sources)
@@ -102,6 +111,7 @@ def _loop(
 ) -> Iterator[Event]:
     """The steps from where the trainer stands to the end, each event when it has happened and is on disk."""
     config = trainer.config
+    mapped = Watch({name: folder.tokens / name for name in ("tokens.bin", "ends.bin")})
     saved, saved_at = (trainer.step, trainer.validated), time.monotonic()
 
     def stoppable(items: Iterable[Any], *arguments: Any, **named: Any) -> Iterator[Any]:
@@ -137,6 +147,11 @@ def _loop(
                 due = due or any(row["best"] for row in rows)
         due = due or interrupted or not (trainer.active or trainer.unvalidated())
         if due and (trainer.step, trainer.validated) != saved:
+            for name in mapped.changed():
+                raise TrainError(
+                    f"{mapped.files[name]} changed during the run, which reads it; what was done since the last "
+                    "checkpoint is dropped; continue with --resume"
+                )
             path = folder.save(trainer)
             saved, saved_at = (trainer.step, trainer.validated), time.monotonic()
             yield {"event": "saved", "path": str(path)}
