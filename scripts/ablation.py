@@ -39,7 +39,7 @@ from benchmarks import measure  # noqa: E402
 from numllm import demo  # noqa: E402
 from numllm.cli.common import bar, command_line, load_for_use, pick_device, say, scoring_dtype  # noqa: E402
 from numllm.cli.training import run_training  # noqa: E402
-from numllm.config import LoRAConfig, TrainConfig  # noqa: E402
+from numllm.config import LoRAConfig  # noqa: E402
 from numllm.corpus import build_corpus, read_corpus  # noqa: E402
 from numllm.errors import ConfigError, NumLLMError  # noqa: E402
 from numllm.evaluate import across_seeds, evaluate, hashes, provenance  # noqa: E402
@@ -49,6 +49,7 @@ from numllm.questions import read_questions  # noqa: E402
 from numllm.report import markdown_table, percent  # noqa: E402
 from numllm.report.page import Section, write_report  # noqa: E402
 from numllm.tokenizer import Tokenizer  # noqa: E402
+from numllm.train_config import TrainConfig  # noqa: E402
 
 KEYS = {"base", "questions", "eval", "seeds", "train", "adapters", "weights", "merges", "device", "dtype"}
 MERGES = [
