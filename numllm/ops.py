@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,9 +32,10 @@ _FEW_TOKENS = 8
 
 def lora_linear(
     x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scales: Tensor,
-    columns: Tensor | None = None, rows: Tensor | None = None, impl: str = "auto",
+    columns: Tensor | None = None, rows: Tensor | None = None, impl: str = "auto", *,
+    dropout: Tensor | None = None, seed: Tensor | None = None,
 ) -> Tensor:
-    """y = x wᵀ + bias + ((x aᵀ) ⊙ m) bᵀ, m[t, c] = scales[c] where token t goes through column c's adapter.
+    """y = x wᵀ + bias + ((x̃ aᵀ) ⊙ m) bᵀ, m[t, c] = scales[c] where token t goes through column c's adapter.
 
     x (..., K), w (N, K), bias (N,) | None: one dtype, fp32, fp16, bf16 or, with impl="torch", fp64.
     a (R, K), b (N, R): the factors of all adapters stacked, R the sum of the ranks, in any floating dtype:
@@ -41,20 +43,25 @@ def lora_linear(
     back in their own dtype. scales (R,) fp32: alpha / rank of each column's adapter.
     columns (R,) int32: each column's adapter; rows x.shape[:-1] int32: each token's adapter, −1 for none.
     With rows None every column is on for every token.
+    dropout x.shape[:-1] fp32 in [0, 1): x̃ is x with that share of a token's entries at 0 and the others divided by
+    1 − dropout; x̃ is x where it is None. Which entries is a function of seed () int64, so nothing of x̃ is kept:
+    backward makes it again.
     → (..., N) in x's dtype. Gradients: x, a, b; none is formed that is not asked for. w and bias are frozen.
 
     ValueError: shapes or devices that do not fit, w or bias that requires a gradient, an impl that cannot run
     here. TypeError: a wrong dtype.
     """
-    _check_lora(x, w, bias, a, b, scales, columns, rows)
-    kernels = _kernels(impl, x)
-    fused = kernels is not None and (impl == "triton-fused" or kernels.tiles.fused(x.device))
+    _check_lora(x, w, bias, a, b, scales, columns, rows, dropout, seed)
     flat = x.reshape(-1, x.shape[-1])
     if rows is None:
         columns = None
     else:
         rows, columns = rows.reshape(-1).contiguous(), columns.contiguous()
-    y = _LoRALinear.apply(flat, w, bias, a, b, scales.contiguous(), columns, rows, kernels, fused)
+    if dropout is not None:
+        dropout = dropout.reshape(-1)
+    given = (flat, w, bias, a, b, scales.contiguous(), columns, rows, dropout, seed, impl)
+    # A compiler sees one operator; without one, the Function's way is shorter.
+    y = torch.ops.numllm.lora_linear(*given)[0] if torch.compiler.is_compiling() else _LoRALinear.apply(*given)
     return y.view(*x.shape[:-1], w.shape[0])
 
 
@@ -75,51 +82,138 @@ def token_losses(x: Tensor, w: Tensor, labels: Tensor, chunk: int | None = None)
     return _TokenLosses.apply(x, w, labels, chunk, torch.is_grad_enabled() and x.requires_grad)
 
 
+def _lora_forward(
+    x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scales: Tensor, columns: Tensor | None,
+    rows: Tensor | None, dropout: Tensor | None, seed: Tensor | None, impl: str,
+) -> tuple[Tensor, Tensor]:
+    """(y, s = (x̃ aᵀ) ⊙ m), x flat."""
+    kernels, fused = _ways(impl, x)
+    wide = x.dtype if kernels else _product_dtype(x, len(x))
+    low_a, low_b = a.to(wide), b.to(wide)
+    dropped = x if dropout is None else x * _keep(x, dropout, seed)
+    if kernels:
+        s = kernels.down(dropped, low_a, scales, columns, rows)
+        return kernels.linear(x, w, bias, s, low_b) if fused else _product(x, w.T, s, low_b.T, bias), s
+    s = _mask(dropped.to(wide) @ low_a.T, scales, columns, rows)
+    return _product(x.to(wide), w.T, s, low_b.T, bias).to(x.dtype), s
+
+
+def _lora_backward(
+    dy: Tensor, x: Tensor | None, w: Tensor, a: Tensor, b: Tensor, s: Tensor | None, scales: Tensor,
+    columns: Tensor | None, rows: Tensor | None, dropout: Tensor | None, seed: Tensor | None, impl: str,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(dX, dA, dB), each None unless needed; x is needed for dA and with dropout, s for dB."""
+    needs_x, needs_a, needs_b = needs
+    kernels, fused = _ways(impl, dy)
+    dtype = dy.dtype
+    wide = dtype if kernels else _product_dtype(dy, len(dy))
+    low_a, low_b, dy = a.to(wide), b.to(wide), dy.to(wide)
+    ds = dx = da = db = None
+    if kernels and needs_b and (needs_x or needs_a):
+        ds, db = kernels.down_outer(dy, low_b, s, scales, columns, rows)
+    elif kernels:
+        ds = kernels.down(dy, low_b.T, scales, columns, rows) if needs_x or needs_a else None
+        db = kernels.outer(s, dy).T if needs_b else None
+    else:
+        ds = _mask(dy @ low_b, scales, columns, rows) if needs_x or needs_a else None
+        db = _outer(s, dy).T if needs_b else None
+    keep = None if dropout is None or ds is None else _keep(x, dropout, seed)
+    if needs_x and keep is None and fused:
+        dx = kernels.linear(dy, w.T, None, ds, low_a.T)
+    elif needs_x:
+        dx = _product(dy, w, ds, low_a, keep=keep).to(dtype)
+    if needs_a:
+        seen = x if keep is None else x * keep
+        da = kernels.outer(ds, seen) if kernels else _outer(ds, seen.to(ds.dtype))
+    return dx, None if da is None else da.to(a.dtype), None if db is None else db.to(b.dtype)
+
+
 class _LoRALinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scales: Tensor,
-        columns: Tensor | None, rows: Tensor | None, kernels: ModuleType | None, fused: bool,
+        columns: Tensor | None, rows: Tensor | None, dropout: Tensor | None, seed: Tensor | None, impl: str,
     ) -> Tensor:
-        wide = x.dtype if kernels else _product_dtype(x, len(x))
-        low_a, low_b = a.to(wide), b.to(wide)
-        if kernels:
-            s = kernels.down(x, low_a, scales, columns, rows)
-            y = kernels.linear(x, w, bias, s, low_b) if fused else _product(x, w.T, s, low_b.T, bias)
-        else:
-            wide_x = x.to(wide)
-            s = _mask(wide_x @ low_a.T, scales, columns, rows)
-            y = _product(wide_x, w.T, s, low_b.T, bias).to(x.dtype)
-        _, _, _, needs_a, needs_b = ctx.needs_input_grad[:5]
-        ctx.save_for_backward(
-            x if needs_a else None, w, s if needs_b else None, low_a, low_b, scales, columns, rows
-        )
-        ctx.kernels, ctx.fused, ctx.dtypes = kernels, fused, (a.dtype, b.dtype)
+        y, s = _lora_forward(x, w, bias, a, b, scales, columns, rows, dropout, seed, impl)
+        _save(ctx, x, w, a, b, s, scales, columns, rows, dropout, seed, impl)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, w, s, a, b, scales, columns, rows = ctx.saved_tensors
-        needs_x, _, _, needs_a, needs_b = ctx.needs_input_grad[:5]
-        kernels, dtype = ctx.kernels, dy.dtype
-        dy = dy if kernels else dy.to(b.dtype)
-        ds = dx = da = db = None
-        if kernels and needs_b and (needs_x or needs_a):
-            ds, db = kernels.down_outer(dy, b, s, scales, columns, rows)
-        elif kernels:
-            ds = kernels.down(dy, b.T, scales, columns, rows) if needs_x or needs_a else None
-            db = kernels.outer(s, dy).T if needs_b else None
-        else:
-            ds = _mask(dy @ b, scales, columns, rows) if needs_x or needs_a else None
-            db = _outer(s, dy).T if needs_b else None
-        if needs_x:
-            dx = kernels.linear(dy, w.T, None, ds, a.T) if ctx.fused else _product(dy, w, ds, a).to(dtype)
-        if needs_a:
-            da = kernels.outer(ds, x) if kernels else _outer(ds, x.to(ds.dtype))
-        da = None if da is None else da.to(ctx.dtypes[0])
-        db = None if db is None else db.to(ctx.dtypes[1])
-        return dx, None, None, da, db, None, None, None, None, None
+        dx, da, db = _lora_backward(dy, *ctx.saved_tensors, ctx.impl, _needs(ctx))
+        return dx, None, None, da, db, None, None, None, None, None, None
+
+
+def _save(ctx: FunctionCtx, x: Tensor, w: Tensor, a: Tensor, b: Tensor, s: Tensor, *rest: Any) -> None:
+    """Keeps what the gradients that are asked for take."""
+    _, needs_a, needs_b = _needs(ctx)
+    *others, ctx.impl = rest
+    dropout = others[3]
+    ctx.save_for_backward(
+        x if needs_a or dropout is not None else None, w, a, b, s if needs_b else None, *others
+    )
+
+
+def _needs(ctx: FunctionCtx) -> tuple[bool, bool, bool]:
+    """Whether the gradients of x, a and b are asked for."""
+    return ctx.needs_input_grad[0], ctx.needs_input_grad[3], ctx.needs_input_grad[4]
+
+
+_LORA = "Tensor? columns, Tensor? rows, Tensor? dropout, Tensor? seed, str impl"
+
+
+@torch.library.custom_op(
+    "numllm::lora_linear", mutates_args=(),
+    schema=f"(Tensor x, Tensor w, Tensor? bias, Tensor a, Tensor b, Tensor scales, {_LORA}) -> (Tensor, Tensor)",
+)
+def _lora_operator(*given: Any) -> tuple[Tensor, Tensor]:
+    return _lora_forward(*given)
+
+
+@_lora_operator.register_fake
+def _(x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    wide = x.dtype if x.is_cuda else _product_dtype(x, len(x))
+    return x.new_empty(x.shape[0], w.shape[0]), x.new_empty(x.shape[0], a.shape[0], dtype=wide)
+
+
+@torch.library.custom_op(
+    "numllm::lora_linear_backward", mutates_args=(),
+    schema=(
+        f"(Tensor dy, Tensor? x, Tensor w, Tensor a, Tensor b, Tensor? s, Tensor scales, {_LORA}, bool[] needs) "
+        "-> (Tensor, Tensor, Tensor)"
+    ),
+)
+def _lora_backward_operator(dy: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    found = _lora_backward(dy, *given)
+    return tuple(dy.new_empty(0) if gradient is None else gradient.contiguous() for gradient in found)
+
+
+@_lora_backward_operator.register_fake
+def _(
+    dy: Tensor, x: Tensor | None, w: Tensor, a: Tensor, b: Tensor, *given: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = ((dy.shape[0], w.shape[1]), dy.dtype), (a.shape, a.dtype), (b.shape, b.dtype)
+    return tuple(
+        dy.new_empty(shape if needed else 0, dtype=dtype if needed else dy.dtype)
+        for needed, (shape, dtype) in zip(given[-1], shapes, strict=True)
+    )
+
+
+def _setup(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, w, _, a, b, *rest = inputs
+    _save(ctx, x, w, a, b, output[1], *rest)
+
+
+def _gradients(ctx: FunctionCtx, dy: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    needs = _needs(ctx)
+    found = torch.ops.numllm.lora_linear_backward(dy.contiguous(), *ctx.saved_tensors, ctx.impl, needs)
+    dx, da, db = (gradient if needed else None for gradient, needed in zip(found, needs, strict=True))
+    return dx, None, None, da, db, None, None, None, None, None, None
+
+
+torch.library.register_autograd("numllm::lora_linear", _gradients, setup_context=_setup)
 
 
 class _TokenLosses(torch.autograd.Function):
@@ -153,6 +247,17 @@ class _TokenLosses(torch.autograd.Function):
         return dx * dlosses[:, None].to(dx.dtype), None, None, None, None
 
 
+def _keep(x: Tensor, dropout: Tensor, seed: Tensor) -> Tensor:
+    """(M, K) in x's dtype: 0 for a share dropout (M,) of a token's entries, 1 / (1 − dropout) for the others.
+
+    The same for the same seed, shape and kind of device.
+    """
+    generator = torch.Generator(device=x.device).manual_seed(int(seed))
+    share = dropout[:, None]
+    drawn = torch.rand(x.shape, generator=generator, device=x.device)
+    return torch.where(drawn < share, 0, 1 / (1 - share)).to(x.dtype)
+
+
 def _mask(s: Tensor, scales: Tensor, columns: Tensor | None, rows: Tensor | None) -> Tensor:
     """s ⊙ m, in place."""
     if rows is None:
@@ -160,13 +265,17 @@ def _mask(s: Tensor, scales: Tensor, columns: Tensor | None, rows: Tensor | None
     return s.mul_(torch.where(rows[:, None] == columns, scales, 0))
 
 
-def _product(x: Tensor, w: Tensor, s: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x w + s b + bias in x's dtype: x (M, K), w (K, N), s (M, R), b (R, N) → (M, N).
+def _product(
+    x: Tensor, w: Tensor, s: Tensor, b: Tensor, bias: Tensor | None = None, keep: Tensor | None = None
+) -> Tensor:
+    """x w + (s b) ⊙ keep + bias in x's dtype: x (M, K), w (K, N), s (M, R), b (R, N), keep (M, N) → (M, N).
 
     The thin product first, then the big one added onto it in place: the library reads what is there while it
     multiplies, in fp32 before the only rounding, where the other order would read and write y once more.
     """
     y = s @ b if bias is None else torch.addmm(bias.to(s.dtype), s, b)
+    if keep is not None:
+        y *= keep
     if w.dtype == x.dtype:
         return y.addmm_(x, w)
     for rows, columns in _blocks(w):
@@ -228,6 +337,12 @@ def _product_dtype(tensor: Tensor, tokens: int) -> torch.dtype:
     return torch.float32
 
 
+def _ways(impl: str, x: Tensor) -> tuple[ModuleType | None, bool]:
+    """(the module of kernels or None, whether the big product is theirs too)."""
+    kernels = _kernels(impl, x)
+    return kernels, kernels is not None and (impl == "triton-fused" or kernels.tiles.fused(x.device))
+
+
 @functools.cache
 def _load_kernels() -> ModuleType | None:
     """The module of kernels; None where triton is not installed."""
@@ -264,7 +379,7 @@ def _check_shape(name: str, tensor: Tensor, wanted: tuple[int, ...], because: st
 
 def _check_lora(
     x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scales: Tensor,
-    columns: Tensor | None, rows: Tensor | None,
+    columns: Tensor | None, rows: Tensor | None, dropout: Tensor | None, seed: Tensor | None,
 ) -> None:
     if x.dim() == 0 or w.dim() != 2 or a.dim() != 2:
         raise ValueError(
@@ -285,13 +400,20 @@ def _check_lora(
             raise ValueError("rows needs columns: the adapter of each of a's rows, int32")
         _check_shape("columns", columns, (r,), "R of a")
         _check_shape("rows", rows, tuple(x.shape[:-1]), "an adapter for each token of x")
+    if dropout is not None:
+        if seed is None:
+            raise ValueError("dropout needs a seed: () int64, on the CPU")
+        _check_shape("dropout", dropout, tuple(x.shape[:-1]), "a share for each token of x")
+        _check_dtype(torch.float32, dropout=dropout)
+        _check_dtype(torch.int64, seed=seed)
     _check_frozen(w=w, bias=bias)
     _check_alike(x, w=w, bias=bias)
     if not (x.is_floating_point() and a.is_floating_point() and b.is_floating_point()):
         raise TypeError(f"x, a and b must be floating point, got {x.dtype}, {a.dtype} and {b.dtype}")
     _check_dtype(torch.float32, scales=scales)
     _check_dtype(torch.int32, rows=rows, columns=columns if rows is not None else None)
-    for name, tensor in {"a": a, "b": b, "scales": scales, "columns": columns, "rows": rows}.items():
+    for name, tensor in {"a": a, "b": b, "scales": scales, "columns": columns, "rows": rows,
+                         "dropout": dropout}.items():
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")
 

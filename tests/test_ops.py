@@ -276,3 +276,63 @@ def test_token_losses_refuse_wrong_inputs() -> None:
         ops.token_losses(x, w, labels, chunk=0)
     with pytest.raises(ValueError, match=r"x must be \(S, D\)"):
         ops.token_losses(x[:, :4], w, labels)
+
+
+def test_dropout_is_the_gradient_of_what_was_computed() -> None:
+    v = inputs()
+    seed, dropout = torch.tensor(11), torch.tensor([[0.5, 0.5, 0.0, 0.25], [0.0, 0.5, 0.5, 0.5]])
+    trained = [v[name].requires_grad_() for name in ("x", "a", "b")]
+    assert torch.autograd.gradcheck(
+        lambda x, a, b: call({**v, "x": x, "a": a, "b": b}, dropout=dropout, seed=seed), trained, eps=1e-6, atol=1e-7
+    )
+    flat, m = v["x"].view(8, -1), reference.column_scales(v["x"].view(8, -1), SCALES, COLUMNS, ROWS.view(-1))
+    kept = ops._keep(flat, dropout.view(-1), seed)
+    expected = flat @ v["w"].T + v["bias"] + (((flat * kept) @ v["a"].T) * m) @ v["b"].T
+    torch.testing.assert_close(call(v, dropout=dropout, seed=seed).view(8, -1), expected)
+    assert torch.equal(call(v, dropout=torch.zeros(2, 4), seed=seed), call(v))
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
+    x = torch.ones(4, 20_000)
+    kept = ops._keep(x, torch.tensor([0.0, 0.1, 0.5, 0.9]), torch.tensor(3))
+    assert torch.allclose((kept == 0).float().mean(1), torch.tensor([0.0, 0.1, 0.5, 0.9]), atol=0.01)
+    assert torch.allclose(kept.mean(1), torch.ones(4), atol=0.1)
+    assert torch.equal(kept, ops._keep(x, torch.tensor([0.0, 0.1, 0.5, 0.9]), torch.tensor(3)))
+    assert not torch.equal(kept, ops._keep(x, torch.tensor([0.0, 0.1, 0.5, 0.9]), torch.tensor(4)))
+
+
+def test_dropout_needs_a_seed_and_a_share_for_each_token() -> None:
+    v = inputs()
+    with pytest.raises(ValueError, match="dropout needs a seed"):
+        call(v, dropout=torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="a share for each token"):
+        call(v, dropout=torch.zeros(8), seed=torch.tensor(0))
+
+
+@pytest.mark.parametrize("dropped", [False, True], ids=["plain", "dropout"])
+def test_a_compiler_sees_one_operator(dropped) -> None:
+    v = inputs(torch.float32)
+    more = {"dropout": torch.full((2, 4), 0.5), "seed": torch.tensor(5)} if dropped else {}
+    trained = [v[name].requires_grad_() for name in ("x", "a", "b")]
+    whole = torch.compile(lambda x, a, b: call({**v, "x": x, "a": a, "b": b}, **more).sin(), backend="aot_eager",
+                          fullgraph=True)
+    found, expected = whole(*trained), call(v, **more).sin()
+    assert torch.equal(found, expected)
+    dy = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
+    wanted = torch.autograd.grad(expected, trained, dy)
+    for ours, theirs in zip(torch.autograd.grad(found, trained, dy), wanted, strict=True):
+        assert torch.equal(ours, theirs)
+    # Only what is trained gets a gradient.
+    frozen = torch.compile(lambda b: call({**v, "x": v["x"].detach(), "a": v["a"].detach(), "b": b}, **more),
+                           backend="aot_eager", fullgraph=True)
+    (db,) = torch.autograd.grad(frozen(v["b"]), v["b"], dy)
+    (wanted,) = torch.autograd.grad(call({**v, "x": v["x"].detach(), "a": v["a"].detach()}, **more), v["b"], dy)
+    assert torch.equal(db, wanted)
+
+
+def test_the_operator_is_registered_rightly() -> None:
+    v = inputs()
+    v["x"] = v["x"].view(8, -1)
+    x, a, b = (v[name].requires_grad_() for name in ("x", "a", "b"))
+    given = (x, v["w"], v["bias"], a, b, SCALES, COLUMNS, ROWS.view(-1), None, None, "torch")
+    torch.library.opcheck(torch.ops.numllm.lora_linear, given)
