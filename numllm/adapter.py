@@ -234,7 +234,7 @@ class _Sorted:
 _FACTOR = re.compile(
     r"(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB])|lora_B\.(bias)|lora_(magnitude)_vector(?:\.weight)?)"
 )
-_KINDS = {"lora_embedding_": "embedding LoRA", "lora_magnitude": "DoRA", ".bias": "a trained bias"}
+_KINDS = {"lora_embedding_": "embedding LoRA", ".bias": "a trained bias"}
 
 
 def _sort(folder: Path, config: dict[str, Any], tensors: Mapping[str, TensorInfo], whole: bool) -> _Sorted:
@@ -249,7 +249,7 @@ def _sort(folder: Path, config: dict[str, Any], tensors: Mapping[str, TensorInfo
         if info.dtype not in DTYPES:
             raise AdapterError(f"{where}: tensor {short(name)} is {info.dtype}; wanted one of {', '.join(DTYPES)}")
         match = _FACTOR.fullmatch(name)
-        if match and (whole or match[2]):
+        if match and (whole or match[2] or match[5]):
             _, plain, embedding, bias, magnitude = match.groups()
             if bias and not config.get("lora_bias"):
                 raise AdapterError(f"{where}: {name} is a trained bias, but lora_bias is not set in {CONFIG}")
@@ -348,37 +348,55 @@ def _check_values(adapter: AdapterFile) -> None:
 def write_adapter(
     folder: str | Path, factors: Mapping[str, tuple[Tensor, Tensor]], *, rank: int, alpha: float,
     targets: Sequence[str], base_model: str | None = None, extra_metadata: Mapping[str, str] | None = None,
+    exclude: Sequence[str] = (), ranks: Mapping[str, int] | None = None, alphas: Mapping[str, float] | None = None,
+    rslora: bool = False, magnitudes: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes an adapter in PEFT's format: Δ = (alpha / rank) · b a for each module.
+    """Writes an adapter in PEFT's format: Δ = (alpha / rank) · b a for each module, or (alpha / √rank) · b a (rslora).
 
     factors: module name in the base → (a (rank, K), b (N, rank)). targets: what PEFT is to look for, ends of
-    module names. The keys written are those every PEFT knows, so none warns of an unknown one.
+    module names; exclude: which of them it is not on. ranks, alphas: other ranks and alphas of modules, by names or
+    their ends. magnitudes: module name → DoRA's m (N,), of every module or of none. The keys
+    written are those every PEFT knows, so none warns of an unknown one.
 
     An adapter already there is replaced; the configuration is taken away first and written last, so a folder in
     between is refused rather than misread. ValueError when the factors disagree with rank or targets.
     """
     folder = Path(folder)
     tensors: dict[str, Tensor] = {}
+    if magnitudes and set(magnitudes) != set(factors):
+        raise ValueError("magnitudes are wanted for every module or for none")
     for name, (a, b) in factors.items():
-        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != rank or b.shape[1] != rank:
+        own = next((value for module, value in (ranks or {}).items() if f".{name}".endswith(f".{module}")), rank)
+        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != own or b.shape[1] != own:
             raise ValueError(
-                f"{name}: factors must be ({rank}, K) and (N, {rank}), got {tuple(a.shape)} and {tuple(b.shape)}"
+                f"{name}: factors must be ({own}, K) and (N, {own}), got {tuple(a.shape)} and {tuple(b.shape)}"
             )
         if not f".{name}".endswith(tuple(f".{target}" for target in targets)):
             raise ValueError(f"{name} is none of the targets {', '.join(targets)}")
         tensors[f"{PREFIX}{name}.lora_A.weight"] = a
         tensors[f"{PREFIX}{name}.lora_B.weight"] = b
+        if magnitudes:
+            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = magnitudes[name]
     if not tensors:
         raise ValueError("an adapter needs factors, got none")
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "auto_mapping": None, "inference_mode": True,
         "base_model_name_or_path": base_model, "revision": None,
-        "r": rank, "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha, "lora_dropout": 0.0,
+        "r": rank, "lora_alpha": _number(alpha), "lora_dropout": 0.0,
         "target_modules": list(targets), "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True,
         "modules_to_save": None, "layers_to_transform": None, "layers_pattern": None,
-        "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False, "use_dora": False,
+        "rank_pattern": dict(ranks or {}),
+        "alpha_pattern": {module: _number(value) for module, value in (alphas or {}).items()},
+        "use_rslora": rslora, "use_dora": bool(magnitudes),
     }
+    if exclude:
+        config["exclude_modules"] = list(exclude)
     with contextlib.suppress(FileNotFoundError):
         (folder / CONFIG).unlink()
     write_safetensors(folder / WEIGHTS, tensors, {"format": "pt", **(extra_metadata or {})})
     write_json(folder / CONFIG, config)
+
+
+def _number(value: float) -> float:
+    """The value, whole where it is."""
+    return int(value) if float(value).is_integer() else value

@@ -28,7 +28,6 @@ _REFUSED = {
 """Configuration keys that must be absent, null, false, empty or "none", and why."""
 
 _MERGE_ONLY = {
-    "use_dora": "DoRA also rescales the weight's rows, so its change is not B A",
     "bias": "trained biases replace the base's",
     "lora_bias": "it adds to the base's biases",
     "modules_to_save": "it replaces whole modules of the base",
@@ -40,7 +39,8 @@ _INERT = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules",
     "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
     "lora_dropout", "lora_ga_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r",
-    "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
+    "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_dora",
+    "use_rslora",
 }  # fmt: skip
 """Keys that are read here, or that do not change what a trained adapter computes."""
 
@@ -110,7 +110,7 @@ def _check_merge_only(where: Path, config: dict[str, Any]) -> None:
         raise AdapterError(f"{where}: bias must be none, all or lora_only, got {short(bias)}")
     if not isinstance(saved, list) or not all(isinstance(name, str) and name for name in saved):
         raise AdapterError(f"{where}: modules_to_save must be a list of names, got {short(saved)}")
-    for key in ("use_dora", "lora_bias", "fan_in_fan_out"):
+    for key in ("lora_bias", "fan_in_fan_out"):
         if not isinstance(config.get(key) or False, bool):
             raise AdapterError(f"{where}: {key} must be true or false, got {short(config[key])}")
     if config.get("use_dora") and config.get("fan_in_fan_out"):
@@ -137,8 +137,9 @@ def _check_numbers(where: Path, config: dict[str, Any]) -> None:
             if not good(value):
                 raise AdapterError(f"{where}: {pattern} of {short(name)} must be {wanted}, got {short(value)}")
             _compile(where, pattern, name)
-    if not isinstance(config.get("use_rslora") or False, bool):
-        raise AdapterError(f"{where}: use_rslora must be true or false, got {short(config['use_rslora'])}")
+    for key in ("use_rslora", "use_dora"):
+        if not isinstance(config.get(key) or False, bool):
+            raise AdapterError(f"{where}: {key} must be true or false, got {short(config[key])}")
 
 
 def _compile(where: Path, key: str, pattern: str) -> re.Pattern[str]:

@@ -111,6 +111,8 @@ def learn_weights(
     "loss": {"before", "after"} on the held-back questions, "best_step", "history": [{"step", "loss", "held"}]}.
     MergeError when there are too few questions or the loss is not finite.
     """
+    if any(module.magnitude for module in adapters.modules.values()):
+        raise MergeError("a DoRA adapter rescales the base's rows, so it has no weight to learn")
     order = [question for question in questions if question.answer is not None]
     random.Random(f"{config.seed} calibrate").shuffle(order)
     kept = round(len(order) * config.held)

@@ -27,7 +27,7 @@ def shake(adapters, seed=0):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name in adapters.names:
-            for b in adapters.parameters(name)[1::2]:
+            for _, b in adapters.factors(name):
                 b.copy_(torch.randn(b.shape, generator=generator) * 0.2)
 
 

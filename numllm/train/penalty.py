@@ -27,7 +27,7 @@ def overlap(adapters: AdapterSet) -> Tensor:
 
 def add_penalty(adapters: AdapterSet, name: str, weight: float) -> None:
     """Adds weight · ∂overlap/∂A to the gradients of an adapter's own A; the other adapter is held fixed."""
-    parameters = adapters.parameters(name)[0::2]
+    parameters = [a for a, _ in adapters.factors(name)]
     gradients = torch.autograd.grad(weight * overlap(adapters), parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:  # None where the linear carries this adapter alone

@@ -165,7 +165,7 @@ class Trainer:
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
         optimizer.zero_grad()
-        if reason is None and first and not any(b.any() for b in self.adapters.parameters(name)[1::2]):
+        if reason is None and first and not any(b.any() for _, b in self.adapters.factors(name)):
             raise TrainError(f"the {name} adapter did not move in the first step")
         return {
             "step": self.step + 1, "kind": "train", "adapter": name, "loss": _number(loss), "lr": rate,
@@ -203,13 +203,8 @@ class Trainer:
         self.step, self.validated, self.ended = state["step"], state["validated"], dict(state["ended"])
 
     def load_adapter(self, name: str, folder: Path) -> None:
-        """Takes one adapter's factors from a checkpoint."""
-        weights, _ = read_header(folder / name / "adapter_model.safetensors")
-        with torch.no_grad():
-            for path, module in self.adapters.modules.items():
-                for part, factors in (("A", module.a), ("B", module.b)):
-                    if name in factors:
-                        factors[name].copy_(read_tensor(weights[f"base_model.model.{path}.lora_{part}.weight"]))
+        """Takes one adapter's values from a checkpoint."""
+        self.adapters.load(name, folder / name)
 
 
 def _number(value: float) -> float | None:
