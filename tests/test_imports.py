@@ -16,7 +16,7 @@ HEAVY = {"torch", "triton", "click", "transformers", "peft", "safetensors", "tok
 CORE = {"errors", "files"}
 CHECKPOINT = CORE | {"config", "checkpoint"}
 TEXT = CORE | {"numbers", "corpus", "questions"}
-MODEL = CHECKPOINT | {"tokenizer", "reference", "ops", "model"}
+MODEL = CHECKPOINT | {"tokenizer", "reference", "ops", "attention", "model"}
 ALLOWED = {
     "__init__": set(),
     "errors": set(),
@@ -30,6 +30,7 @@ ALLOWED = {
     "numct": CORE | {"numbers"},
     "reference": set(),
     "ops": {"errors", "reference"},
+    "attention": set(),
     "model": MODEL - {"model"},
     "adapter_config": CORE,
     "adapter": CHECKPOINT | {"adapter_config"},
