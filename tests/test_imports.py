@@ -42,7 +42,7 @@ ALLOWED = {
     "agreement": MODEL | {"adapter_config", "lora"},
     "calibrate": MODEL | TEXT | {"adapter", "data", "lora", "train"},
     "generate": MODEL,
-    "memory": CHECKPOINT | {"ops"},
+    "memory": MODEL | {"lora"},
     "report": CORE | {"evaluate", "__init__"},
     "probes": {"numbers"},
     "demo": None,
