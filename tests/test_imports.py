@@ -38,7 +38,7 @@ ALLOWED = {
     "merge": CHECKPOINT | {"adapter_config", "adapter", "__init__"},
     "data": MODEL | TEXT,
     "train_config": {"errors", "config"},
-    "train": MODEL | TEXT | {"data", "lora", "adapter", "train_config", "evaluate"},
+    "train": MODEL | TEXT | {"data", "lora", "adapter", "train_config", "evaluate", "memory"},
     "chat": CHECKPOINT | {"tokenizer"},
     "evaluate": MODEL | TEXT | {"chat", "generate", "__init__"},
     "agreement": MODEL | {"adapter_config", "lora"},
