@@ -84,7 +84,7 @@ class TrainConfig:
     keep: int = 2
     """Checkpoints kept beside the best."""
     checkpointing: str = "auto"
-    """What backward computes again: "none", "selective" (norms, SwiGLU), "full"; "auto": as much as CUDA lacks memory."""
+    """What backward computes again: "none", "selective" (norms, SwiGLU), "full"; "auto": what fits CUDA."""
     offload: bool = False
     """Keep what backward needs in the host's memory."""
     device: str = "cpu"
