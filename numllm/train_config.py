@@ -11,7 +11,7 @@ from .errors import ConfigError
 ADAPTERS = ("domain", "numeric")
 """The two adapters of the method, in the order they are stacked."""
 SCHEDULES = ("cosine", "linear", "constant")
-CHECKPOINTING = ("none", "selective", "full")
+CHECKPOINTING = ("auto", "none", "selective", "full")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,10 +83,10 @@ class TrainConfig:
     """Minutes after which a checkpoint is due too."""
     keep: int = 2
     """Checkpoints kept beside the best."""
-    checkpointing: str = "none"
-    """What is computed again in the backward pass to save memory: "none", "selective" (norms and SwiGLU) or "full"."""
+    checkpointing: str = "auto"
+    """What backward computes again: "none", "selective" (norms, SwiGLU), "full"; "auto": what fits CUDA."""
     offload: bool = False
-    """Keep what the backward pass needs in the host's memory."""
+    """Keep what backward needs in the host's memory."""
     device: str = "cpu"
     dtype: str | None = None
     """float32, bfloat16 or float16 of the frozen weights; None: as on disk."""

@@ -180,7 +180,7 @@ def test_prepared_tokens_are_those_of_the_texts_made_once_and_checked(tokenizer,
 
 def test_rows_of_the_real_corpus_are_nearly_full(shared_data, tmp_path):
     tokenizer = Tokenizer(shared_data / "tokenizers" / "qwen2")
-    build_corpus([shared_data / "textbooks" / "whale-quant"], tmp_path / "corpus", holdout=0.0)
+    build_corpus([shared_data / "textbooks" / "laws-just-laws"], tmp_path / "corpus", holdout=0.0)
     texts = [row["text"] for row in read_corpus(tmp_path / "corpus")]
     for length in (512, 2048):
         batches = TextBatches(texts, tokenizer, rows=4, length=length)

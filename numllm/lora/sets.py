@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ class AdapterSet:
         taken or means a selection, or the rank is more than the start allows.
         """
         self._take(name)
-        for path in _targets(self._model, config):
+        targets, paths = _targets(self._model, config)
+        for path in paths:
             module = self._wrap(path)
             rank, scale = config.of(path)
             key = hashlib.sha256(f"{seed}\0{name}\0{path}".encode()).digest()
@@ -53,7 +55,8 @@ class AdapterSet:
                 name, a, b, scale, trainable=True, first=first, dropout=config.dropout,
                 magnitude=module.norms() if config.dora else None,
             )
-        self.names, self.configs[name] = (*self.names, name), config
+        self.names = (*self.names, name)
+        self.configs[name] = dataclasses.replace(config, targets=targets)
 
     def read(self, name: str, folder: str | Path, weight: float = 1.0) -> None:
         """Puts an adapter read from a PEFT folder on the model, its scale times `weight`, frozen.
@@ -117,8 +120,6 @@ class AdapterSet:
         seed: of dropout in training mode, together with each linear's name; the same seed drops the same entries.
         Default: each call draws from torch's generator.
         """
-        selection = self._selection
-        before = selection.active, selection.rows, selection.seed
         if isinstance(which, Tensor):
             if which.dim() != 1:
                 raise ValueError(f"rows must be one adapter index a batch row, got shape {tuple(which.shape)}")
@@ -131,6 +132,18 @@ class AdapterSet:
             if unknown:
                 raise ValueError(f"there is no adapter {unknown[0]!r}; there are: {', '.join(self.names)}")
             active, rows = tuple(names), None
+        with self._chosen(active, rows, seed):
+            yield
+
+    def recomputing(self) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+        """(nothing, the selection of this moment, restored): `context_fn` of `torch.utils.checkpoint.checkpoint`."""
+        selection = self._selection
+        return contextlib.nullcontext(), self._chosen(selection.active, selection.rows, selection.seed)
+
+    @contextlib.contextmanager
+    def _chosen(self, active: tuple[str, ...], rows: Tensor | None, seed: int | None) -> Iterator[None]:
+        selection = self._selection
+        before = selection.active, selection.rows, selection.seed
         selection.active, selection.rows, selection.seed = active, rows, seed
         try:
             yield
@@ -194,17 +207,30 @@ class AdapterSet:
                     factors[name].copy_(value)
 
 
-def _targets(model: nn.Module, config: LoRAConfig) -> list[str]:
-    """Paths of the linears whose last name is targeted, less the excluded, in the model's order."""
+def _targets(model: nn.Module, config: LoRAConfig) -> tuple[tuple[str, ...], list[str]]:
+    """(targets by the checkpoint's own names, paths of the linears whose names end so, less the excluded, in order).
+
+    Llama's names are understood where the checkpoint has others (`ModelConfig.linear_names`); a linear that stands
+    for several of them must be meant whole.
+    """
+    known: Mapping[str, str] = getattr(model, "linear_names", {})
+    own = tuple(dict.fromkeys(known.get(target, target) for target in config.targets))
     linears = [
         path for path, module in model.named_modules()
         if isinstance(module, nn.Linear | LoRALinear) and not path.endswith(".base")
     ]
-    found = [path for path in linears if path.rpartition(".")[2] in config.targets]
-    missing = sorted(set(config.targets) - {path.rpartition(".")[2] for path in found})
-    if missing:
-        names = sorted({path.rpartition(".")[2] for path in linears})
-        raise AdapterError(f"targets: the model has no linear named {', '.join(missing)}; it has: {', '.join(names)}")
+    for name in own:
+        parts = [part for part, stored in known.items() if stored == name]
+        missing = [part for part in parts if part not in config.targets]
+        if missing and name not in config.targets:
+            raise AdapterError(
+                f"targets: {name} computes {', '.join(parts)} at once, so an adapter is on all of them or none; add "
+                f"{', '.join(missing)}, or name {name}"
+            )
+        if not any(named(path, name) for path in linears):
+            names = sorted({*known.values()} or {path.rpartition(".")[2] for path in linears})
+            raise AdapterError(f"targets: the model has no linear named {name}; it has: {', '.join(names)}")
+    found = [path for path in linears if any(named(path, name) for name in own)]
     for kind, names in (("exclude", config.exclude), ("ranks", config.ranks), ("alphas", config.alphas)):
         strange = [name for name in names if not any(named(path, name) for path in found)]
         if strange:
@@ -212,7 +238,7 @@ def _targets(model: nn.Module, config: LoRAConfig) -> list[str]:
     kept = [path for path in found if not any(named(path, name) for name in config.exclude)]
     if not kept:
         raise AdapterError("exclude: leaves no linear to adapt")
-    return kept
+    return own, kept
 
 
 def attach(

@@ -94,6 +94,7 @@ def train(
         yield {
             "event": "start", "step": trainer.step, "steps": config.steps, "adapters": list(config.adapters),
             "trained_parameters": sum(p.numel() for name in config.adapters for p in trainer.adapters.parameters(name)),
+            "checkpointing": trainer.checkpointing,
             "epoch_steps": {name: round(source.epoch_steps, 2) for name, source in sources.items()},
         }
         yield from _loop(trainer, folder, validation, watch, stop, progress)
