@@ -97,8 +97,10 @@ class _Weights:
 def _loss(model: Transformer, adapters: AdapterSet, batches: ChoiceBatches, step: int) -> Tensor:
     batch = batches(step).to(model.device)
     with adapters.use("all"):
-        x = model.hidden(batch.tokens, documents=batch.documents, branches=batch.branches)
-    return batch_loss(ops.token_losses(x.flatten(0, 1)[batch.positions], model.lm_head.weight, batch.labels), batch)
+        x = model.hidden(
+            batch.tokens, documents=batch.documents, branches=batch.branches, select=batch.positions
+        )
+    return batch_loss(ops.token_losses(x, model.lm_head.weight, batch.labels), batch)
 
 
 def learn_weights(

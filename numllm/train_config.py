@@ -53,6 +53,8 @@ class TrainConfig:
     domain_schedule: str = "cosine"
     """How the domain adapter's rate falls after the warm-up: "cosine", "linear" or "constant"."""
     numeric_schedule: str = "cosine"
+    b_ratio: float = 1.0
+    """Rate of the factors B over that of the others, in both adapters; LoRA+ takes 16 or so."""
     warmup: float = 0.05
     """Share of an adapter's steps over which its rate rises."""
     last_rate: float = 0.1
@@ -100,7 +102,7 @@ class TrainConfig:
         for name in ("tokens", "micro_tokens", *(f"{adapter}_steps" for adapter in ADAPTERS)):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 1)
-        for name in ("domain_rate", "numeric_rate", "clip"):
+        for name in ("domain_rate", "numeric_rate", "b_ratio", "clip"):
             value = getattr(self, name)
             if not math.isfinite(value) or value <= 0:
                 raise ConfigError(f"{name} must be a positive number, got {value!r}")

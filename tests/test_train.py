@@ -99,20 +99,45 @@ def test_likelihood_loss_is_the_softmax_over_scored_options_and_the_text_loss(wo
     assert torch.allclose(choice_loss(losses, batch, weight), torch.stack(expected).mean(), atol=1e-5)
 
 
-def test_resumed_run_equals_the_uninterrupted_one(world):
-    list(train(config(world, "whole")))
+KINDS = {
+    "plain": {},
+    "dora, dropout, LoRA+": {
+        "domain": LoRAConfig(rank=4, alpha=8.0, dora=True, dropout=0.2), "b_ratio": 4.0,
+        "numeric": LoRAConfig(rank=2, alpha=4.0, dropout=0.1, start="pissa"),
+    },
+    "dropout, recomputed": {"domain": LoRAConfig(rank=4, alpha=8.0, dropout=0.2), "checkpointing": "full"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_run_equals_the_uninterrupted_one(world, kind):
+    settings = KINDS[kind]
+    list(train(config(world, "whole", **settings)))
     count = [0]
 
     def stop():
         count[0] += 1
         return count[0] == 8
 
-    events = list(train(config(world, "parts"), stop=stop))
+    events = list(train(config(world, "parts", **settings), stop=stop))
     assert events[-1]["event"] == "interrupted" and events[-1]["step"] == 7
-    list(train(config(world, "parts"), resume=True))
+    list(train(config(world, "parts", **settings), resume=True))
     assert adapter_bytes(world / "whole" / "adapters") == adapter_bytes(world / "parts" / "adapters")
 
     assert tiny.metrics(world / "whole") == tiny.metrics(world / "parts")
+
+
+def test_dropout_drops_and_the_rate_of_b_counts(world):
+    def run(name, **settings):
+        list(train(config(world, name, adapters=("domain",), **settings)))
+        return adapter_bytes(world / name / "adapters")
+
+    plain = run("plain", domain=LoRAConfig(rank=4, alpha=8.0))
+    assert run("same", domain=LoRAConfig(rank=4, alpha=8.0), b_ratio=1.0) == plain
+    assert run("dropout", domain=LoRAConfig(rank=4, alpha=8.0, dropout=0.3)) != plain
+    assert run("fast", domain=LoRAConfig(rank=4, alpha=8.0), b_ratio=8.0) != plain
+    whole = run("recomputed", domain=LoRAConfig(rank=4, alpha=8.0, dropout=0.3), checkpointing="full")
+    assert whole == run("kept", domain=LoRAConfig(rank=4, alpha=8.0, dropout=0.3), checkpointing="none")
 
 
 def test_killed_run_resumes_to_the_same_bytes(world):

@@ -15,14 +15,19 @@ from ..errors import AdapterError
 
 @dataclasses.dataclass
 class Selection:
-    """What the linears of one model share: which adapters are on, each row's adapter when they differ, and the seed
-    of dropout (None: drawn from torch's default generator).
+    """What the linears of one model share: which adapters are on, each row's adapter when they differ, the rows that
+    tokens without rows (S, K) are from, and the seed of dropout (None: drawn from torch's default generator).
     """
 
     active: tuple[str, ...] = ()
     rows: Tensor | None = None
+    picked: Tensor | None = None
     seed: int | None = None
     impl: str = "auto"
+
+    def take(self, other: Selection) -> None:
+        """What `other` chooses; how it is computed stays."""
+        self.active, self.rows, self.picked, self.seed = other.active, other.rows, other.picked, other.seed
 
 
 class LoRALinear(nn.Module):
@@ -30,7 +35,7 @@ class LoRALinear(nn.Module):
 
     base: the linear it sits on. a[name] (r, K) and b[name] (N, r): the adapters' factors, fp32 when trained.
     scale[name]: s, alpha / rank times the adapter's weight; m holds it in the columns of a token's adapter.
-    first_a, first_b: the factors of an adapter's start where − s B₀ A₀ is computed beside s B A (`starts`).
+    first_a, first_b: A₀ and −B₀ of an adapter's start where − s B₀ A₀ is computed beside s B A (`starts`).
     dropout[name]: share of x that is 0 in x̃ in training mode, the rest divided by 1 − dropout.
     magnitude[name] (N,): DoRA's M, where the adapter has one; then g = M / ‖W + s B A‖ by rows, the norm taken as a
     constant (arXiv 2402.09353, 4.3), and 1 otherwise.
@@ -63,13 +68,16 @@ class LoRALinear(nn.Module):
                 f"adapter {name!r}: factors {tuple(a.shape)} and {tuple(b.shape)} do not fit a linear of "
                 f"{n} × {k}; it is for another model"
             )
-        device = self.base.weight.device
-        self.a[name] = nn.Parameter(a.to(device), requires_grad=trainable)
-        self.b[name] = nn.Parameter(b.to(device), requires_grad=trainable)
+
+        def parameter(value: Tensor, trainable: bool) -> nn.Parameter:
+            # Contiguous: a fused optimizer walks a parameter and its moments in memory, whatever their strides say.
+            return nn.Parameter(value.to(self.base.weight.device).contiguous(), requires_grad=trainable)
+
+        self.a[name], self.b[name] = parameter(a, trainable), parameter(b, trainable)
         if first is not None:
-            self.first_a[name], self.first_b[name] = (nn.Parameter(part.to(device), False) for part in first)
+            self.first_a[name], self.first_b[name] = parameter(first[0], False), parameter(-first[1], False)
         if magnitude is not None:
-            self.magnitude[name] = nn.Parameter(magnitude.to(device), requires_grad=trainable)
+            self.magnitude[name] = parameter(magnitude, trainable)
         self.scale[name], self.dropout[name] = scale, dropout
         self._columns.clear()
 
@@ -80,11 +88,16 @@ class LoRALinear(nn.Module):
                 del held[name]
         self._columns.clear()
 
-    def whole(self, name: str) -> tuple[Tensor, Tensor]:
-        """(A, B) such that s B A is all the adapter adds to W: [A; A₀] and [B −B₀] where its start is beside it."""
-        return (
-            _joined((name,), self.a, self.first_a, 0).detach(), _joined((name,), self.b, self.first_b, 1).detach()
-        )
+    def stored(self, name: str) -> dict[str, tuple[int, list[Tensor]]]:
+        """What PEFT's format holds of an adapter: key → (dim, parts that stand there one after the other).
+
+        [A; A₀] and [B −B₀] where its start is beside it, so s B A is all that is added to W.
+        """
+        held = {
+            "lora_A.weight": (0, [self.a[name], *([self.first_a[name]] if name in self.first_a else [])]),
+            "lora_B.weight": (1, [self.b[name], *([self.first_b[name]] if name in self.first_b else [])]),
+        }
+        return held | ({"lora_magnitude_vector": (0, [self.magnitude[name]])} if name in self.magnitude else {})
 
     def norms(self, name: str | None = None) -> Tensor:
         """‖W + s B A‖ of every row, (N,) fp32; ‖W‖ without a name.
@@ -115,6 +128,8 @@ class LoRALinear(nn.Module):
         if rows is not None and names != selection.active:  # an adapter is not on this linear: its rows see none
             places = [names.index(name) if name in names else -1 for name in selection.active]
             rows = torch.tensor(places, dtype=torch.int32, device=rows.device)[rows.long()]
+        if rows is not None and x.dim() == 2 and selection.picked is not None:
+            rows = rows[selection.picked]
         each = None if rows is None else rows.view(-1, *[1] * (x.dim() - 2)).expand(x.shape[:-1])
         dropout, seed = self._drops(names, x, each)
         a = _joined(names, self.a, self.first_a, 0)
@@ -164,10 +179,6 @@ class LoRALinear(nn.Module):
 
 
 def _joined(names: tuple[str, ...], factors: nn.ParameterDict, firsts: nn.ParameterDict, dim: int) -> Tensor:
-    """The adapters' A (dim 0) or B (dim 1) stacked, the start of each with B's sign turned."""
-    parts = []
-    for name in names:
-        parts.append(factors[name])
-        if name in firsts:
-            parts.append(-firsts[name] if dim else firsts[name])
+    """The adapters' A (dim 0) or B (dim 1) stacked, each with its start behind it."""
+    parts = [held[name] for name in names for held in (factors, firsts) if name in held]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)

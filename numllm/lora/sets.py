@@ -113,12 +113,15 @@ class AdapterSet:
         return self.modules[path]
 
     @contextlib.contextmanager
-    def use(self, which: str | Sequence[str] | Tensor, *, seed: int | None = None) -> Iterator[None]:
+    def use(
+        self, which: str | Sequence[str] | Tensor, *, picked: Tensor | None = None, seed: int | None = None
+    ) -> Iterator[None]:
         """Within the block the model goes through: "all", "none", one adapter or several by name, or, for a
         tensor (B,) of indexes into `names`, each batch row through the adapter it names (−1: none).
 
-        seed: of dropout in training mode, together with each linear's name; the same seed drops the same entries.
-        Default: each call draws from torch's generator.
+        picked (S,) int64: the batch row of each token that comes without rows, in an x of (S, K), as the last MLP
+        sees the positions that `Transformer.hidden` is to select. seed: of dropout in training mode, together with
+        each linear's name; the same seed drops the same entries. Default: each call draws from torch's generator.
         """
         if isinstance(which, Tensor):
             if which.dim() != 1:
@@ -132,23 +135,21 @@ class AdapterSet:
             if unknown:
                 raise ValueError(f"there is no adapter {unknown[0]!r}; there are: {', '.join(self.names)}")
             active, rows = tuple(names), None
-        with self._chosen(active, rows, seed):
+        with self._chosen(Selection(active, rows, picked, seed)):
             yield
 
     def recomputing(self) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
         """(nothing, the selection of this moment, restored): `context_fn` of `torch.utils.checkpoint.checkpoint`."""
-        selection = self._selection
-        return contextlib.nullcontext(), self._chosen(selection.active, selection.rows, selection.seed)
+        return contextlib.nullcontext(), self._chosen(dataclasses.replace(self._selection))
 
     @contextlib.contextmanager
-    def _chosen(self, active: tuple[str, ...], rows: Tensor | None, seed: int | None) -> Iterator[None]:
-        selection = self._selection
-        before = selection.active, selection.rows, selection.seed
-        selection.active, selection.rows, selection.seed = active, rows, seed
+    def _chosen(self, chosen: Selection) -> Iterator[None]:
+        before = dataclasses.replace(self._selection)
+        self._selection.take(chosen)
         try:
             yield
         finally:
-            selection.active, selection.rows, selection.seed = before
+            self._selection.take(before)
 
     def factors(self, name: str) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """(A, B) of an adapter on every module it is on, in order."""
@@ -170,14 +171,18 @@ class AdapterSet:
         modules = {path: module for path, module in self.modules.items() if name in module.scale}
         doubled = any(name in module.first_a for module in modules.values())
         times = 2 if doubled else 1
+        stored = {
+            path: {key: torch.cat(parts, dim).detach() for key, (dim, parts) in module.stored(name).items()}
+            for path, module in modules.items()
+        }
         write_adapter(
-            folder, {path: module.whole(name) for path, module in modules.items()},
+            folder, {path: (held["lora_A.weight"], held["lora_B.weight"]) for path, held in stored.items()},
             rank=times * config.rank, alpha=times ** (0.5 if config.rslora else 1) * config.alpha,
             targets=config.targets, base_model=base_model, exclude=config.exclude, rslora=config.rslora,
             ranks={module: times * rank for module, rank in config.ranks.items()},
             alphas={module: times ** (0.5 if config.rslora else 1) * alpha for module, alpha in config.alphas.items()},
             magnitudes={
-                path: module.magnitude[name].detach() for path, module in modules.items() if name in module.magnitude
+                path: held["lora_magnitude_vector"] for path, held in stored.items() if "lora_magnitude_vector" in held
             },
         )
 
@@ -193,18 +198,13 @@ class AdapterSet:
             for path, module in self.modules.items():
                 if name not in module.scale:
                     continue
-                held = {"lora_A.weight": module.a, "lora_B.weight": module.b, "lora_magnitude_vector": module.magnitude}
-                for key, factors in held.items():
-                    if name not in factors:
-                        continue
+                for key, (dim, parts) in module.stored(name).items():
                     info = header.get(f"{PREFIX}{path}.{key}")
                     value = None if info is None else read_tensor(info)
-                    if value is not None and name in module.first_a:
-                        rank = module.a[name].shape[0]
-                        value = value[:rank] if key == "lora_A.weight" else value[:, :rank]
-                    if value is None or value.shape != factors[name].shape:
+                    if value is None or value.shape != torch.cat(parts, dim).shape:
                         raise AdapterError(f"{file}: holds no {key} of {path} for this adapter")
-                    factors[name].copy_(value)
+                    for part, own in zip(parts, value.split([part.shape[dim] for part in parts], dim), strict=True):
+                        part.copy_(own)
 
 
 def _targets(model: nn.Module, config: LoRAConfig) -> tuple[tuple[str, ...], list[str]]:

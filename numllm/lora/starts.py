@@ -32,8 +32,11 @@ def begin(start: str, w: Tensor, rank: int, scale: float, generator: torch.Gener
     if start in ("pissa", "olora"):
         if rank > min(n, k):
             raise ValueError(f"the start {start} has at most rank {min(n, k)} on a linear of {n} × {k}, got {rank}")
-        pair = _pissa(w.float().cpu(), rank, scale) if start == "pissa" else _olora(w.float().cpu(), rank)
-        return pair, tuple(part.clone() for part in pair)
+        # fp64 before the rounding to fp32: the library's last bits depend on where in memory w lies.
+        exact = w.to("cpu", torch.float64, copy=True)
+        found = _pissa(exact, rank, scale) if start == "pissa" else _olora(exact, rank)
+        a, b = (part.float() for part in found)
+        return (a, b), (a.clone(), b.clone())
     if start == "orthogonal":
         q = torch.linalg.qr(torch.randn(rank, rank, generator=generator)).Q
         a = torch.randn(k, rank // 2, generator=generator) @ q[0::2] / 10
@@ -55,4 +58,4 @@ def _pissa(w: Tensor, rank: int, scale: float) -> Pair:
 
 def _olora(w: Tensor, rank: int) -> Pair:
     q, r = torch.linalg.qr(w)
-    return r[:rank].contiguous(), q[:, :rank].contiguous()
+    return r[:rank], q[:, :rank]

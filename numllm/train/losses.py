@@ -34,9 +34,13 @@ def batch_loss(losses: Tensor, batch: Batch, text_weight: float = 0.0) -> Tensor
 
 
 def forward_losses(
-    model: Transformer, adapters: AdapterSet, batches: Mapping[str, Batch], text_weight: float = 0.0
+    model: Transformer, adapters: AdapterSet, batches: Mapping[str, Batch], text_weight: float = 0.0,
+    seed: int | None = None,
 ) -> dict[str, Tensor]:
-    """Each adapter's loss (differentiable scalar) from one pass over all their rows, put side by side."""
+    """Each adapter's loss (differentiable scalar) from one pass over all their rows, put side by side.
+
+    seed: of dropout, where the model is in training mode.
+    """
     order = {name: adapters.names.index(name) for name in batches}
     parts = list(batches.values())
     rows = torch.cat([
@@ -50,15 +54,14 @@ def forward_losses(
         branches = torch.cat([
             torch.zeros_like(batch.documents) if batch.branches is None else batch.branches for batch in parts
         ])
-    with adapters.use(next(iter(batches)) if len(batches) == 1 else rows):
-        x = model.hidden(
-            torch.cat([batch.tokens for batch in parts]),
-            documents=torch.cat([batch.documents for batch in parts]), branches=branches,
-        )
+    tokens = torch.cat([batch.tokens for batch in parts])
     positions = torch.cat([batch.positions + at for batch, at in zip(parts, offsets, strict=True)])
-    losses = ops.token_losses(
-        x.flatten(0, 1)[positions], model.lm_head.weight, torch.cat([batch.labels for batch in parts])
-    )
+    which = next(iter(batches)) if len(batches) == 1 else rows
+    with adapters.use(which, picked=positions // tokens.shape[1], seed=seed):
+        x = model.hidden(
+            tokens, documents=torch.cat([batch.documents for batch in parts]), branches=branches, select=positions
+        )
+    losses = ops.token_losses(x, model.lm_head.weight, torch.cat([batch.labels for batch in parts]))
     split = losses.split([len(batch.labels) for batch in parts])
     return {
         name: batch_loss(part, batch, text_weight)

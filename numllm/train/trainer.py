@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -66,17 +67,23 @@ class Trainer:
         )
         self.checkpointing = self._checkpointing()
         keep_less(model, self.adapters, checkpointing=self.checkpointing, offload=config.offload)
-        self.optimizers = {
-            name: torch.optim.AdamW(
-                self.adapters.parameters(name), lr=0.0, weight_decay=config.weight_decay, fused=True
-            )
-            for name in config.adapters
-        }
+        self.optimizers = {name: self._optimizer(name) for name in config.adapters}
         self.guards = {name: Guard(config.spike, model.dtype == torch.float16) for name in config.adapters}
         self.best = {name: Best() for name in config.adapters}
         self.batches: dict[str, Batch] = {}
         self.ended: dict[str, int] = {}
         self.step = self.validated = 0
+
+    def _optimizer(self, name: str) -> torch.optim.Optimizer:
+        """AdamW; "ratio" of a group: its rate over the adapter's, larger for B with LoRA+ (arXiv 2402.12354)."""
+        group = {"lr": 0.0, "weight_decay": self.config.weight_decay, "fused": True}
+        if self.config.b_ratio == 1:
+            return torch.optim.AdamW([{"params": self.adapters.parameters(name), "ratio": 1.0}], **group)
+        fast = [b for _, b in self.adapters.factors(name)]
+        slow = [part for part in self.adapters.parameters(name) if not any(part is b for b in fast)]
+        return torch.optim.AdamW(
+            [{"params": slow, "ratio": 1.0}, {"params": fast, "ratio": self.config.b_ratio}], **group
+        )
 
     def _checkpointing(self) -> str:
         if self.config.checkpointing != "auto":
@@ -157,11 +164,16 @@ class Trainer:
         """Adapter → (loss, norm of its gradient before clipping); the clipped gradients are on the parameters."""
         scales = {name: self.guards[name].scale for name in batches}
         sums: dict[str, Tensor] = {}
-        for part in micro_batches(batches, self.config.micro_tokens):
+        dropping = any(self.config.lora(name).dropout for name in batches)
+        for index, part in enumerate(micro_batches(batches, self.config.micro_tokens)):
             moved = {name: batch.to(self.model.device) for name, batch in part.items()}
-            losses = forward_losses(self.model, self.adapters, moved, self.config.text_weight)
+            self.model.train(dropping)
+            losses = forward_losses(
+                self.model, self.adapters, moved, self.config.text_weight, self._seed(index) if dropping else None
+            )
             scaled = [loss if scales[name] is None else loss * scales[name] for name, loss in losses.items()]
             torch.stack(scaled).sum().backward()
+            self.model.eval()
             for name, loss in losses.items():
                 sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
         found = {}
@@ -176,6 +188,11 @@ class Trainer:
             found[name] = (loss.item(), norm.item())
         return found
 
+    def _seed(self, part: int) -> int:
+        """Of the dropout in a part of this step."""
+        key = hashlib.sha256(f"{self.config.seed} dropout {self.step} {part}".encode()).digest()
+        return int.from_bytes(key[:7], "big")
+
     def _forget(self) -> None:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
@@ -188,7 +205,8 @@ class Trainer:
         if reason is None:
             if first and norm == 0:
                 raise TrainError(f"the {name} adapter received no gradient in the first step")
-            optimizer.param_groups[0]["lr"] = rate
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["ratio"]
             optimizer.step()
         optimizer.zero_grad()
         if reason is None and first and not any(b.any() for _, b in self.adapters.factors(name)):
