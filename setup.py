@@ -61,6 +61,7 @@ setup(
         "click>=8.1",
         "huggingface-hub>=0.30",
         "tqdm>=4.66",
+        "tomli>=2.0; python_version < '3.11'",
     ],
     extras_require=EXTRAS,
     entry_points={

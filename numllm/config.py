@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from .errors import ConfigError
+from .fields import check_types
 
 LINEARS = (
     "self_attn.q_proj",
@@ -295,12 +296,15 @@ class LoRAConfig:
     """One low-rank adapter: W + scale · B A on every linear it targets (LoRA, arXiv 2106.09685)."""
 
     rank: int = 16
+    """Rank of A and B."""
     alpha: float = 32.0
+    """The scale is alpha / rank."""
     targets: tuple[str, ...] = TARGETS
     """Last part of the names of the linears it sits on."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+        check_types(self)
+        if self.rank < 1:
             raise ConfigError(f"rank must be a positive whole number, got {self.rank!r}")
         if not math.isfinite(self.alpha) or self.alpha == 0:
             raise ConfigError(f"alpha must be a finite number other than 0, got {self.alpha!r}")
@@ -330,42 +334,51 @@ class TrainConfig:
     numct: str | None = None
     """numct.jsonl; needed by the numeric adapter."""
     adapters: tuple[str, ...] = ADAPTERS
+    """The adapters trained: both share every step, or one alone."""
     steps: int = 300
+    """Optimizer steps."""
     length: int = 512
     """Tokens a row."""
     rows: int = 8
     """Rows of text a step (domain)."""
     questions: int = 8
     """Questions a step (numeric)."""
-    loss: str = "letter"
-    """Choice loss of the numeric adapter: "letter" or "likelihood"."""
+    loss: Literal["letter", "likelihood"] = "letter"
+    """Choice loss of the numeric adapter: the answer's letter, or the likelihood of the options."""
     text_weight: float = 0.0
     """With "likelihood": weight of the next-token loss on the right option's text, added to the choice loss."""
     domain: LoRAConfig = LoRAConfig()
     numeric: LoRAConfig = LoRAConfig()
     domain_rate: float = 2e-4
+    """Highest learning rate of the domain adapter."""
     numeric_rate: float = 2e-4
+    """Highest learning rate of the numeric adapter."""
     warmup: float = 0.05
     """Share of the steps over which the rate rises."""
     last_rate: float = 0.1
     """The rate at the end, as a share of the highest."""
     weight_decay: float = 0.0
+    """AdamW's weight decay."""
     clip: float = 1.0
     """Largest norm of an adapter's gradient."""
     seed: int = 0
+    """Of the adapters' start and the order of the data."""
     save_every: int = 100
     """Steps between checkpoints."""
     keep: int = 2
     """Checkpoints kept."""
     device: str = "cpu"
-    dtype: str | None = None
-    """float32, bfloat16 or float16 of the frozen weights; None: as on disk."""
-    impl: str = "auto"
+    """cpu, cuda or cuda:1; on the command line also auto, cuda where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the frozen weights; default: as on disk."""
+    impl: Literal["auto", "torch", "triton", "triton-fused"] = "auto"
+    """What computes the adapted linears; auto: Triton kernels on CUDA."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("steps", "length", "rows", "questions", "save_every", "keep"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if value < 1:
                 raise ConfigError(f"{name} must be a positive whole number, got {value!r}")
         for name in ("domain_rate", "numeric_rate", "clip"):
             value = getattr(self, name)
@@ -375,18 +388,10 @@ class TrainConfig:
             raise ConfigError("warmup and last_rate must be shares between 0 and 1")
         if not self.adapters or set(self.adapters) - set(ADAPTERS):
             raise ConfigError(f"adapters must be some of {', '.join(ADAPTERS)}, got {self.adapters!r}")
-        if "domain" in self.adapters and self.corpus is None:
-            raise ConfigError("the domain adapter needs a corpus; give --corpus or --adapters numeric")
-        if "numeric" in self.adapters and self.numct is None:
-            raise ConfigError("the numeric adapter needs choice questions; give --numct or --adapters domain")
-        if self.loss not in ("letter", "likelihood"):
-            raise ConfigError(f"loss must be letter or likelihood, got {self.loss!r}")
         if not math.isfinite(self.text_weight) or self.text_weight < 0:
             raise ConfigError(f"text_weight must be a number of at least 0, got {self.text_weight!r}")
         if self.text_weight and self.loss != "likelihood":
             raise ConfigError("text_weight needs the loss likelihood: the letter loss scores no text")
-        if self.dtype not in (None, "float32", "bfloat16", "float16"):
-            raise ConfigError(f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}")
 
     def lora(self, adapter: str) -> LoRAConfig:
         """The LoRA settings of an adapter."""

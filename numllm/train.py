@@ -25,11 +25,12 @@ from .checkpoint import Checkpoint, read_header, read_tensor, write_safetensors
 from .config import TrainConfig
 from .corpus import read_corpus
 from .data import Batch, ChoiceBatches, TextBatches
-from .errors import DataError, TrainError
+from .errors import ConfigError, DataError, TrainError
 from .files import Progress, new_folder, no_progress, read_json, read_jsonl, sha256, write_aside, write_json
 from .lora import AdapterSet, attach
 from .model import Transformer, load_model
 from .questions import read_questions
+from .settings import to_toml
 from .tokenizer import Tokenizer
 
 Event = dict[str, Any]
@@ -182,6 +183,10 @@ class Trainer:
 
 def _sources(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Source]:
     sources: dict[str, Source] = {}
+    if "domain" in config.adapters and config.corpus is None:
+        raise ConfigError("the domain adapter needs a corpus; give --corpus or --adapters numeric")
+    if "numeric" in config.adapters and config.numct is None:
+        raise ConfigError("the numeric adapter needs choice questions; give --numct or --adapters domain")
     if "domain" in config.adapters:
         texts = [row["text"] for row in read_corpus(Path(config.corpus)) if row["split"] == "train"]
         sources["domain"] = TextBatches(
@@ -251,6 +256,8 @@ def _prepare_run(config: TrainConfig, checkpoint: Checkpoint, resume: bool) -> P
     with write_aside(run / "metrics.jsonl") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     if not resume:
+        with write_aside(run / "config.toml") as file:
+            file.write(to_toml(config))
         write_json(run / "config.json", {"settings": dataclasses.asdict(config), "fingerprint": marks})
     return last
 

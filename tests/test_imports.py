@@ -14,14 +14,16 @@ HEAVY = {"torch", "triton", "click", "transformers", "peft", "safetensors", "tok
 
 # For each module of numllm, the modules of numllm it may import: those before it on the way data flows.
 CORE = {"errors", "files"}
-CHECKPOINT = CORE | {"config", "checkpoint"}
+CHECKPOINT = CORE | {"fields", "config", "checkpoint"}
 TEXT = CORE | {"numbers", "corpus", "questions"}
 MODEL = CHECKPOINT | {"tokenizer", "reference", "ops", "model"}
 ALLOWED = {
     "__init__": set(),
     "errors": set(),
     "files": {"errors"},
-    "config": {"errors"},
+    "fields": {"errors"},
+    "config": {"errors", "fields"},
+    "settings": CORE | {"config", "fields", "__init__"},
     "checkpoint": CORE | {"config"},
     "tokenizer": CHECKPOINT,
     "numbers": CORE,
@@ -36,7 +38,7 @@ ALLOWED = {
     "lora": MODEL | {"adapter"},
     "merge": CHECKPOINT | {"adapter_config", "adapter", "__init__"},
     "data": MODEL | TEXT,
-    "train": MODEL | TEXT | {"data", "lora", "adapter"},
+    "train": MODEL | TEXT | {"data", "lora", "adapter", "settings"},
     "chat": CHECKPOINT | {"tokenizer"},
     "evaluate": MODEL | TEXT | {"chat", "generate", "__init__"},
     "agreement": MODEL | {"adapter_config", "lora"},

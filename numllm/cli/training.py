@@ -2,77 +2,110 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
-from .common import EXISTING, bar, command, device_option, dtype_option, finish, json_option, pick_device
+from ..config import ADAPTERS, LoRAConfig, TrainConfig
+from ..fields import docs_of, plain, types_of
+from ..settings import SHARED, checked, combine, read_settings, refuse_contradictions
+from .common import EXISTING, bar, command, finish, json_option, pick_device
 
 
-def _lora_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed([
-        click.option("--rank", default=16, show_default=True, help="Rank of the adapters."),
-        click.option("--alpha", default=32.0, show_default=True, help="Scale is alpha / rank."),
-        click.option("--targets", help="Linears, comma-separated; default: all seven of a block."),
-        click.option("--domain-rate", default=2e-4, show_default=True),
-        click.option("--numeric-rate", default=2e-4, show_default=True),
-    ]):
+def _option(name: str, kind: Any, default: Any, text: str) -> Callable[..., Any]:
+    """The flag of a setting; absent unless given, so that files and recipes show through."""
+    kind = plain(kind)
+    flag = name.replace("_", "-")
+    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else None
+    if name == "adapters":
+        choices, default = ("both", *ADAPTERS), "both"
+    elif name == "device":
+        default = "auto"
+    elif isinstance(default, tuple):
+        text, default = f"{text[:-1]}, comma-separated.", ", ".join(default)
+    if default not in (None, dataclasses.MISSING):
+        text += f"  [default: {default}]"
+    return click.option(
+        f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}", name, default=None, help=text,
+        type=click.Choice(choices) if choices else kind if kind in (bool, int, float) else str,
+    )
+
+
+def _settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A flag for each field of TrainConfig and, for both adapters and for each, of LoRAConfig."""
+    options = []
+    for field in dataclasses.fields(TrainConfig):
+        if field.name not in ADAPTERS:
+            text = docs_of(TrainConfig)[field.name]
+            options.append(_option(field.name, types_of(TrainConfig)[field.name], field.default, text))
+    for adapter in ("", *ADAPTERS):
+        for field in dataclasses.fields(LoRAConfig):
+            kind, text = types_of(LoRAConfig)[field.name], docs_of(LoRAConfig)[field.name]
+            if adapter:
+                options.append(_option(f"{adapter}_{field.name}", kind, None, f"The {adapter} adapter's {field.name}."))
+            else:
+                options.append(_option(field.name, kind, field.default, text))
+    for option in reversed(options):
         function = option(function)
     return function
+
+
+def _layer(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were given, those of one adapter in its table."""
+    layer: dict[str, Any] = {}
+    for name, value in flags.items():
+        adapter, _, key = name.partition("_")
+        if value is None:
+            continue
+        if adapter in ADAPTERS and key in SHARED:
+            layer.setdefault(adapter, {})[key] = value
+        else:
+            layer[name] = value
+    return layer
 
 
 @command(epilog=(
     "numllm train --model Qwen/Qwen2.5-7B --corpus corpus --numct numct.jsonl --out run --steps 1000\n"
     "numllm train --model demo --numct numct.jsonl --adapters numeric --loss likelihood --out run\n"
-    "numllm train --model Qwen/Qwen2.5-7B --corpus corpus --numct numct.jsonl --out run --steps 1000 --resume"
+    "numllm train --config run/config.toml --out again\n"
+    "numllm train --out run --resume"
 ))
-@click.option("--model", required=True, help="Checkpoint: folder, Hub id or demo.")
-@click.option("--corpus", type=EXISTING, help="Folder of corpus.jsonl (domain adapter).")
-@click.option("--numct", type=EXISTING, help="Choice questions (numeric adapter).")
-@click.option("--out", required=True, type=EXISTING, help="Run folder.")
-@click.option("--adapters", type=click.Choice(["both", "domain", "numeric"]), default="both", show_default=True)
-@click.option("--steps", default=300, show_default=True)
-@click.option("--length", default=512, show_default=True, help="Tokens a row.")
-@click.option("--rows", default=8, show_default=True, help="Rows of text a step.")
-@click.option("--questions", default=8, show_default=True, help="Questions a step.")
-@click.option("--loss", type=click.Choice(["letter", "likelihood"]), default="letter", show_default=True)
-@click.option("--text-weight", default=0.0, show_default=True,
-              help="Weight of the next-token loss on the right option's text (likelihood).")
-@_lora_options
-@click.option("--warmup", default=0.05, show_default=True, help="Share of the steps.")
-@click.option("--clip", default=1.0, show_default=True, help="Largest gradient norm of an adapter.")
-@click.option("--weight-decay", default=0.0, show_default=True)
-@click.option("--save-every", default=100, show_default=True, help="Steps between checkpoints.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--resume", is_flag=True, help="Continue the run in --out, bit for bit.")
-@device_option
-@dtype_option
+@click.option("--config", "file", type=EXISTING, help="TOML file of settings, named as the flags; flags win.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out, bit for bit, with its own settings.")
+@_settings_options
 @json_option
-def train(
-    model: str, corpus: Path | None, numct: Path | None, out: Path, adapters: str, rank: int, alpha: float,
-    targets: str | None, device: str, dtype: str | None, resume: bool, as_json: bool, **settings: Any,
-) -> None:
+def train(file: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
     """Trains the domain and the numeric adapter on one frozen model, together or apart."""
-    from ..config import ADAPTERS, TARGETS, LoRAConfig, TrainConfig
-
-    names = tuple(part.strip() for part in targets.split(",")) if targets else TARGETS
-    lora = LoRAConfig(rank=rank, alpha=alpha, targets=names)
-    config = TrainConfig(
-        model=model, out=str(out), corpus=str(corpus) if corpus else None, numct=str(numct) if numct else None,
-        adapters=ADAPTERS if adapters == "both" else (adapters,), domain=lora, numeric=lora,
-        device=pick_device(device), dtype=dtype, **settings,
-    )
+    given = _layer(flags)
+    config = settings_of(given, file, resume=resume)
     result, text = run_training(config, resume=resume)
     finish(result, text, as_json)
     if result["event"] == "interrupted":
         sys.exit(130)
 
 
-def run_training(config: Any, *, resume: bool = False) -> tuple[dict[str, Any], str]:
+def settings_of(given: dict[str, Any], file: Path | None = None, *, resume: bool = False) -> TrainConfig:
+    """Defaults, then the file's settings (for a run that is resumed, by default its own), then the flags given."""
+    flags = checked(given, "flags")
+    if file is None and resume and "out" in given:
+        own = Path(given["out"]) / "config.toml"
+        file = own if own.is_file() else None
+    layers = [{"device": "auto"}, read_settings(file) if file else {}, flags]
+    for key in ("model", "out"):
+        if not any(key in layer for layer in layers):
+            raise click.UsageError(f"Missing option '--{key}'")
+    config = combine(*layers)
+    refuse_contradictions(given, config)
+    return dataclasses.replace(config, device=pick_device(config.device))
+
+
+def run_training(config: TrainConfig, *, resume: bool = False) -> tuple[dict[str, Any], str]:
     """Trains with a progress bar; the last event and a text about it. The first SIGINT or SIGTERM saves and stops."""
     from tqdm import tqdm
 
