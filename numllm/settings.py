@@ -17,10 +17,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import ADAPTERS, LoRAConfig, TrainConfig
+from .config import LoRAConfig
 from .errors import ConfigError, DataError, short
 from .fields import fits, in_words, plain, types_of
 from .files import read_text
+from .train_config import ADAPTERS, TrainConfig
 
 Layer = Mapping[str, Any]
 

@@ -14,10 +14,11 @@ from test_cli import run
 
 from numllm import cli
 from numllm.cli.training import settings_of
-from numllm.config import TARGETS, LoRAConfig, TrainConfig
+from numllm.config import TARGETS, LoRAConfig
 from numllm.errors import ConfigError, DataError
 from numllm.fields import docs_of
 from numllm.settings import checked, combine, parse_toml, read_settings, to_toml, write_toml
+from numllm.train_config import TrainConfig
 
 scalars = st.one_of(
     st.booleans(), st.integers(-2**63, 2**63 - 1), st.floats(allow_nan=False),

@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 
-from numllm.config import LoRAConfig, TrainConfig
+from numllm.config import LoRAConfig
 from numllm.data import ChoiceBatches, TextBatches
 from numllm.errors import ConfigError, DataError, NumLLMError, TrainError
 from numllm.lora import LoRALinear, attach
@@ -20,6 +20,7 @@ from numllm.model import load_model
 from numllm.questions import encode_options
 from numllm.tokenizer import Tokenizer
 from numllm.train import choice_loss, forward_losses, train
+from numllm.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 

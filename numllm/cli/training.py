@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import click
 
-from ..config import ADAPTERS, LoRAConfig, TrainConfig
+from ..config import LoRAConfig
 from ..fields import docs_of, plain, types_of
 from ..settings import SHARED, checked, combine, read_settings, refuse_contradictions
+from ..train_config import ADAPTERS, TrainConfig
 from .common import EXISTING, bar, command, finish, json_option, pick_device
 
 
