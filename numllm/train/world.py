@@ -1,0 +1,154 @@
+"""Several processes, one run: what they share out, what they add up, and how the frozen model is sharded.
+
+Every process makes the same global batch of a step and takes its own rows of it; the loss of a part is a sum over its
+labels divided by the labels of the whole, so the adapters' gradients need only be added up. They are all that travels:
+one all-reduce an adapter and step, its gradients and its loss in one fp32 buffer. The optimizers then do the same
+everywhere, so what is saved does not depend on how many processes there were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..errors import NumLLMError, TrainError
+
+
+class World:
+    """The processes of a run, seen from one of them. `World()` is a process by itself.
+
+    rank 0..size−1; device: of this process; store: shared by the processes; sent: bytes given to all-reduces so far.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, device: str | torch.device = "cpu", store: dist.Store | None = None
+    ) -> None:
+        self.rank, self.size, self.device, self.store = rank, size, torch.device(device), store
+        self.sent = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def add_up(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+        """Sums the parameters' gradients and the loss over all processes, in one buffer; the summed loss.
+
+        A parameter without a gradient counts as zero. The sum is the same to the bit in every process.
+        """
+        if self.size == 1:
+            return loss
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([*(part.reshape(-1).float() for part in parts), loss.detach().float().reshape(1)])
+        with _peers():
+            dist.all_reduce(flat)
+        self.sent += flat.numel() * flat.element_size()
+        for parameter, total in zip(parameters, flat[:-1].split([part.numel() for part in parts]), strict=True):
+            parameter.grad = total.view_as(parameter).to(parameter.dtype)
+        return flat[-1]
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Each flag, true when it is true in any process."""
+        if self.size == 1:
+            return flags
+        seen = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        with _peers():
+            dist.all_reduce(seen, dist.ReduceOp.MAX)
+        return tuple(map(bool, seen.tolist()))
+
+    def wait(self) -> None:
+        """Returns when every process is here."""
+        self.any(False)
+
+    def check_equal(self, parameters: Sequence[Tensor]) -> None:
+        """TrainError unless every process holds the same bits."""
+        if self.size == 1:
+            return
+        with torch.no_grad():
+            own = torch.stack([p.contiguous().view(torch.int32).sum(dtype=torch.int64) for p in parameters])
+            least, most = own.clone(), own.clone()
+            with _peers():
+                dist.all_reduce(least, dist.ReduceOp.MIN)
+                dist.all_reduce(most, dist.ReduceOp.MAX)
+        if not torch.equal(least, most):
+            raise TrainError(
+                f"the adapters differ between the {self.size} processes; the last checkpoint is good, go on from it with "
+                "--resume"
+            )
+
+    def first_to_fail(self) -> bool:
+        """Whether no other process has said yet that it failed: it is this one's error that counts."""
+        if self.store is None:
+            return self.first
+        with contextlib.suppress(RuntimeError):  # the store went with the process that failed first
+            return self.store.add("failed", 1) == 1
+        return False
+
+    def sharder(self) -> Callable[[nn.Module], None]:
+        """What shards the frozen weights of a block over the processes (FSDP2), when called with it.
+
+        Before a block is used its weights are gathered, and let go of afterwards. Adapters put on it later are not
+        sharded.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        if self.size == 1:
+            raise TrainError("shard needs several processes; start it with torchrun, or drop --shard")
+        mesh = init_device_mesh(self.device.type, (self.size,))
+
+        def shard(block: nn.Module) -> None:
+            fully_shard(block, mesh=mesh)
+
+        return shard
+
+
+class PeerError(TrainError):
+    """Another process of the run ended."""
+
+
+@contextlib.contextmanager
+def _peers() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerError("another process of the run ended; this one ends too") from error
+
+
+@contextlib.contextmanager
+def joined(device: str = "cpu") -> Iterator[World]:
+    """The world that torchrun's environment describes, or a process by itself where there is none.
+
+    Where torch.distributed is set up already, its default group is used and left as it is. device "cuda" becomes the
+    GPU of the process's local rank.
+    """
+    if dist.is_available() and dist.is_initialized():
+        yield World(dist.get_rank(), dist.get_world_size(), _own(device))
+        return
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(device=device)
+        return
+    own = _own(device)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    try:
+        store, rank, size = next(dist.rendezvous("env://"))
+        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
+    except (RuntimeError, ValueError) as error:
+        raise NumLLMError(f"the {size} processes could not meet: {str(error).splitlines()[0]}") from error
+    try:
+        yield World(rank, size, own, dist.PrefixStore("numllm", store))
+    finally:
+        dist.destroy_process_group()
+
+
+def _own(device: str) -> torch.device:
+    if device == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(device)
