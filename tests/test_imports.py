@@ -45,6 +45,7 @@ ALLOWED = {
     "agreement": MODEL | {"adapter_config", "lora"},
     "calibrate": MODEL | TEXT | {"adapter", "data", "lora", "train"},
     "generate": MODEL,
+    "memory": CHECKPOINT | {"ops"},
     "report": CORE | {"evaluate", "__init__"},
     "probes": {"numbers"},
     "demo": None,
