@@ -49,7 +49,7 @@ setup(
     packages=[*find_packages(include=["numllm", "numllm.*"]), "numllm_kernels"],
     package_dir={"numllm_kernels": "kernels/numllm_kernels"},
     package_data={
-        "numllm": ["py.typed", "demo/base/*", "demo/textbook/*.md", "demo/workbook/*"],
+        "numllm": ["py.typed", "recipes.toml", "demo/base/*", "demo/textbook/*.md", "demo/workbook/*"],
         "numllm_kernels": ["py.typed"],
     },
     install_requires=[

@@ -89,8 +89,10 @@ def to_toml(config: TrainConfig) -> str:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The layer in a TOML file, its keys and types checked."""
-    return checked(parse_toml(read_text(path), str(path)), str(path))
+    """The layer in a TOML file, its keys and types checked; with "recipe", where the file names one to build on."""
+    layer = parse_toml(read_text(path), str(path))
+    recipe = {key: _typed(key, layer.pop(key), str, str(path)) for key in ("recipe",) if key in layer}
+    return recipe | checked(layer, str(path))
 
 
 def checked(layer: Layer, where: str) -> dict[str, Any]:

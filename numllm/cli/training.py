@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import os
 import signal
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 from ..config import LoRAConfig
+from ..errors import ConfigError, NumLLMError
 from ..fields import docs_of, plain, types_of
+from ..files import no_progress
+from ..recipes import recipe as find_recipe
+from ..recipes import recipes
 from ..settings import SHARED, checked, combine, read_settings, refuse_contradictions
 from ..train_config import ADAPTERS, TrainConfig
 from .common import EXISTING, bar, command, finish, json_option, pick_device
@@ -74,30 +81,80 @@ def _layer(flags: dict[str, Any]) -> dict[str, Any]:
 @command(epilog=(
     "numllm train --model Qwen/Qwen2.5-7B --corpus corpus --numct numct.jsonl --out run --steps 1000\n"
     "numllm train --model demo --numct numct.jsonl --adapters numeric --loss likelihood --out run\n"
+    "numllm train --recipe qwen2.5-7b-80gb --corpus corpus --numct numct.jsonl --out run --steps 1000 --dry-run\n"
     "numllm train --config run/config.toml --out again\n"
     "numllm train --out run --resume"
 ))
 @click.option("--config", "file", type=EXISTING, help="TOML file of settings, named as the flags; flags win.")
+@click.option("--recipe", help="Settings for a model and a GPU, by name; the file and flags win.")
+@click.option("--recipes", "list_recipes", is_flag=True, help="List the recipes and do nothing else.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out, bit for bit, with its own settings.")
+@click.option("--dry-run", is_flag=True, help="Show the plan, from a few steps measured; write nothing.")
 @_settings_options
+@click.option("--events", is_flag=True, help="A JSON line on stdout for each event, and nothing else.")
 @json_option
-def train(file: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
-    """Trains the domain and the numeric adapter on one frozen model, together or apart."""
-    given = _layer(flags)
-    config = settings_of(given, file, resume=resume)
-    result, text = run_training(config, resume=resume)
-    finish(result, text, as_json)
+def train(
+    file: Path | None, recipe: str | None, list_recipes: bool, resume: bool, dry_run: bool, events: bool, as_json: bool,
+    **flags: Any,
+) -> None:
+    """Trains the domain and the numeric adapter on one frozen model, together or apart.
+
+    Under torchrun the processes share each step's rows: torchrun --nproc-per-node 8 -m numllm train ...
+    """
+    if list_recipes:
+        finish(*_recipes(), as_json)
+        return
+    if dry_run and resume:
+        raise ConfigError("--dry-run and --resume do not go together: a plan is of a whole run")
+    with _one_voice() as meeting:
+        given = _layer(flags)
+        config = settings_of(given, file, recipe, resume=resume)
+        from ..train import joined, plan
+
+        with joined(config.device, meeting) as world:
+            if dry_run:
+                result = plan(config, world=world, progress=bar if world.first else no_progress)
+                text = _plan_table(result)
+            else:
+                result, text = run_training(config, resume=resume, world=world, tell=_print_event if events else None)
+            if world.first and not events:
+                finish(result, text, as_json)
     if result["event"] == "interrupted":
         sys.exit(130)
 
 
-def settings_of(given: dict[str, Any], file: Path | None = None, *, resume: bool = False) -> TrainConfig:
-    """Defaults, then the file's settings (for a run that is resumed, by default its own), then the flags given."""
+def _print_event(event: dict[str, Any]) -> None:
+    click.echo(json.dumps(event, ensure_ascii=False, allow_nan=False))
+
+
+@contextlib.contextmanager
+def _one_voice() -> Iterator[Any]:
+    """Where torchrun's processes meet, or None; of all that fail inside, the first alone says so."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield None
+        return
+    from ..train import Meeting
+
+    meeting = Meeting.from_environment()
+    try:
+        yield meeting
+    except NumLLMError as error:
+        if not meeting.first_to_fail():
+            sys.exit(1)
+        raise type(error)(f"process {meeting.rank} of {meeting.size}: {error}") from error
+
+
+def settings_of(
+    given: dict[str, Any], file: Path | None = None, recipe: str | None = None, *, resume: bool = False
+) -> TrainConfig:
+    """Defaults, then a recipe, the file's settings (by default, of a run that is resumed its own), the flags given."""
     flags = checked(given, "flags")
-    if file is None and resume and "out" in given:
+    if file is None and recipe is None and resume and "out" in given:
         own = Path(given["out"]) / "config.toml"
         file = own if own.is_file() else None
-    layers = [{"device": "auto"}, read_settings(file) if file else {}, flags]
+    settings = read_settings(file) if file else {}
+    recipe = recipe or settings.pop("recipe", None)
+    layers = [{"device": "auto"}, find_recipe(recipe).layer if recipe else {}, settings, flags]
     for key in ("model", "out"):
         if not any(key in layer for layer in layers):
             raise click.UsageError(f"Missing option '--{key}'")
@@ -106,36 +163,76 @@ def settings_of(given: dict[str, Any], file: Path | None = None, *, resume: bool
     return dataclasses.replace(config, device=pick_device(config.device))
 
 
-def run_training(config: TrainConfig, *, resume: bool = False) -> tuple[dict[str, Any], str]:
-    """Trains with a progress bar; the last event and a text about it. The first SIGINT or SIGTERM saves and stops."""
+def _recipes() -> tuple[dict[str, Any], str]:
+    from ..report import table
+
+    rows = [
+        {
+            "recipe": found.name, "model": found.layer["model"], "GPUs": f"{found.processes} × {found.gigabytes} GB",
+            "estimate": f"{found.estimate:.1f} GB",
+            **{key: found.layer[key] for key in ("dtype", "length", "tokens", "micro_tokens", "checkpointing")},
+        }
+        for found in recipes().values()
+    ]
+    return {found.name: dataclasses.asdict(found) for found in recipes().values()}, table(rows, list(rows[0]))
+
+
+def run_training(
+    config: TrainConfig, *, resume: bool = False, world: Any = None, tell: Callable[[dict[str, Any]], None] | None = None
+) -> tuple[dict[str, Any], str]:
+    """Trains with a progress bar, telling each event; the last event and a text about it.
+
+    The first SIGINT or SIGTERM saves and stops.
+    """
     from tqdm import tqdm
 
     from ..files import read_jsonl
     from ..report import has_plots, plot_loss
+    from ..train import World
     from ..train import train as events
 
+    world = world or World(device=config.device)
     asked = []
     before = {
         number: signal.signal(number, lambda *_: asked.append(True)) for number in (signal.SIGINT, signal.SIGTERM)
     }
     last: dict[str, Any] = {}
-    losses: dict[str, float] = {}
+    losses: dict[str, str] = {}
     try:
-        with tqdm(total=config.steps, desc="training", unit="step", disable=None, leave=False) as shown:
-            for event in events(config, resume=resume, stop=lambda: bool(asked), progress=bar):
+        with tqdm(
+            total=config.steps, desc="training", unit="step", disable=None if world.first else True, leave=False
+        ) as shown:
+            for event in events(
+                config, resume=resume, stop=lambda: bool(asked), progress=bar if world.first else no_progress, world=world
+            ):
+                if tell and world.first:
+                    tell(event)
                 if event["event"] == "start":
                     shown.update(event["step"])
                 elif event["event"] == "step":
-                    losses[event["adapter"]] = event["loss"]
-                    shown.set_postfix({**losses, "tok/s": event["tokens_per_second"]})
+                    if event["loss"] is not None:
+                        losses[event["adapter"]] = f"{event['loss']:.4g}"
+                    shown.set_postfix(losses | _speed(event), refresh=False)
                     shown.update(event["step"] - shown.n)
                 last = event
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     run = Path(config.out)
-    if has_plots() and losses:
+    if world.first and has_plots() and losses:
         plot_loss([row for _, row in read_jsonl(run / "metrics.jsonl")], run / "loss.png")
     if last["event"] == "interrupted":
         return last, f"interrupted at step {last['step']}; saved; continue with --resume"
     return last, "\n".join(f"{name}: {folder}" for name, folder in last["adapters"].items())
+
+
+def _speed(event: dict[str, Any]) -> dict[str, str]:
+    """What the progress bar says of a step beside the losses."""
+    shown = {"tok/s": f"{event['tokens_per_second']:,.0f}"}
+    if event["mfu"] is not None:
+        shown["MFU"] = f"{event['mfu']:.1%}"
+    return shown | {"mem": _gigabytes(event["memory"])}
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.3g} GB"

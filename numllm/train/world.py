@@ -9,6 +9,7 @@ everywhere, so what is saved does not depend on how many processes there were.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -22,13 +23,11 @@ from ..errors import NumLLMError, TrainError
 class World:
     """The processes of a run, seen from one of them. `World()` is a process by itself.
 
-    rank 0..size−1; device: of this process; store: shared by the processes; sent: bytes given to all-reduces so far.
+    rank 0..size−1; device: of this process; sent: bytes given to the adapters' all-reduces so far.
     """
 
-    def __init__(
-        self, rank: int = 0, size: int = 1, device: str | torch.device = "cpu", store: dist.Store | None = None
-    ) -> None:
-        self.rank, self.size, self.device, self.store = rank, size, torch.device(device), store
+    def __init__(self, rank: int = 0, size: int = 1, device: str | torch.device = "cpu") -> None:
+        self.rank, self.size, self.device = rank, size, torch.device(device)
         self.sent = 0
 
     @property
@@ -81,14 +80,6 @@ class World:
                 "--resume"
             )
 
-    def first_to_fail(self) -> bool:
-        """Whether no other process has said yet that it failed: it is this one's error that counts."""
-        if self.store is None:
-            return self.first
-        with contextlib.suppress(RuntimeError):  # the store went with the process that failed first
-            return self.store.add("failed", 1) == 1
-        return False
-
     def sharder(self) -> Callable[[nn.Module], None]:
         """What shards the frozen weights of a block over the processes (FSDP2), when called with it.
 
@@ -120,35 +111,54 @@ def _peers() -> Iterator[None]:
         raise PeerError("another process of the run ended; this one ends too") from error
 
 
+@dataclasses.dataclass
+class Meeting:
+    """Where the processes that torchrun started meet: a store they share, before any group of them is made."""
+
+    store: dist.Store
+    rank: int
+    size: int
+
+    @classmethod
+    def from_environment(cls) -> Meeting | None:
+        """None for a process by itself."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return None
+        try:
+            return cls(*next(dist.rendezvous("env://")))
+        except (RuntimeError, ValueError) as error:
+            raise NumLLMError(f"the processes could not meet: {str(error).splitlines()[0]}") from error
+
+    def first_to_fail(self) -> bool:
+        """Whether no other process has said yet that it failed: it is this one's error that counts."""
+        with contextlib.suppress(RuntimeError):  # the store went with the process that failed first
+            return self.store.add("numllm/failed", 1) == 1
+        return False
+
+
 @contextlib.contextmanager
-def joined(device: str = "cpu") -> Iterator[World]:
-    """The world that torchrun's environment describes, or a process by itself where there is none.
+def joined(device: str = "cpu", meeting: Meeting | None = None) -> Iterator[World]:
+    """The world of the processes that met, or a process by itself.
 
     Where torch.distributed is set up already, its default group is used and left as it is. device "cuda" becomes the
     GPU of the process's local rank.
     """
-    if dist.is_available() and dist.is_initialized():
-        yield World(dist.get_rank(), dist.get_world_size(), _own(device))
-        return
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield World(device=device)
-        return
-    own = _own(device)
-    if own.type == "cuda":
+    own = torch.device(device)
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(own)
+    if dist.is_available() and dist.is_initialized():
+        yield World(dist.get_rank(), dist.get_world_size(), own)
+        return
+    if meeting is None:
+        yield World(device=own)
+        return
+    backend = "nccl" if own.type == "cuda" else "gloo"
     try:
-        store, rank, size = next(dist.rendezvous("env://"))
-        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
+        dist.init_process_group(backend, store=meeting.store, rank=meeting.rank, world_size=meeting.size)
     except (RuntimeError, ValueError) as error:
-        raise NumLLMError(f"the {size} processes could not meet: {str(error).splitlines()[0]}") from error
+        raise NumLLMError(f"the {meeting.size} processes could not meet: {str(error).splitlines()[0]}") from error
     try:
-        yield World(rank, size, own, dist.PrefixStore("numllm", store))
+        yield World(meeting.rank, meeting.size, own)
     finally:
         dist.destroy_process_group()
-
-
-def _own(device: str) -> torch.device:
-    if device == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device(device)
