@@ -40,7 +40,7 @@ ALLOWED = {
     "train_config": {"errors", "fields", "config"},
     "settings": CORE | {"config", "fields", "train_config", "__init__"},
     "recipes": CORE | {"settings"},
-    "train": MODEL | TEXT | {"data", "lora", "adapter", "train_config", "settings", "memory"},
+    "train": MODEL | TEXT | {"data", "lora", "adapter", "train_config", "settings", "memory", "evaluate"},
     "chat": CHECKPOINT | {"tokenizer"},
     "evaluate": MODEL | TEXT | {"chat", "generate", "__init__"},
     "agreement": MODEL | {"adapter_config", "lora"},

@@ -10,7 +10,6 @@ import tiny
 import torch
 from models import save, transformers_model
 from test_cli import run
-from test_train import config
 from torch.utils.flop_counter import FlopCounterMode
 
 from numllm.errors import NumLLMError
@@ -41,7 +40,7 @@ def test_frozen_operations_are_those_torch_counts(family, tmp_path):
 def test_adapters_do_not_change_what_is_frozen(tmp_path):
     model = load_model(save(transformers_model("qwen2"), tmp_path))
     before = frozen_sizes(model)
-    attach(model, {"a": config(tmp_path).domain})
+    attach(model, {"a": tiny.settings(tmp_path).domain})
     assert frozen_sizes(model) == before
 
 
@@ -59,14 +58,11 @@ def test_peaks_go_by_the_name(name, peak):
 def test_utilisation_is_the_work_over_the_peaks_of_all_devices(tmp_path):
     model = load_model(save(transformers_model("qwen2"), tmp_path))
     rows = [{"tokens": 100, "labels": 90, "seconds": 0.5}, {"tokens": 50, "labels": 2, "seconds": 0.5}]
-    meter = Meter(model, peak=1e-4, devices=2)
-    meter(rows)
+    found = Meter(model, peak=1e-3, devices=2)(rows)
     body, head = frozen_sizes(model)
-    share = 4 * (150 * body + 92 * head) / 0.5 / (2 * 1e8)
-    assert [row["mfu"] for row in rows] == [round(share, 4)] * 2
-    assert all(1e8 < row["memory"] <= memory(torch.device("cpu")) for row in rows)
-    Meter(model)(rows)
-    assert rows[0]["mfu"] is None
+    assert found["mfu"] == pytest.approx(4 * (150 * body + 92 * head) / 0.5 / (2 * 1e9), abs=1e-4)
+    assert found["mfu"] > 0.01 and 1e8 < found["memory"] <= memory(torch.device("cpu"))
+    assert Meter(model)(rows)["mfu"] is None
 
 
 @pytest.fixture
@@ -81,11 +77,11 @@ def world(tmp_path):
 def test_tensorboard_shows_every_figure_once_after_a_resume(world):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = train(config(world, tensorboard=True))
+    events = train(tiny.settings(world, tensorboard=True))
     while next(events).get("step") != 8:
         pass
     events.close()
-    list(train(config(world, tensorboard=True), resume=True))
+    list(train(tiny.settings(world, tensorboard=True), resume=True))
     log = EventAccumulator(str(world / "run" / "tensorboard"))
     log.Reload()
     rows = [json.loads(line) for line in (world / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -100,7 +96,7 @@ def test_tensorboard_shows_every_figure_once_after_a_resume(world):
 def test_tensorboard_without_its_package_is_refused(world, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(NumLLMError, match=r"pip install 'numllm\[tensorboard\]'"):
-        list(train(config(world, tensorboard=True)))
+        list(train(tiny.settings(world, tensorboard=True)))
 
 
 def test_events_are_json_lines_and_nothing_else(world, capfd):
@@ -128,7 +124,7 @@ def test_a_dry_run_plans_and_writes_nothing(world, capfd):
     rows = [json.loads(line) for line in (world / "run" / "metrics.jsonl").read_text().splitlines()]
     assert found["tokens"] == pytest.approx(sum(row["tokens"] for row in rows), rel=0.05)
     size = sum(path.stat().st_size for path in (world / "run" / "checkpoints" / "step-50").rglob("*.safetensors"))
-    assert found["checkpoint_bytes"] == pytest.approx(size, rel=0.1)
+    assert 0.75 * size < found["checkpoint_bytes"] <= size  # the rest is headers, at this size
     assert found["memory"]["estimated"]["total"] > found["memory"]["estimated"]["weights"] > 0
     assert 0 < found["seconds"] == pytest.approx(50 * found["seconds_per_step"])
     code, _, err = run(capfd, "train", *arguments, "--dry-run", "--resume")
@@ -136,7 +132,7 @@ def test_a_dry_run_plans_and_writes_nothing(world, capfd):
 
 
 def test_a_plan_is_the_same_run_that_training_begins_with(world):
-    found = plan(config(world))
-    (start, *_) = train(config(world))
+    found = plan(tiny.settings(world))
+    (start, *_) = train(tiny.settings(world))
     assert found["trained_parameters"] == start["trained_parameters"] and found["processes"] == 1
     assert found["bytes_per_step"] == 0

@@ -14,7 +14,6 @@ import tiny
 import torch
 from processes import environment, together
 from safetensors.torch import load_file
-from test_train import config
 
 from numllm.data import ChoiceBatches, TextBatches
 from numllm.errors import TrainError
@@ -31,16 +30,17 @@ RUNS = {
 CODE = """
 import sys
 from pathlib import Path
-from test_train import config
+import tiny
 from test_world import RUNS, seventh
 from numllm.train import Meeting, joined, train
 world = Path(sys.argv[1])
 with joined("cpu", Meeting.from_environment()) as processes:
     for name in ("plain", "letters", "sharded"):
-        list(train(config(world, f"two-{name}", **RUNS[name]), world=processes))
+        list(train(tiny.settings(world, f"two-{name}", **RUNS[name]), world=processes))
     sent = processes.sent
-    assert list(train(config(world, "begun-by-two"), world=processes, stop=seventh()))[-1]["event"] == "interrupted"
-    events = list(train(config(world, "begun-by-one"), world=processes, resume=True))
+    events = list(train(tiny.settings(world, "begun-by-two"), world=processes, stop=seventh()))
+    assert events[-1]["event"] == "interrupted"
+    events = list(train(tiny.settings(world, "begun-by-one"), world=processes, resume=True))
     assert [event["step"] for event in events if event["event"] == "start"] == [7]
     print(sent)
 """
@@ -59,10 +59,6 @@ def adapters(run: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A folder with the runs of RUNS, by one process and by two; the bytes that two gave to all-reduces."""
@@ -71,12 +67,12 @@ def finished(tmp_path_factory):
     tiny.corpus(world / "corpus")
     tiny.numct(world / "numct.jsonl")
     for name in ("plain", "letters", "sharded"):
-        list(train(config(world, f"one-{name}", **RUNS[name] | {"shard": False})))
-    list(train(config(world, "whole")))
-    list(train(config(world, "begun-by-one"), stop=seventh()))
+        list(train(tiny.settings(world, f"one-{name}", **RUNS[name] | {"shard": False})))
+    list(train(tiny.settings(world, "whole")))
+    list(train(tiny.settings(world, "begun-by-one"), stop=seventh()))
     ended = together(2, CODE, world)
     assert [code for code, _, _ in ended] == [0, 0], ended
-    list(train(config(world, "begun-by-two"), resume=True))
+    list(train(tiny.settings(world, "begun-by-two"), resume=True))
     return world, [int(out) for _, out, _ in ended]
 
 
@@ -91,7 +87,7 @@ def test_two_processes_give_what_one_gives(finished, one, two):
     for name, value in expected.items():
         assert (ours[name] - value).norm() <= 1e-3 * value.norm(), name
     keys = ("step", "adapter", "tokens", "labels", "lr")
-    rows, others = metrics(world / one), metrics(world / two)
+    rows, others = tiny.metrics(world / one), tiny.metrics(world / two)
     assert [[row[key] for key in keys] for row in rows] == [[row[key] for key in keys] for row in others]
     for row, other in zip(rows, others, strict=True):
         assert abs(row["loss"] - other["loss"]) < 1e-4 * row["loss"]
@@ -129,7 +125,7 @@ def test_a_shard_needs_processes(tmp_path):
     tiny.base(tmp_path / "base")
     tiny.corpus(tmp_path / "corpus")
     with pytest.raises(TrainError, match="torchrun"):
-        list(train(config(tmp_path, adapters=("domain",), shard=True)))
+        list(train(tiny.settings(tmp_path, adapters=("domain",), numct=None, shard=True)))
 
 
 def test_one_failing_process_ends_all_with_one_line(tmp_path):
@@ -161,13 +157,13 @@ def test_torchrun_starts_it_and_the_first_process_alone_prints(tmp_path):
     tiny.base(tmp_path / "base")
     tiny.corpus(tmp_path / "corpus")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "numllm", "train",
-         "--model", "base", "--corpus", "corpus", "--adapters", "domain", "--out", "run", "--length", "96", "--rank", "2",
-         "--steps", "2", "--device", "cpu", "--events"],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "numllm",
+         "train", "--model", "base", "--corpus", "corpus", "--adapters", "domain", "--out", "run", "--length", "96",
+         "--rank", "2", "--steps", "2", "--device", "cpu", "--events"],
         cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120,
     )
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["event"] for event in events] == ["start", "step", "step", "saved", "done"]
     assert events[0]["processes"] == 2
-    assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2]
+    assert [row["step"] for row in tiny.metrics(tmp_path / "run")] == [1, 2]

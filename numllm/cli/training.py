@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import os
 import signal
@@ -116,7 +117,8 @@ def train(
                 result = plan(config, world=world, progress=bar if world.first else no_progress)
                 text = _plan_table(result)
             else:
-                result, text = run_training(config, resume=resume, world=world, tell=_print_event if events else None)
+                tell = {"tell": _print_event} if events else {}
+                result, text = run_training(config, resume=resume, world=world, **tell)
             if world.first and not events:
                 finish(result, text, as_json)
     if result["event"] == "interrupted":
@@ -178,7 +180,8 @@ def _recipes() -> tuple[dict[str, Any], str]:
 
 
 def run_training(
-    config: TrainConfig, *, resume: bool = False, world: Any = None, tell: Callable[[dict[str, Any]], None] | None = None
+    config: TrainConfig, *, resume: bool = False, world: Any = None,
+    tell: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> tuple[dict[str, Any], str]:
     """Trains with a progress bar, telling each event; the last event and a text about it.
 
@@ -192,6 +195,7 @@ def run_training(
     from ..train import train as events
 
     world = world or World(device=config.device)
+    progress = bar if world.first else no_progress
     asked = []
     before = {
         number: signal.signal(number, lambda *_: asked.append(True)) for number in (signal.SIGINT, signal.SIGTERM)
@@ -202,10 +206,8 @@ def run_training(
         with tqdm(
             total=config.steps, desc="training", unit="step", disable=None if world.first else True, leave=False
         ) as shown:
-            for event in events(
-                config, resume=resume, stop=lambda: bool(asked), progress=bar if world.first else no_progress, world=world
-            ):
-                if tell and world.first:
+            for event in events(config, resume=resume, stop=lambda: bool(asked), progress=progress, world=world):
+                if world.first:
                     tell(event)
                 if event["event"] == "start":
                     shown.update(event["step"])
@@ -236,3 +238,30 @@ def _speed(event: dict[str, Any]) -> dict[str, str]:
 
 def _gigabytes(count: float) -> str:
     return f"{count / 1e9:.3g} GB"
+
+
+def _plan_table(plan: dict[str, Any]) -> str:
+    from ..report import table
+
+    took, each = plan["memory"], plan["adapters"]
+    lines = {
+        "steps": f"{plan['steps']:,}",
+        "tokens": f"{plan['tokens']:,} in all; a step " + ", ".join(
+            f"{name} {row['tokens']:,} in {row['rows']} rows ({row['labels']:,} labels)" for name, row in each.items()
+        ),
+        "epochs": ", ".join(f"{name} {row['epochs']:g}" for name, row in each.items() if row["epochs"] is not None),
+        "trained": f"{plan['trained_parameters']:,} parameters; a checkpoint {_gigabytes(plan['checkpoint_bytes'])}",
+        "memory": f"{_gigabytes(took['measured'])} measured",
+        "speed": f"{plan['seconds_per_step']:.3g} s a step, {plan['tokens_per_second']:,.0f} tokens a second",
+        "time": f"{datetime.timedelta(seconds=round(plan['seconds']))} without validation and checkpoints",
+    }
+    if (terms := took["estimated"]) is not None:
+        largest = max((name for name in terms if name != "total"), key=terms.__getitem__)
+        lines["memory"] += (
+            f"; a step {_gigabytes(terms['total'])} estimated, most of it {largest} ({_gigabytes(terms[largest])})"
+        )
+    if plan["mfu"] is not None:
+        lines["speed"] += f", {plan['mfu']:.1%} of the peak"
+    if plan["processes"] > 1:
+        lines["processes"] = f"{plan['processes']}; each adds up {_gigabytes(plan['bytes_per_step'])} a step"
+    return table([{"plan": name, "": text} for name, text in lines.items() if text], ["plan", ""])

@@ -27,6 +27,18 @@ class Choice:
     answers: Tensor
     text: Tensor
 
+    def part(self, inside: Tensor) -> Choice:
+        """The choice over the positions (S,) bool `inside`, which holds all of a question's or none."""
+        sizes = torch.tensor(self.sizes)
+        owner = torch.arange(len(sizes)).repeat_interleave(sizes)[self.options[inside]]
+        kept = owner.unique()
+        shift = torch.zeros_like(sizes)
+        shift[kept] = (sizes[kept].cumsum(0) - sizes[kept]) - (sizes.cumsum(0) - sizes)[kept]
+        return Choice(
+            options=self.options[inside] + shift[owner], weights=self.weights[inside], sizes=sizes[kept].tolist(),
+            answers=self.answers[kept] + shift[kept], text=self.text[inside],
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -59,6 +71,24 @@ class Batch:
             branches=None if self.branches is None else torch.nn.functional.pad(self.branches, more),
             positions=self.positions // length * width + self.positions % length,
         )
+
+    def part(self, first: int, last: int) -> Batch:
+        """Rows first..last − 1. `count` stays the whole batch's, so the parts' losses and gradients sum to its own."""
+        width = self.tokens.shape[1]
+        inside = (self.positions >= first * width) & (self.positions < last * width)
+        return dataclasses.replace(
+            self,
+            tokens=self.tokens[first:last],
+            documents=self.documents[first:last],
+            branches=None if self.branches is None else self.branches[first:last],
+            positions=self.positions[inside] - first * width,
+            labels=self.labels[inside],
+            choice=None if self.choice is None else self.choice.part(inside),
+        )
+
+    def idle(self) -> Batch:
+        """The rows without a label: their loss is 0."""
+        return dataclasses.replace(self, positions=self.positions[:0], labels=self.labels[:0], choice=None)
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device."""

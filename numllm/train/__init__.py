@@ -5,10 +5,13 @@ the gradients are those of two separate runs (see `lora`).
 """
 
 from .losses import batch_loss, choice_loss, forward_losses
+from .plan import plan
 from .run import train
 from .state import fingerprint
-from .trainer import Event, Source, Trainer
+from .trainer import Event, Source, Trainer, micro_batches
+from .world import Meeting, World, joined
 
 __all__ = [
-    "Event", "Source", "Trainer", "batch_loss", "choice_loss", "fingerprint", "forward_losses", "train",
+    "Event", "Meeting", "Source", "Trainer", "World", "batch_loss", "choice_loss", "fingerprint", "forward_losses",
+    "joined", "micro_batches", "plan", "train",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,14 +21,14 @@ PEAK_TFLOPS = {
     "A10": 125.0, "L40S": 362.0, "L40": 181.0, "L20": 119.5, "L4": 121.0, "RTX 6000 Ada": 364.2, "RTX A6000": 154.8,
     "RTX 5090": 209.5, "RTX 4090": 165.2, "RTX 3090": 71.0,
 }
-"""Part of a GPU's name → dense TFLOP/s in bf16 with fp32 accumulation, from NVIDIA's data sheets and architecture papers
+"""Part of a GPU's name → dense TFLOP/s in bf16 with fp32 accumulation, by NVIDIA's data sheets and architecture papers
 (half of the figure with sparsity where only that is given). The first that matches counts."""
 
 
 def peak_tflops(name: str) -> float | None:
-    """The peak of a GPU by the name CUDA gives it; None when it is not in the table."""
+    """The peak of a GPU by the name CUDA gives it; None when it is not in the table, or a variant of one that is."""
     for part, peak in PEAK_TFLOPS.items():
-        if re.search(rf"(?<![A-Z0-9]){part}(?![A-Z0-9])", name):
+        if re.search(rf"(?<![A-Z0-9]){part}(?![A-Z0-9]| (?:D|Ti|SUPER|Laptop)\b)", name):
             return peak
     return None
 
@@ -51,7 +51,7 @@ def frozen_sizes(model: nn.Module) -> tuple[int, int]:
 
 
 class Meter:
-    """Adds to the metrics rows of a step what the device made of it: "mfu" and "memory".
+    """Tells of a step what the devices made of it.
 
     peak: TFLOP/s of one device; None: by the GPU's name in 16 bit, else unknown, and "mfu" is None.
     """
@@ -67,12 +67,11 @@ class Meter:
         """4 P, with the blocks' P for every token and the head's for every label."""
         return 4 * (self.body * tokens + self.head * labels)
 
-    def __call__(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Adds to the rows of one step, in place."""
+    def __call__(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """{"mfu", "memory"} after a step with these metrics rows, one an adapter."""
         rows = list(rows)
-        done = sum(self.flops(row["tokens"], row["labels"]) for row in rows)
         mfu = None
         if self.peak is not None:
+            done = sum(self.flops(row["tokens"], row["labels"]) for row in rows)
             mfu = round(done / rows[0]["seconds"] / (self.peak * 1e12 * self.devices), 4)
-        for row in rows:
-            row |= {"mfu": mfu, "memory": memory(self.device)}
+        return {"mfu": mfu, "memory": memory(self.device)}

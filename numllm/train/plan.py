@@ -15,7 +15,7 @@ from ..memory import estimate
 from ..model import Transformer
 from ..train_config import TrainConfig
 from .inputs import open_inputs
-from .meter import Meter, memory
+from .meter import Meter
 from .trainer import Source, Trainer, micro_batches
 from .world import World
 
@@ -41,12 +41,11 @@ def plan(
     first = {name: source(0) for name, source in inputs.batches.items()}
     measured = []
     for _ in progress(range(min(MEASURED + 1, config.steps)), description="measuring", unit="step"):
-        rows = trainer.advance()
-        meter(rows)
-        measured.append(rows)
+        measured.append(trainer.advance())
     steady = measured[1:] or measured
     seconds = statistics.median(rows[0]["seconds"] for rows in steady)
     tokens = statistics.mean(sum(row["tokens"] for row in rows) for rows in measured)
+    used = [meter(rows) for rows in steady]
     trained = sum(p.numel() for name in config.adapters for p in trainer.adapters.parameters(name))
     return {
         "event": "plan", "steps": config.steps, "processes": world.size, "trained_parameters": trained,
@@ -54,9 +53,9 @@ def plan(
         "bytes_per_step": world.sent // len(measured),
         "adapters": {name: _adapter(config, name, batch, inputs.batches[name]) for name, batch in first.items()},
         "tokens": round(tokens * config.steps),
-        "memory": {"estimated": _estimate(config, trainer, first, world), "measured": memory(world.device)},
+        "memory": {"estimated": _estimate(config, trainer, first, world), "measured": used[-1]["memory"]},
         "seconds_per_step": seconds, "tokens_per_second": round(tokens / seconds, 1),
-        "mfu": statistics.median(mfus) if (mfus := [rows[0]["mfu"] for rows in steady if rows[0]["mfu"]]) else None,
+        "mfu": None if used[0]["mfu"] is None else statistics.median(step["mfu"] for step in used),
         "seconds": seconds * config.steps,
     }
 

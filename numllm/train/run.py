@@ -1,151 +1,150 @@
-"""A whole run: data, model, steps, checkpoints, adapters."""
+"""A whole run: data, model, steps, validation, checkpoints, adapters."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
-import torch
+from torch import nn
 
-from ..checkpoint import Checkpoint
-from ..corpus import read_corpus
-from ..data import ChoiceBatches, TextBatches
-from ..errors import ConfigError, DataError, TrainError
-from ..files import Progress, new_folder, no_progress, read_json, read_jsonl, write_aside, write_json
-from ..model import load_model
-from ..questions import read_questions
-from ..settings import to_toml
-from ..tokenizer import Tokenizer
+from ..errors import TrainError
+from ..files import Progress, no_progress
 from ..train_config import TrainConfig
-from .state import fingerprint, last_checkpoint, prune
+from .board import Board
+from .inputs import open_inputs
+from .meter import Meter
+from .state import NoFolder, RunFolder, Watch
 from .trainer import Event, Source, Trainer
-
-
-def _sources(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Source]:
-    sources: dict[str, Source] = {}
-    if "domain" in config.adapters and config.corpus is None:
-        raise ConfigError("the domain adapter needs a corpus; give --corpus or --adapters numeric")
-    if "numeric" in config.adapters and config.numct is None:
-        raise ConfigError("the numeric adapter needs choice questions; give --numct or --adapters domain")
-    if "domain" in config.adapters:
-        texts = [row["text"] for row in read_corpus(Path(config.corpus)) if row["split"] == "train"]
-        sources["domain"] = TextBatches(
-            texts, tokenizer, rows=config.rows, length=config.length, seed=config.seed
-        )
-    if "numeric" in config.adapters:
-        questions = read_questions([Path(config.numct)], split="train")
-        sources["numeric"] = ChoiceBatches(
-            questions, tokenizer, size=config.questions, length=config.length, loss=config.loss,
-            text=config.text_weight > 0, seed=config.seed,
-        )
-    return sources
-
-
-def _prepare_run(config: TrainConfig, checkpoint: Checkpoint, resume: bool) -> Path | None:
-    """The training checkpoint to take up, if any; the run folder is made and checked."""
-    run = Path(config.out)
-    marks = fingerprint(config, checkpoint)
-    if (run / "config.json").exists():
-        if not resume:
-            raise TrainError(f"{run}: holds a run already; continue it with --resume or choose another --out")
-        before = read_json(run / "config.json")["fingerprint"]
-        for key, value in marks.items():
-            if before.get(key) != value:
-                raise TrainError(
-                    f"{run}: cannot resume, the {key} changed since the run began; start a new run"
-                )
-    elif resume:
-        raise TrainError(f"{run}: there is no run to resume")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainError(f"{run}: cannot be made: {error.strerror}") from error
-    last = last_checkpoint(run) if resume else None
-    step = int(last.name.split("-")[1]) if last else 0
-    rows = []
-    if resume and (run / "metrics.jsonl").exists():
-        rows = [row for _, row in read_jsonl(run / "metrics.jsonl") if row["step"] <= step]
-    with write_aside(run / "metrics.jsonl") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    if not resume:
-        with write_aside(run / "config.toml") as file:
-            file.write(to_toml(config))
-        write_json(run / "config.json", {"settings": dataclasses.asdict(config), "fingerprint": marks})
-    return last
+from .validation import Validation, score
+from .world import World
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, stop: Callable[[], bool] = lambda: False,
-    progress: Progress = no_progress,
+    config: TrainConfig, *, model: nn.Module | None = None, batches: Mapping[str, Source] | None = None,
+    resume: bool = False, stop: Callable[[], bool] = lambda: False, progress: Progress = no_progress,
+    world: World | None = None,
 ) -> Iterator[Event]:
     """Trains the adapters of `config` into its run folder.
 
-    Yields {"event": "start", …}, then a {"event": "step", **metrics row} for each adapter and step,
-    {"event": "saved", "path"} for each checkpoint, and {"event": "done", "adapters": {name: folder}}; or
-    {"event": "interrupted", "path"} after `stop()` turned true and the state was saved. `resume` continues
-    from the last checkpoint, bit for bit as if never stopped; it is refused when data, model or settings
-    changed. TrainError, ConfigError, DataError and CheckpointError in one line.
+    model: a frozen model of one's own, instead of that of `config.model` (which stays the adapters' base_model): a
+    module with `hidden(tokens, *, documents, branches)` as `Transformer` has it, `lm_head`, `device` and `dtype`.
+    batches: adapter → batches of one's own, instead of those of corpus and numct: a function of the step, from 0, that
+    always gives the same `data.Batch` for it. world: the processes of the run (`joined`); each makes the same global
+    batch and takes its rows.
+
+    Yields {"event": "start", …}, then a {"event": "step", **metrics row, "mfu", "memory"} for each adapter and step, a
+    {"event": "validation", **metrics row} for each adapter that is validated, {"event": "saved", "path"} for each
+    checkpoint, {"event": "ended", "adapter", "step"} for an adapter that stops improving, {"event": "warning",
+    "message"}, and {"event": "done", "adapters": {name: folder}, "best": {name: step}}; or {"event":
+    "interrupted", "step"} after `stop()` turned true and the state was saved. With validation the adapters are
+    the best ones seen, else the last. `resume` continues from the last checkpoint, bit for bit as if never
+    stopped; it is refused when data, model or settings changed. TrainError, ConfigError, DataError and
+    CheckpointError in one line.
     """
-    checkpoint = Checkpoint.open(config.model)
-    if config.length > checkpoint.config.context:
-        raise TrainError(
-            f"length {config.length} is more than the model's context of {checkpoint.config.context}"
-        )
-    tokenizer = Tokenizer.open(config.model)
-    if tokenizer.vocab_size > checkpoint.config.vocab_size:
-        raise TrainError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {checkpoint.config.vocab_size}"
-        )
+    world = world or World(device=config.device)
+    inputs = open_inputs(config, model, batches)
+    world.check_same(inputs.marks)
+    folder = RunFolder(config, inputs.marks, resume=resume) if world.first else NoFolder(config)
+    board = None
     try:
-        sources = _sources(config, tokenizer)
-    except DataError as error:
-        raise TrainError(str(error)) from error
-    last = _prepare_run(config, checkpoint, resume)
-    dtype = getattr(torch, config.dtype) if config.dtype else None
-    model = load_model(checkpoint, dtype=dtype, device=config.device, progress=progress)
-    trainer = Trainer(config, model, sources)
-    if last is not None:
-        trainer.load(last)
-    run = Path(config.out)
-    trained = sum(p.numel() for name in config.adapters for p in trainer.adapters.parameters(name))
-    yield {
-        "event": "start", "step": trainer.step, "steps": config.steps, "adapters": list(config.adapters),
-        "trained_parameters": trained,
-        "epoch_steps": {name: round(source.epoch_steps, 2) for name, source in sources.items()},
-    }
-    saved = trainer.step
-    while trainer.step < config.steps:
-        interrupted = stop()
-        if not interrupted:
+        trainer = Trainer(config, inputs.load(world, progress), inputs.batches, world)
+        meter = Meter(trainer.model, config.peak_tflops, world.size)
+        if resume:
+            yield from folder.take_up(trainer)
+            world.follow(trainer)
+        if config.tensorboard and world.first:
+            board = Board(folder.path / "tensorboard", trainer.step)
+        yield {
+            "event": "start", "step": trainer.step, "steps": config.steps, "adapters": list(config.adapters),
+            "trained_parameters": sum(p.numel() for name in config.adapters for p in trainer.adapters.parameters(name)),
+            "epoch_steps": {
+                name: round(source.epoch_steps, 2) for name, source in inputs.batches.items()
+                if hasattr(source, "epoch_steps")
+            },
+            "processes": world.size,
+        }
+        for event in _loop(trainer, folder, inputs.validation, inputs.watch, meter, stop, progress):
+            if board is not None:
+                board.note(event)
+            yield event
+    finally:
+        if board is not None:
+            board.close()
+        folder.close()
+
+
+class _Stop(Exception):
+    """A stop was asked for during a validation."""
+
+
+def _loop(
+    trainer: Trainer, folder: RunFolder | NoFolder, validation: Validation | None, watch: Watch, meter: Meter,
+    stop: Callable[[], bool], progress: Progress,
+) -> Iterator[Event]:
+    """The steps from where the trainer stands to the end, each event when it has happened and is on disk."""
+    config, world = trainer.config, trainer.world
+    saved, saved_at = (trainer.step, trainer.validated), time.monotonic()
+
+    def stoppable(items: Iterable[Any], *arguments: Any, **named: Any) -> Iterator[Any]:
+        for item in progress(items, *arguments, **named):
+            if world.any(stop()):
+                raise _Stop
+            yield item
+
+    while trainer.active or trainer.unvalidated():
+        interrupted, due = world.any(stop()), False
+        if not interrupted and not trainer.unvalidated():
             rows = trainer.advance()
-            _append(run / "metrics.jsonl", rows)
+            folder.append(rows)
+            used = meter(rows)
             for row in rows:
-                yield {"event": "step", **row}
-        due = trainer.step % config.save_every == 0 or trainer.step == config.steps
-        if (due or interrupted) and trainer.step > saved:
-            folder = run / "checkpoints" / f"step-{trainer.step}"
-            trainer.save(folder)
-            saved = trainer.step
-            prune(run / "checkpoints", config.keep)
-            yield {"event": "saved", "path": str(folder)}
+                yield {"event": "step", **row, **used}
+            if (name := trainer.stuck()) is not None:
+                raise _stuck(trainer, folder, name, rows)
+            due = trainer.step % config.save_every == 0
+            if config.save_minutes is not None:
+                due = due or world.any(time.monotonic() - saved_at >= 60 * config.save_minutes)
+        if not interrupted and (names := trainer.unvalidated()):
+            try:
+                found = {name: validation(trainer.model, trainer.adapters, name, stoppable) for name in names}
+            except _Stop:
+                interrupted = True
+            else:
+                rows = trainer.judge({name: (row, score(name, row)) for name, row in found.items()})
+                folder.append(rows)
+                for row in rows:
+                    yield {"event": "validation", **row}
+                    if trainer.ended.get(row["adapter"]) == trainer.step:
+                        yield {"event": "ended", "adapter": row["adapter"], "step": trainer.step}
+                due = due or any(row["best"] for row in rows)
+        due = due or interrupted or not (trainer.active or trainer.unvalidated())
+        if due and (trainer.step, trainer.validated) != saved:
+            world.check_equal([p for name in config.adapters for p in trainer.adapters.parameters(name)])
+            path = folder.save(trainer)
+            saved, saved_at = (trainer.step, trainer.validated), time.monotonic()
+            yield {"event": "saved", "path": str(path)}
+            for name in watch.changed():
+                yield {"event": "warning", "message": (
+                    f"{watch.files[name]} changed during the run, which goes on with what it read at its start; "
+                    "it can only be resumed when the file is put back"
+                )}
         if interrupted:
             yield {"event": "interrupted", "step": trainer.step}
             return
-    folders = {}
-    for name in config.adapters:
-        with new_folder(run / "adapters" / name, overwrite=True) as aside:
-            trainer.adapters.save(name, aside, base_model=config.model)
-        folders[name] = str(run / "adapters" / name)
-    yield {"event": "done", "step": trainer.step, "adapters": folders}
+    folders = {name: str(folder.write_adapter(trainer, name)) for name in config.adapters}
+    yield {
+        "event": "done", "step": trainer.step, "adapters": folders,
+        "best": {name: best.step for name, best in trainer.best.items() if best.step is not None},
+    }
 
 
-def _append(path: Path, rows: list[Event]) -> None:
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-    except OSError as error:
-        raise TrainError(
-            f"{path}: cannot be written: {error.strerror}; mend that and continue with --resume"
-        ) from error
+def _stuck(trainer: Trainer, folder: RunFolder | NoFolder, name: str, rows: list[Event]) -> TrainError:
+    """The error of a run that skips every step, its last batch kept for inspection."""
+    path = folder.keep_batch(trainer, name)
+    (row,) = (row for row in rows if row["adapter"] == name)
+    return TrainError(
+        f"step {row['step']}: the {name} adapter skipped {trainer.guards[name].skipped} steps in a row (loss "
+        f"{row['loss']}, gradient {row['grad_norm']}: {row['skipped']}); its batch is in {path}; lower its rate, or "
+        "train in another --dtype"
+    )

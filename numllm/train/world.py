@@ -11,13 +11,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import NumLLMError, TrainError
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
 
 
 class World:
@@ -35,15 +39,16 @@ class World:
         """Whether this process writes and prints."""
         return self.rank == 0
 
-    def add_up(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+    def add_up(self, parameters: Sequence[nn.Parameter], loss: Tensor | None) -> Tensor:
         """Sums the parameters' gradients and the loss over all processes, in one buffer; the summed loss.
 
-        A parameter without a gradient counts as zero. The sum is the same to the bit in every process.
+        What a process has nothing of, having had no rows, counts as zero. The sum is the same to the bit in all.
         """
         if self.size == 1:
             return loss
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([*(part.reshape(-1).float() for part in parts), loss.detach().float().reshape(1)])
+        own = torch.zeros(1, device=self.device) if loss is None else loss.float().reshape(1)
+        flat = torch.cat([*(part.reshape(-1).float() for part in parts), own])
         with _peers():
             dist.all_reduce(flat)
         self.sent += flat.numel() * flat.element_size()
@@ -51,18 +56,51 @@ class World:
             parameter.grad = total.view_as(parameter).to(parameter.dtype)
         return flat[-1]
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Each flag, true when it is true in any process."""
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in any process."""
         if self.size == 1:
-            return flags
-        seen = torch.tensor(flags, dtype=torch.int32, device=self.device)
+            return flag
+        seen = torch.tensor(int(flag), device=self.device)
         with _peers():
             dist.all_reduce(seen, dist.ReduceOp.MAX)
-        return tuple(map(bool, seen.tolist()))
+        return bool(seen)
 
-    def wait(self) -> None:
-        """Returns when every process is here."""
-        self.any(False)
+    def check_same(self, marks: Mapping[str, Any]) -> None:
+        """TrainError, naming what differs, unless every process has the same marks."""
+        if self.size == 1:
+            return
+        everyone: list[Any] = [None] * self.size
+        with _peers():
+            dist.all_gather_object(everyone, dict(marks))
+        for rank, other in enumerate(everyone):
+            different = sorted(key for key in marks if other.get(key) != everyone[0].get(key))
+            if different:
+                raise TrainError(f"processes 0 and {rank} read other inputs: the {', '.join(different)} differ")
+
+    def follow(self, trainer: Trainer) -> None:
+        """Brings every process's trainer to where that of the first stands."""
+        if self.size == 1:
+            return
+        names = trainer.config.adapters
+        told = [None]
+        if self.first:
+            told = [{
+                "state": trainer.state(),
+                "optimizers": {name: _on_cpu(trainer.optimizers[name].state_dict()["state"]) for name in names},
+                "adapters": {name: [p.detach().cpu() for p in trainer.adapters.parameters(name)] for name in names},
+            }]
+        with _peers():
+            dist.broadcast_object_list(told, src=0, device=self.device)
+        if self.first:
+            return
+        (found,) = told
+        with torch.no_grad():
+            for name in names:
+                for own, other in zip(trainer.adapters.parameters(name), found["adapters"][name], strict=True):
+                    own.copy_(other)
+                optimizer = trainer.optimizers[name]
+                optimizer.load_state_dict(optimizer.state_dict() | {"state": found["optimizers"][name]})
+        trainer.stand(found["state"])
 
     def check_equal(self, parameters: Sequence[Tensor]) -> None:
         """TrainError unless every process holds the same bits."""
@@ -76,8 +114,7 @@ class World:
                 dist.all_reduce(most, dist.ReduceOp.MAX)
         if not torch.equal(least, most):
             raise TrainError(
-                f"the adapters differ between the {self.size} processes; the last checkpoint is good, go on from it with "
-                "--resume"
+                f"the adapters differ between the {self.size} processes; go on from the last checkpoint with --resume"
             )
 
     def sharder(self) -> Callable[[nn.Module], None]:
@@ -97,6 +134,10 @@ class World:
             fully_shard(block, mesh=mesh)
 
         return shard
+
+
+def _on_cpu(state: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
+    return {index: {key: value.cpu() for key, value in own.items()} for index, own in state.items()}
 
 
 class PeerError(TrainError):
