@@ -102,12 +102,13 @@ def test_only_the_adapters_gradients_travel(finished):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("rows, questions", [(4, 5), (1, 1)])
 @pytest.mark.parametrize("limit", [None, 96, 300])
-def test_parts_hold_every_row_once_and_every_process_makes_as_many(tmp_path, size, limit):
+def test_parts_hold_every_row_once_and_every_process_makes_as_many(tmp_path, size, limit, rows, questions):
     tokenizer = Tokenizer(tiny.base(tmp_path / "base"))
     batches = {
-        "domain": TextBatches(tiny.TEXTS, tokenizer, rows=4, length=96)(0),
-        "numeric": ChoiceBatches(tiny.QUESTIONS, tokenizer, size=5, length=64, loss="likelihood")(0),
+        "domain": TextBatches(tiny.TEXTS, tokenizer, rows=rows, length=96)(0),
+        "numeric": ChoiceBatches(tiny.QUESTIONS, tokenizer, size=questions, length=64, loss="likelihood")(0),
     }
     parts = [micro_batches(batches, limit, World(rank, size)) for rank in range(size)]
     assert len({len(own) for own in parts}) == 1

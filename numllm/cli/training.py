@@ -155,7 +155,8 @@ def settings_of(
         own = Path(given["out"]) / "config.toml"
         file = own if own.is_file() else None
     settings = read_settings(file) if file else {}
-    recipe = recipe or settings.pop("recipe", None)
+    named = settings.pop("recipe", None)
+    recipe = recipe or named
     layers = [{"device": "auto"}, find_recipe(recipe).layer if recipe else {}, settings, flags]
     for key in ("model", "out"):
         if not any(key in layer for layer in layers):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from ..checkpoint import expected_shapes
+from ..config import ModelConfig
 from ..data import Batch
 from ..files import Progress, no_progress
-from ..memory import estimate
+from ..memory import Memory, estimate
 from ..model import Transformer
 from ..train_config import TrainConfig
 from .inputs import open_inputs
@@ -82,4 +85,17 @@ def _estimate(
         dtype=str(trainer.model.dtype).removeprefix("torch."), checkpointing=config.checkpointing,
         labels=sum(len(batch.labels) for batch in part.values()), cuda=world.device.type == "cuda",
     )
+    if config.shard:
+        found = sharded(found, trainer.model.config, world.size)
     return dataclasses.asdict(found) | {"total": found.total}
+
+
+def sharded(found: Memory, config: ModelConfig, processes: int) -> Memory:
+    """The estimate for each of several processes that shard the blocks: a share of them, and two whole, one of which is
+    in use and one on its way.
+    """
+    shapes = list(expected_shapes(config))
+    blocks = sum(math.prod(shape) for name, shape in shapes if ".layers." in name)
+    whole = found.weights * blocks // sum(math.prod(shape) for _, shape in shapes)
+    gathered = min(2 * whole // config.layers, whole)
+    return dataclasses.replace(found, weights=found.weights - whole + -(-whole // processes) + gathered)

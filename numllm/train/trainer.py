@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -30,27 +31,26 @@ Source = Callable[[int], Batch]
 def micro_batches(batches: Mapping[str, Batch], limit: int | None, world: World) -> list[dict[str, Batch]]:
     """This process's parts of the batches, rows padded to one width; what goes through the model at once.
 
-    A part has rows of every adapter while there are enough, and at most `limit` positions, or a row of each; the losses
-    of all processes' parts sum to the whole's. Every process has as many parts, some without labels where rows run out.
+    A part has at most `limit` positions, or one row, and rows of every adapter where they fit; the losses of all
+    processes' parts sum to the whole's. Every process has as many parts, some without labels where the rows run out.
     """
     width = max(batch.tokens.shape[1] for batch in batches.values())
     wide = {name: batch.widened(width) for name, batch in batches.items()}
     rows = {name: len(batch.tokens) for name, batch in wide.items()}
-    own = 1
-    while limit is not None and width * (
-        most := sum(math.ceil(number / (own * world.size)) for number in rows.values())
-    ) > limit and most > len(rows):
-        own += 1
+    for own in itertools.count(1):
+        most = [math.ceil(number / (own * world.size)) for number in rows.values()]
+        if limit is None or sum(most) * width <= limit or max(most) == 1:
+            break
     count = own * world.size
-    if count == 1:
-        return [wide]
-    parts = [
+    parts = [wide] if count == 1 else [
         {
             name: batch.part(first, last) for name, batch in wide.items()
             if (first := rows[name] * index // count) < (last := rows[name] * (index + 1) // count)
         }
         for index in range(world.rank * own, (world.rank + 1) * own)
     ]
+    if limit is not None and len(rows) * width > limit:  # not even one row of each fits
+        parts = [{name: part[name]} if name in part else {} for part in parts for name in rows]
     if world.size == 1:
         return [part for part in parts if part]
     name, batch = next(iter(wide.items()))
