@@ -30,9 +30,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+import torch
+
 from .checkpoint import expected_shapes
 from .config import LoRAConfig, ModelConfig
 from .errors import ConfigError
+from .lora import attach
+from .model import Transformer
 from .ops import WIDE_BLOCK, head_rows
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -66,16 +70,11 @@ class Memory:
 
 
 def linears(config: ModelConfig, lora: LoRAConfig) -> dict[str, tuple[int, int]]:
-    """Name → shape (N, K) of every linear an adapter sits on. ConfigError for a target the model lacks."""
-    found = {}
-    for name, shape in expected_shapes(config):
-        path = name.removesuffix(".weight")
-        if path != name and len(shape) == 2 and ".layers." in name and path.rpartition(".")[2] in lora.targets:
-            found[path] = shape
-    missing = sorted(set(lora.targets) - {path.rpartition(".")[2] for path in found})
-    if missing:
-        raise ConfigError(f"targets: {config.architecture} has no linear named {', '.join(missing)}")
-    return found
+    """Name → shape (N, K) of every linear an adapter sits on. AdapterError for a target the model lacks."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    adapters = attach(model, {"adapter": dataclasses.replace(lora, rank=1)})
+    return {path: tuple(module.base.weight.shape) for path, module in adapters.modules.items()}
 
 
 def parameters(config: ModelConfig) -> int:
@@ -83,9 +82,9 @@ def parameters(config: ModelConfig) -> int:
     return sum(math.prod(shape) for _, shape in expected_shapes(config))
 
 
-def trained(config: ModelConfig, lora: LoRAConfig) -> int:
-    """Number of an adapter's parameters: Σ rank (N + K)."""
-    return sum(lora.rank * (n + k) for n, k in linears(config, lora).values())
+def trained(shapes: Mapping[str, tuple[int, int]], rank: int) -> int:
+    """Number of an adapter's parameters on linears of these shapes: Σ rank (N + K)."""
+    return sum(rank * (n + k) for n, k in shapes.values())
 
 
 def estimate(
@@ -96,7 +95,7 @@ def estimate(
 
     lora: one adapter, or several by name that train side by side. dtype: "float32", "bfloat16" or "float16", of
     the frozen weights. checkpointing: one of CHECKPOINTING. labels: positions that are scored, default all.
-    ConfigError for other values, and for a target the model lacks.
+    ConfigError for other values, AdapterError for a target the model lacks.
     """
     if dtype not in BYTES:
         raise ConfigError(f"dtype must be one of {', '.join(BYTES)}, got {dtype!r}")
@@ -105,12 +104,13 @@ def estimate(
     if rows < 1 or length < 1:
         raise ConfigError(f"rows and length must be positive, got {rows} and {length}")
     adapters = list(lora.values()) if isinstance(lora, Mapping) else [lora]
-    count = sum(trained(config, adapter) for adapter in adapters)
+    shapes = [linears(config, adapter) for adapter in adapters]
+    count = sum(trained(found, adapter.rank) for found, adapter in zip(shapes, adapters, strict=True))
     b, tokens = BYTES[dtype], rows * length
     c = b if cuda else 4
     copies = c if c != 4 else 4 * (len(adapters) > 1)
     labels = tokens if labels is None else min(labels, tokens)
-    ranks = sum(adapter.rank * len(linears(config, adapter)) for adapter in adapters)
+    ranks = sum(adapter.rank * len(found) for found, adapter in zip(shapes, adapters, strict=True))
     kept, whole = _layer(config, b, length, checkpointing)
     low_rank = c * ranks
     activations = config.layers * kept + (0 if checkpointing == "full" else low_rank)
@@ -136,7 +136,7 @@ def _layer(config: ModelConfig, b: int, length: int, checkpointing: str) -> tupl
     q, k = config.heads * config.head_dim, config.kv_heads * config.head_dim
     norms = 2 * (4 * d + 4)
     attention = b * (2 * q + 2 * k) + 4 * config.heads + b * length
-    if config.qk_norm:
+    if any(name.endswith("q_norm.weight") for name, _ in expected_shapes(config)):
         attention += 4 * (q + k + config.heads + config.kv_heads)
     whole = norms + 2 * b * d + attention + 4 * b * i
     kept = {"none": whole, "selective": 2 * b * d + attention + 2 * b * i, "full": b * d}[checkpointing]

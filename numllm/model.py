@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import packed
 from .checkpoint import Checkpoint, expected_shapes
 from .config import ModelConfig, Rope
 from .errors import CheckpointError, NumLLMError
@@ -132,7 +133,10 @@ class Plan:
         angles = torch.cat((angles, angles), dim=-1)
         factor = config.rope.attention_factor
         self.cos, self.sin = (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
-        self.masks = {
+        self.packed = None
+        if documents is not None and tree is None and cache is None:
+            self.packed = packed(documents, dtype, windowed=any(config.windows))
+        self.masks = {} if self.packed is not None else {
             window: _mask(documents, count, self.start, self.stop, window, device)
             if tree is None else _narrow(tree, positions, window)
             for window in set(config.windows)
@@ -215,10 +219,13 @@ class Attention(nn.Module):
             keys[:, :, plan.start : plan.stop] = k
             values[:, :, plan.start : plan.stop] = v
             k, v = keys[:, :, : plan.stop], values[:, :, : plan.stop]
-        mask = plan.masks[self.window]
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and plan.causal, enable_gqa=self.grouped
-        )
+        if plan.packed is not None:
+            y = plan.packed.attend(q, k, v, self.window)
+        else:
+            mask = plan.masks[self.window]
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None and plan.causal, enable_gqa=self.grouped
+            )
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
 

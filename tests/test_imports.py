@@ -16,7 +16,7 @@ HEAVY = {"torch", "triton", "click", "transformers", "peft", "safetensors", "tok
 CORE = {"errors", "files"}
 CHECKPOINT = CORE | {"fields", "config", "checkpoint"}
 TEXT = CORE | {"numbers", "corpus", "questions"}
-MODEL = CHECKPOINT | {"tokenizer", "reference", "ops", "model"}
+MODEL = CHECKPOINT | {"tokenizer", "reference", "ops", "attention", "model"}
 ALLOWED = {
     "__init__": set(),
     "errors": set(),
@@ -31,6 +31,7 @@ ALLOWED = {
     "numct": CORE | {"numbers"},
     "reference": set(),
     "ops": {"errors", "reference"},
+    "attention": set(),
     "model": MODEL - {"model"},
     "adapter_config": CORE,
     "adapter": CHECKPOINT | {"adapter_config"},
@@ -46,7 +47,7 @@ ALLOWED = {
     "agreement": MODEL | {"adapter_config", "lora"},
     "calibrate": MODEL | TEXT | {"adapter", "data", "lora", "train"},
     "generate": MODEL,
-    "memory": CHECKPOINT | {"ops"},
+    "memory": MODEL | {"lora"},
     "report": CORE | {"evaluate", "__init__"},
     "probes": {"numbers"},
     "demo": None,

@@ -6,7 +6,11 @@ the interrupted one would have seen.
 
 from .batch import Batch, Choice
 from .choices import ChoiceBatches
-from .packing import Piece, lay_out, pack
+from .packing import Draw, Piece, lay_out, pack
 from .text import TextBatches
+from .tokens import Tokens, in_memory, prepared
 
-__all__ = ["Batch", "Choice", "ChoiceBatches", "Piece", "TextBatches", "lay_out", "pack"]
+__all__ = [
+    "Batch", "Choice", "ChoiceBatches", "Draw", "Piece", "TextBatches", "Tokens", "in_memory",
+    "lay_out", "pack", "prepared",
+]

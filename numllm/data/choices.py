@@ -13,7 +13,7 @@ from ..errors import DataError
 from ..questions import LETTERS, Question, encode_letters, encode_options, letter_ids
 from ..tokenizer import Tokenizer
 from .batch import Batch, Choice
-from .packing import Piece, lay_out, pack, take
+from .packing import Draw, Piece, lay_out, pack
 
 
 def _shared(pieces: Sequence[Piece]) -> int:
@@ -32,12 +32,12 @@ class ChoiceBatches:
     loss "letter": one piece a question, FinEval's prompt and the answer's letter, which alone is scored; the
     options are shuffled afresh each epoch. loss "likelihood": one piece an option, the text with the blank
     filled by it, scored as `questions.Encoded` says (see `train.choice_loss`); with `text`, the right option's
-    whole text is scored too.
+    whole text is scored too. size: questions a step; or tokens: as many as have that many tokens.
     """
 
     def __init__(
         self, questions: Sequence[Question], tokenizer: Tokenizer, *, size: int, length: int,
-        loss: str = "letter", text: bool = False, seed: int = 0,
+        tokens: int | None = None, loss: str = "letter", text: bool = False, seed: int = 0,
     ) -> None:
         if loss not in ("letter", "likelihood"):
             raise ValueError(f"loss must be 'letter' or 'likelihood', got {loss!r}")
@@ -50,11 +50,22 @@ class ChoiceBatches:
             self._letters = letter_ids(tokenizer)
         else:
             self._options = [encode_options(q, tokenizer, max_length=length) for q in self._questions]
+        # The lengths cost an encoding of every question; they matter to a token budget only.
+        lengths = [1] * len(self._questions) if tokens is None else [self._length(i) for i in range(len(self))]
+        self._draw = Draw(lengths, size=size, tokens=tokens, seed=seed, salt="choice")
 
     @property
     def epoch_steps(self) -> float:
         """Steps in one pass over the questions."""
-        return len(self._questions) / self.size
+        return self._draw.epoch_steps
+
+    def _length(self, index: int) -> int:
+        """Tokens of a question, the options of the letter loss in their first order."""
+        if self.loss == "letter":
+            return len(self._letter(self._questions[index], 0)[0])
+        encoded = self._options[index]
+        trunk = _shared([option.ids[: option.option[0]] for option in encoded])
+        return trunk + sum(len(option.ids) - trunk for option in encoded)
 
     def __len__(self) -> int:
         return len(self._questions)
@@ -74,7 +85,7 @@ class ChoiceBatches:
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step."""
-        chosen = take(step, self.size, len(self._questions), self.seed, "choice")
+        chosen = self._draw(step)
         if self.loss == "letter":
             return self._letter_batch(chosen)
         return self._likelihood_batch([index for _, index in chosen])

@@ -1,4 +1,4 @@
-"""Pieces of text packed into rows, and the order in which the rows come."""
+"""Pieces of text packed into rows, and which of them each step takes."""
 
 from __future__ import annotations
 
@@ -59,20 +59,46 @@ def lay_out(rows: Sequence[Sequence[Piece]], length: int) -> tuple[Tensor, Tenso
     return tokens, documents, starts
 
 
-def _order(count: int, epoch: int, seed: int, salt: str) -> list[int]:
-    order = list(range(count))
-    random.Random(f"{seed} {salt} {epoch}").shuffle(order)
-    return order
+class Draw:
+    """Which items each step takes from an endless row of epochs, each a fresh shuffle of all items.
 
+    size: items a step; or tokens: as many as have that many tokens together, one at least, lengths being the items'.
+    What a step takes depends on (lengths, size or tokens, seed, salt, step) only.
+    """
 
-def take(step: int, size: int, count: int, seed: int, salt: str) -> list[tuple[int, int]]:
-    """(epoch, index) of the items of one step, when every epoch is a fresh shuffle of `count` items."""
-    first = step * size
-    orders: dict[int, list[int]] = {}
-    taken = []
-    for place in range(first, first + size):
-        epoch, offset = divmod(place, count)
-        if epoch not in orders:
-            orders[epoch] = _order(count, epoch, seed, salt)
-        taken.append((epoch, orders[epoch][offset]))
-    return taken
+    def __init__(
+        self, lengths: Sequence[int], *, size: int, tokens: int | None = None, seed: int = 0, salt: str = ""
+    ) -> None:
+        self.size, self.tokens, self._lengths, self._key = size, tokens, lengths, f"{seed} {salt}"
+        self._begins = [0]  # with tokens: where in the row of epochs each step begins, as far as known
+        self._orders: dict[int, list[int]] = {}
+
+    @property
+    def epoch_steps(self) -> float:
+        """Steps in which every item comes once."""
+        return len(self._lengths) / self.size if self.tokens is None else sum(self._lengths) / self.tokens
+
+    def _item(self, place: int) -> tuple[int, int]:
+        epoch, offset = divmod(place, len(self._lengths))
+        if epoch not in self._orders:
+            order = list(range(len(self._lengths)))
+            random.Random(f"{self._key} {epoch}").shuffle(order)
+            self._orders = {known: o for known, o in self._orders.items() if known == epoch - 1} | {epoch: order}
+        return epoch, self._orders[epoch][offset]
+
+    def _begin(self, step: int) -> int:
+        if self.tokens is None:
+            return step * self.size
+        while len(self._begins) <= step:
+            place, held = self._begins[-1], 0
+            while True:
+                held += self._lengths[self._item(place)[1]]
+                if held > self.tokens and place > self._begins[-1]:
+                    break
+                place += 1
+            self._begins.append(place)
+        return self._begins[step]
+
+    def __call__(self, step: int) -> list[tuple[int, int]]:
+        """(epoch, index) of the items of a step."""
+        return [self._item(place) for place in range(self._begin(step), self._begin(step + 1))]

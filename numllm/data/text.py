@@ -9,47 +9,55 @@ import torch
 from ..errors import DataError
 from ..tokenizer import Tokenizer
 from .batch import Batch
-from .packing import Piece, lay_out, pack, take
+from .packing import Draw, Piece, lay_out, pack
+from .tokens import Tokens, in_memory
 
 
 class TextBatches:
     """Next-token batches of a corpus: documents end with eos, long ones are cut, rows are packed.
 
-    rows: rows a step. length: tokens a row. Every token but the first of a piece is a label.
+    texts: the documents, or their tokens (`data.tokens`), whose bos and eos are in them. rows: rows a step; or
+    tokens: as many rows as have that many tokens. length: tokens a row. Every token but the first of a piece is a
+    label.
     """
 
     def __init__(
-        self, texts: Sequence[str], tokenizer: Tokenizer, *, rows: int, length: int, seed: int = 0
+        self, texts: Sequence[str] | Tokens, tokenizer: Tokenizer, *, rows: int, length: int,
+        tokens: int | None = None, seed: int = 0,
     ) -> None:
-        end = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
-        prefix = tokenizer.prefix()
-        pieces: list[Piece] = []
-        for ids in tokenizer.encode_batch(list(texts)):
-            whole = prefix + ids + end
-            # Neighbouring cuts share a token, so that every token but the first is predicted once.
-            for first in range(0, max(len(whole) - 1, 0), length - 1):
-                pieces.append(tuple(whole[first : first + length]))
-        if not pieces:
+        self._tokens = texts if isinstance(texts, Tokens) else in_memory(texts, tokenizer)
+        # Neighbouring cuts share a token, so that every token but the first is predicted once.
+        self._pieces = [
+            (first, min(first + length, end))
+            for begin, end in self._tokens.spans()
+            for first in range(begin, max(end - 1, begin), length - 1)
+        ]
+        if not self._pieces:
             raise DataError("the corpus has no text to train on")
-        self._pieces = pieces
-        self._rows = pack([len(piece) for piece in pieces], length)
-        self.rows, self.length, self.seed = rows, length, seed
-        self.tokens = sum(map(len, pieces))
+        sizes = [end - begin for begin, end in self._pieces]
+        self._rows = pack(sizes, length)
+        self.rows, self.length, self.tokens = rows, length, sum(sizes)
+        self._draw = Draw(
+            [sum(sizes[piece] for piece in row) for row in self._rows], size=rows, tokens=tokens, seed=seed, salt="text"
+        )
 
     @property
     def epoch_steps(self) -> float:
         """Steps in one pass over the text."""
-        return len(self._rows) / self.rows
+        return self._draw.epoch_steps
 
     @property
     def fill(self) -> float:
         """Share of the rows' positions that hold a token."""
         return self.tokens / (len(self._rows) * self.length)
 
+    def _piece(self, index: int) -> Piece:
+        begin, end = self._pieces[index]
+        return tuple(self._tokens.ids[begin:end].tolist())
+
     def __call__(self, step: int) -> Batch:
         """The batch of a step."""
-        chosen = take(step, self.rows, len(self._rows), self.seed, "text")
-        rows = [[self._pieces[piece] for piece in self._rows[index]] for _, index in chosen]
+        rows = [[self._piece(piece) for piece in self._rows[index]] for _, index in self._draw(step)]
         tokens, documents, starts = lay_out(rows, self.length)
         positions = torch.tensor([
             at + offset

@@ -4,6 +4,10 @@ Both adapters' rows go through each frozen product together; each adapter's colu
 the gradients are those of two separate runs (see `lora`).
 """
 
+import sys
+import types
+from typing import Any
+
 from .losses import batch_loss, choice_loss, forward_losses
 from .plan import plan
 from .run import train
@@ -15,3 +19,13 @@ __all__ = [
     "Event", "Meeting", "Source", "Trainer", "World", "batch_loss", "choice_loss", "fingerprint", "forward_losses",
     "joined", "micro_batches", "plan", "train",
 ]
+
+
+class _Callable(types.ModuleType):
+    """`numllm.train(...)` is `numllm.train.train(...)`, whatever was imported before."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return train(*arguments, **named)
+
+
+sys.modules[__name__].__class__ = _Callable

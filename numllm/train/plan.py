@@ -17,7 +17,7 @@ from ..files import Progress, no_progress
 from ..memory import Memory, estimate
 from ..model import Transformer
 from ..train_config import TrainConfig
-from .inputs import open_inputs
+from .inputs import Inputs
 from .meter import Meter
 from .trainer import Source, Trainer, micro_batches
 from .world import World
@@ -38,7 +38,8 @@ def plan(
     "seconds_per_step", "tokens_per_second", "mfu", "seconds" (of the run, without validation and checkpoints)}.
     """
     world = world or World(device=config.device)
-    inputs = open_inputs(config, model, batches)
+    inputs = Inputs(config, model, batches)
+    inputs.read(None, world, progress)
     trainer = Trainer(config, inputs.load(world, progress), inputs.batches, world)
     meter = Meter(trainer.model, config.peak_tflops, world.size)
     first = {name: source(0) for name, source in inputs.batches.items()}

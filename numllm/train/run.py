@@ -12,7 +12,7 @@ from ..errors import TrainError
 from ..files import Progress, no_progress
 from ..train_config import TrainConfig
 from .board import Board
-from .inputs import open_inputs
+from .inputs import Inputs
 from .meter import Meter
 from .state import NoFolder, RunFolder, Watch
 from .trainer import Event, Source, Trainer
@@ -43,11 +43,13 @@ def train(
     CheckpointError in one line.
     """
     world = world or World(device=config.device)
-    inputs = open_inputs(config, model, batches)
+    inputs = Inputs(config, model, batches)
     world.check_same(inputs.marks)
     folder = RunFolder(config, inputs.marks, resume=resume) if world.first else NoFolder(config)
     board = None
     try:
+        inputs.read(folder.tokens, world, progress)
+        folder.begin()
         trainer = Trainer(config, inputs.load(world, progress), inputs.batches, world)
         meter = Meter(trainer.model, config.peak_tflops, world.size)
         if resume:
@@ -84,6 +86,7 @@ def _loop(
 ) -> Iterator[Event]:
     """The steps from where the trainer stands to the end, each event when it has happened and is on disk."""
     config, world = trainer.config, trainer.world
+    mapped = Watch({name: folder.tokens / name for name in ("tokens.bin", "ends.bin")})
     saved, saved_at = (trainer.step, trainer.validated), time.monotonic()
 
     def stoppable(items: Iterable[Any], *arguments: Any, **named: Any) -> Iterator[Any]:
@@ -120,6 +123,11 @@ def _loop(
                 due = due or any(row["best"] for row in rows)
         due = due or interrupted or not (trainer.active or trainer.unvalidated())
         if due and (trainer.step, trainer.validated) != saved:
+            for name in mapped.changed():
+                raise TrainError(
+                    f"{mapped.files[name]} changed during the run, which reads it; what was done since the last "
+                    "checkpoint is dropped; continue with --resume"
+                )
             world.check_equal([p for name in config.adapters for p in trainer.adapters.parameters(name)])
             path = folder.save(trainer)
             saved, saved_at = (trainer.step, trainer.validated), time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -25,6 +26,10 @@ FREE = (
     "heldout_numct", "micro_tokens", "checkpointing", "offload", "shard", "tensorboard", "peak_tflops",
 )
 """Settings that may differ when a run goes on: where things are, and what changes no result but its rounding."""
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "qwen.tiktoken",
+    "tokenizer.model",
+)
 _SAMPLE = 4096
 """Bytes of each tensor of the frozen model that go into its fingerprint."""
 
@@ -68,24 +73,27 @@ def settings_mark(config: TrainConfig) -> dict[str, Any]:
     return {"settings": json.loads(json.dumps(settings))}
 
 
+def data_marks(config: TrainConfig) -> dict[str, str]:
+    """Setting → SHA-256 of the data file it names."""
+    return {name: sha256(path) for name, path in data_files(config).items()}
+
+
 def fingerprint(config: TrainConfig, checkpoint: Checkpoint) -> dict[str, Any]:
     """What a resumed run must find unchanged: the settings, the data's bytes, the model.
 
     Of the model: its config, the header and some bytes from the middle of every tensor, and the tokenizer's
     files: enough to tell apart two models of one shape without reading all of them.
     """
-    found = settings_mark(config)
-    found |= {name: sha256(path) for name, path in data_files(config).items()}
+    found = settings_mark(config) | data_marks(config)
     digest = hashlib.sha256(json.dumps(checkpoint.raw_config, sort_keys=True).encode())
     for info in sorted(checkpoint.tensors.values(), key=lambda info: info.name):
         digest.update(f"{info.name} {info.dtype} {info.shape} {info.file.name} {info.start}".encode())
         with open(info.file, "rb") as file:
             file.seek(info.start + max(info.nbytes - _SAMPLE, 0) // 2)
             digest.update(file.read(min(_SAMPLE, info.nbytes)))
-    for path in sorted(checkpoint.folder.iterdir()):
-        if path.name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
-            digest.update(sha256(path).encode())
     found["model"] = digest.hexdigest()
+    tokenizer = [path for path in sorted(checkpoint.folder.iterdir()) if path.name in _TOKENIZER]
+    found["tokenizer"] = _seal({path.name: sha256(path) for path in tokenizer})
     return found
 
 
@@ -127,9 +135,9 @@ def verified(folder: Path) -> dict[str, Any]:
 
 
 class RunFolder:
-    """The folder of one run: config.json, metrics.jsonl, checkpoints/step-N, adapters/.
+    """The folder of one run: config.json, metrics.jsonl, tokens/, checkpoints/step-N, adapters/.
 
-    One process at a time has it (a lock that ends with the process).
+    One process at a time has it (a lock that ends with the process). A new one holds no run before `begin`.
     """
 
     def __init__(self, config: TrainConfig, marks: Mapping[str, Any], *, resume: bool) -> None:
@@ -139,13 +147,14 @@ class RunFolder:
         """
         self.path = Path(config.out)
         self.metrics, self.checkpoints = self.path / "metrics.jsonl", self.path / "checkpoints"
-        self._config = config
-        begun = (self.path / "config.json").exists()
-        if begun and not resume:
+        self.tokens = self.path / "tokens"
+        self._config, self._marks = config, dict(marks)
+        self._new = not (self.path / "config.json").exists()
+        if not self._new and not resume:
             raise TrainError(f"{self.path}: holds a run already; continue it with --resume or choose another --out")
-        if resume and not begun:
+        if resume and self._new:
             raise TrainError(f"{self.path}: there is no run to resume")
-        if begun:
+        if resume:
             different = _differences(read_json(self.path / "config.json")["fingerprint"], marks)
             if different:
                 raise TrainError(
@@ -156,21 +165,31 @@ class RunFolder:
             self._lock = open(self.path / ".lock", "w", encoding="utf-8")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self._lock.close()
             raise TrainError(f"{self.path}: another process is training into this folder") from error
         except OSError as error:
             raise TrainError(f"{self.path}: cannot be written: {error.strerror}") from error
-        if begun:
-            for debris in self.checkpoints.glob(".step-*"):
-                shutil.rmtree(debris, ignore_errors=True)
-        else:
+
+    def begin(self) -> None:
+        """Makes it the folder of a run that can be resumed, or clears what a killed one left half written."""
+        if self._new:
             with write_aside(self.metrics):
                 pass
             with write_aside(self.path / "config.toml") as file:
-                file.write(to_toml(config))
-            write_json(self.path / "config.json", {"settings": dataclasses.asdict(config), "fingerprint": dict(marks)})
+                file.write(to_toml(self._config))
+            settings = {"settings": dataclasses.asdict(self._config), "fingerprint": self._marks}
+            write_json(self.path / "config.json", settings)
+            self._new = False
+        for debris in self.checkpoints.glob(".step-*"):
+            shutil.rmtree(debris, ignore_errors=True)
 
     def close(self) -> None:
-        """Lets other processes have the folder."""
+        """Lets other processes have the folder; what never came to be a run goes."""
+        if self._new:
+            (self.path / ".lock").unlink(missing_ok=True)
+            shutil.rmtree(self.tokens, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it holds something else
+                self.path.rmdir()
         self._lock.close()
 
     def _steps(self) -> list[int]:
@@ -277,6 +296,10 @@ class NoFolder:
 
     def __init__(self, config: TrainConfig) -> None:
         self.path = Path(config.out)
+        self.tokens = self.path / "tokens"
+
+    def begin(self) -> None:
+        """Nothing is made."""
 
     def close(self) -> None:
         """Nothing is held."""

@@ -65,6 +65,10 @@ class World:
             dist.all_reduce(seen, dist.ReduceOp.MAX)
         return bool(seen)
 
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+        self.any(False)
+
     def check_same(self, marks: Mapping[str, Any]) -> None:
         """TrainError, naming what differs, unless every process has the same marks."""
         if self.size == 1:
