@@ -229,8 +229,16 @@ class Attention(nn.Module):
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
 
+class SwiGLU(nn.Module):
+    """silu(gate) ⊙ up (arXiv 2002.05202)."""
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        """gate, up (..., I) → (..., I)."""
+        return F.silu(gate) * up
+
+
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) ⊙ up(x)) (arXiv 2002.05202)."""
+    """down(SwiGLU(gate(x), up(x)))."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -238,10 +246,11 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(d, i, bias=bias)
         self.up_proj = nn.Linear(d, i, bias=bias)
         self.down_proj = nn.Linear(i, d, bias=bias)
+        self.act = SwiGLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) → (B, T, D)."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.act(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):

@@ -90,10 +90,10 @@ class TrainConfig:
     """Minutes after which a checkpoint is due too."""
     keep: int = 2
     """Checkpoints kept beside the best."""
-    checkpointing: Literal["none", "selective", "full"] = "none"
-    """What is computed again in the backward pass to save memory: nothing, norms and SwiGLU, or whole layers."""
+    checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
+    """What backward computes again: nothing, norms and SwiGLU, or whole layers; auto: what fits CUDA."""
     offload: bool = False
-    """Keep what the backward pass needs in the host's memory."""
+    """Keep what backward needs in the host's memory."""
     shard: bool = False
     """Shard the frozen model over the processes, when it does not fit on one device (FSDP2)."""
     tensorboard: bool = False

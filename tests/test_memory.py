@@ -26,12 +26,13 @@ ROWS, LENGTH = 4, 256
 STEP = """
 import gc, json, sys
 import torch
-from numllm.config import ModelConfig, TrainConfig
+from numllm.config import ModelConfig
 from numllm.data import Batch
 from numllm.model import Transformer
 from numllm.train import Trainer
+from numllm.train_config import TrainConfig
 
-shape, device, dtype, names, rows, length = json.loads(sys.argv[1])
+shape, device, dtype, names, rows, length, checkpointing = json.loads(sys.argv[1])
 
 def trainer(shape, rows, length):
     config = ModelConfig.from_hf(shape)
@@ -44,7 +45,8 @@ def trainer(shape, rows, length):
         documents[:, length // 2 :] = 1
         return Batch(tokens=tokens, documents=documents, positions=torch.arange(rows * length - 1),
                      labels=tokens.flatten()[1:], count=rows * length - 1)
-    settings = TrainConfig(model="m", out="o", corpus="c", numct="n", adapters=tuple(names), length=length)
+    settings = TrainConfig(model="m", out="o", corpus="c", numct="n", adapters=tuple(names), length=length,
+                           checkpointing=checkpointing)
     return Trainer(settings, model, {name: batch for name in names})
 
 def used(peak):
@@ -77,23 +79,27 @@ print(used(peak=True) - base)
 LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux' /proc")
 
 
-@pytest.mark.parametrize(("device", "architecture", "dtype", "names"), [
-    pytest.param("cpu", "Qwen2ForCausalLM", "float32", ["domain"], marks=LINUX),
-    pytest.param("cpu", "Qwen3ForCausalLM", "bfloat16", ["domain", "numeric"], marks=LINUX),
-    pytest.param("cuda", "Qwen2ForCausalLM", "float32", ["domain", "numeric"], marks=pytest.mark.gpu),
-    pytest.param("cuda", "Qwen3ForCausalLM", "bfloat16", ["domain"], marks=pytest.mark.gpu),
+@pytest.mark.parametrize(("device", "architecture", "dtype", "names", "checkpointing"), [
+    pytest.param("cpu", "Qwen2ForCausalLM", "float32", ["domain"], "none", marks=LINUX),
+    pytest.param("cpu", "Qwen3ForCausalLM", "bfloat16", ["domain", "numeric"], "none", marks=LINUX),
+    pytest.param("cpu", "Qwen2ForCausalLM", "float32", ["domain"], "selective", marks=LINUX),
+    pytest.param("cpu", "Qwen2ForCausalLM", "float32", ["domain"], "full", marks=LINUX),
+    pytest.param("cuda", "Qwen2ForCausalLM", "float32", ["domain", "numeric"], "none", marks=pytest.mark.gpu),
+    pytest.param("cuda", "Qwen3ForCausalLM", "bfloat16", ["domain"], "none", marks=pytest.mark.gpu),
+    pytest.param("cuda", "Qwen2ForCausalLM", "bfloat16", ["domain"], "selective", marks=pytest.mark.gpu),
+    pytest.param("cuda", "Qwen2ForCausalLM", "bfloat16", ["domain"], "full", marks=pytest.mark.gpu),
 ])
-def test_a_training_step_takes_what_was_estimated(device, architecture, dtype, names):
+def test_a_training_step_takes_what_was_estimated(device, architecture, dtype, names, checkpointing):
     shape = {"architectures": [architecture], "num_key_value_heads": 4, "head_dim": 64, **SHAPE}
     # Every block mapped by itself, so that what is freed goes back and the peak is that of the tensors.
     exact = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
     told = subprocess.run(
-        [sys.executable, "-c", STEP, json.dumps([shape, device, dtype, names, ROWS, LENGTH])], text=True,
+        [sys.executable, "-c", STEP, json.dumps([shape, device, dtype, names, ROWS, LENGTH, checkpointing])], text=True,
         check=True, capture_output=True, env={**os.environ, **exact, "OMP_NUM_THREADS": "1"},
     ).stdout
     expected = estimate(
         ModelConfig.from_hf(shape), {name: LoRAConfig() for name in names}, rows=ROWS * len(names), length=LENGTH,
-        dtype=dtype, cuda=device == "cuda",
+        dtype=dtype, checkpointing=checkpointing, cuda=device == "cuda",
     )
     assert expected.total == pytest.approx(int(told), rel=0.15), expected
 

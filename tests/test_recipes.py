@@ -12,7 +12,7 @@ from numllm.config import ModelConfig
 from numllm.errors import ConfigError
 from numllm.memory import estimate
 from numllm.recipes import recipe, recipes
-from numllm.train.plan import sharded
+from numllm.train.fit import sharded
 
 QWEN = {"architectures": ["Qwen2ForCausalLM"], "vocab_size": 151936, "rope_theta": 1e6, "rms_norm_eps": 1e-6,
         "max_position_embeddings": 32768}

@@ -24,20 +24,24 @@ RUNS = {
     "plain": {"loss": "likelihood", "text_weight": 0.5},
     "letters": {"rows": 3, "questions": 1, "micro_tokens": 96},
     "sharded": {"loss": "likelihood", "shard": True},
-    "begun-by-one": {},
-    "begun-by-two": {},
+    "sharded-full": {"shard": True, "checkpointing": "full", "offload": True},
+    "sharded-selective": {"shard": True, "checkpointing": "selective", "micro_tokens": 192},
 }
 CODE = """
 import sys
 from pathlib import Path
 import tiny
 from test_world import RUNS, seventh
+from numllm.model import load_model
 from numllm.train import Meeting, joined, train
 world = Path(sys.argv[1])
 with joined("cpu", Meeting.from_environment()) as processes:
-    for name in ("plain", "letters", "sharded"):
-        list(train(tiny.settings(world, f"two-{name}", **RUNS[name]), world=processes))
-    sent = processes.sent
+    for name, changes in RUNS.items():
+        list(train(tiny.settings(world, f"two-{name}", **changes), world=processes))
+        sent = processes.sent if name == "plain" else sent
+    model = load_model(world / "base", placed=processes.sharder())
+    whole = sum(weight.numel() for weight in model.model.layers.parameters())
+    assert sum(weight.to_local().numel() for weight in model.model.layers.parameters()) == whole // 2
     events = list(train(tiny.settings(world, "begun-by-two"), world=processes, stop=seventh()))
     assert events[-1]["event"] == "interrupted"
     events = list(train(tiny.settings(world, "begun-by-one"), world=processes, resume=True))
@@ -66,8 +70,9 @@ def finished(tmp_path_factory):
     tiny.base(world / "base")
     tiny.corpus(world / "corpus")
     tiny.numct(world / "numct.jsonl")
-    for name in ("plain", "letters", "sharded"):
-        list(train(tiny.settings(world, f"one-{name}", **RUNS[name] | {"shard": False})))
+    for name, changes in RUNS.items():
+        plain = {key: value for key, value in changes.items() if key not in ("shard", "checkpointing", "offload")}
+        list(train(tiny.settings(world, f"one-{name}", **plain)))
     list(train(tiny.settings(world, "whole")))
     list(train(tiny.settings(world, "begun-by-one"), stop=seventh()))
     ended = together(2, CODE, world)
@@ -77,8 +82,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize("one, two", [
-    ("one-plain", "two-plain"), ("one-letters", "two-letters"), ("one-sharded", "two-sharded"),
-    ("whole", "begun-by-one"), ("whole", "begun-by-two"),
+    *((f"one-{name}", f"two-{name}") for name in RUNS), ("whole", "begun-by-one"), ("whole", "begun-by-two"),
 ])
 def test_two_processes_give_what_one_gives(finished, one, two):
     world, _ = finished
@@ -98,7 +102,7 @@ def test_only_the_adapters_gradients_travel(finished):
     world, sent = finished
     elements = sum(value.numel() for value in adapters(world / "two-plain").values())
     losses = 2
-    assert sent == [3 * 12 * 4 * (elements + losses)] * 2
+    assert sent == [12 * 4 * (elements + losses)] * 2
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from ..checkpoint import expected_shapes
-from ..config import ModelConfig
 from ..data import Batch
 from ..files import Progress, no_progress
-from ..memory import Memory, estimate
-from ..model import Transformer
 from ..train_config import TrainConfig
 from .inputs import Inputs
 from .meter import Meter
-from .trainer import Source, Trainer, micro_batches
+from .trainer import Source, Trainer
 from .world import World
 
 MEASURED = 3
@@ -32,10 +27,11 @@ def plan(
 ) -> dict[str, Any]:
     """The plan of a training run; the arguments are those of `train`.
 
-    → {"event": "plan", "steps", "processes", "trained_parameters", "checkpoint_bytes", "bytes_per_step" (given to the
-    all-reduces by each process), "adapters": {name: {"rows", "tokens", "labels" (of a step), "epochs" (of the run, None
-    when unknown)}}, "tokens" (of the run), "memory": {"estimated": {term: bytes, "total"} or None, "measured"},
-    "seconds_per_step", "tokens_per_second", "mfu", "seconds" (of the run, without validation and checkpoints)}.
+    → {"event": "plan", "steps", "checkpointing", "processes", "trained_parameters", "checkpoint_bytes",
+    "bytes_per_step" (given to the all-reduces by each process), "adapters": {name: {"rows", "tokens", "labels" (of a
+    step), "epochs" (of the run, None when unknown)}}, "tokens" (of the run), "memory": {"estimated": {term: bytes,
+    "total"} or None, "measured"}, "seconds_per_step", "tokens_per_second", "mfu", "seconds" (of the run, without
+    validation and checkpoints)}.
     """
     world = world or World(device=config.device)
     inputs = Inputs(config, model, batches)
@@ -50,14 +46,19 @@ def plan(
     seconds = statistics.median(rows[0]["seconds"] for rows in steady)
     tokens = statistics.mean(sum(row["tokens"] for row in rows) for rows in measured)
     used = [meter(rows) for rows in steady]
+    needed = trainer.need(trainer.checkpointing)
     trained = sum(p.numel() for name in config.adapters for p in trainer.adapters.parameters(name))
     return {
-        "event": "plan", "steps": config.steps, "processes": world.size, "trained_parameters": trained,
+        "event": "plan", "steps": config.steps, "checkpointing": trainer.checkpointing, "processes": world.size,
+        "trained_parameters": trained,
         "checkpoint_bytes": 12 * trained,  # factors and two moments, fp32
         "bytes_per_step": world.sent // len(measured),
         "adapters": {name: _adapter(config, name, batch, inputs.batches[name]) for name, batch in first.items()},
         "tokens": round(tokens * config.steps),
-        "memory": {"estimated": _estimate(config, trainer, first, world), "measured": used[-1]["memory"]},
+        "memory": {
+            "estimated": None if needed is None else dataclasses.asdict(needed) | {"total": needed.total},
+            "measured": used[-1]["memory"],
+        },
         "seconds_per_step": seconds, "tokens_per_second": round(tokens / seconds, 1),
         "mfu": None if used[0]["mfu"] is None else statistics.median(step["mfu"] for step in used),
         "seconds": seconds * config.steps,
@@ -70,33 +71,3 @@ def _adapter(config: TrainConfig, name: str, batch: Batch, source: Source) -> di
         "rows": len(batch.tokens), "tokens": int((batch.documents >= 0).sum()), "labels": len(batch.labels),
         "epochs": None if epoch is None else round(config.steps / epoch, 2),
     }
-
-
-def _estimate(
-    config: TrainConfig, trainer: Trainer, batches: Mapping[str, Batch], world: World
-) -> dict[str, int] | None:
-    """The terms of `memory.estimate` for the largest part of a step that goes through the model at once."""
-    if not isinstance(trainer.model, Transformer):
-        return None
-    parts = micro_batches(batches, config.micro_tokens, world)
-    part = max(parts, key=lambda part: sum(batch.tokens.numel() for batch in part.values()))
-    found = estimate(
-        trainer.model.config, {name: config.lora(name) for name in config.adapters},
-        rows=sum(len(batch.tokens) for batch in part.values()), length=next(iter(part.values())).tokens.shape[1],
-        dtype=str(trainer.model.dtype).removeprefix("torch."), checkpointing=config.checkpointing,
-        labels=sum(len(batch.labels) for batch in part.values()), cuda=world.device.type == "cuda",
-    )
-    if config.shard:
-        found = sharded(found, trainer.model.config, world.size)
-    return dataclasses.asdict(found) | {"total": found.total}
-
-
-def sharded(found: Memory, config: ModelConfig, processes: int) -> Memory:
-    """The estimate for each of several processes that shard the blocks: a share of them, and two whole, one of which is
-    in use and one on its way.
-    """
-    shapes = list(expected_shapes(config))
-    blocks = sum(math.prod(shape) for name, shape in shapes if ".layers." in name)
-    whole = found.weights * blocks // sum(math.prod(shape) for _, shape in shapes)
-    gathered = min(2 * whole // config.layers, whole)
-    return dataclasses.replace(found, weights=found.weights - whole + -(-whole // processes) + gathered)

@@ -60,6 +60,7 @@ def train(
         yield {
             "event": "start", "step": trainer.step, "steps": config.steps, "adapters": list(config.adapters),
             "trained_parameters": sum(p.numel() for name in config.adapters for p in trainer.adapters.parameters(name)),
+            "checkpointing": trainer.checkpointing,
             "epoch_steps": {
                 name: round(source.epoch_steps, 2) for name, source in inputs.batches.items()
                 if hasattr(source, "epoch_steps")

@@ -16,8 +16,11 @@ from ..checkpoint import read_header, read_tensor, write_safetensors
 from ..data import Batch
 from ..errors import TrainError
 from ..lora import attach
+from ..memory import Memory
 from ..model import Transformer
 from ..train_config import TrainConfig
+from .activations import keep_less
+from .fit import choose, need, out_of_memory
 from .guard import Guard
 from .losses import forward_losses
 from .penalty import add_penalty
@@ -72,6 +75,8 @@ class Trainer:
         self.adapters = attach(
             model, {name: config.lora(name) for name in config.adapters}, seed=config.seed, impl=config.impl
         )
+        self.checkpointing = self._checkpointing()
+        keep_less(model, self.adapters, checkpointing=self.checkpointing, offload=config.offload)
         self.optimizers = {
             name: torch.optim.AdamW(
                 self.adapters.parameters(name), lr=0.0, weight_decay=config.weight_decay, fused=True
@@ -83,6 +88,29 @@ class Trainer:
         self.batches: dict[str, Batch] = {}
         self.ended: dict[str, int] = {}
         self.step = self.validated = 0
+
+    def _checkpointing(self) -> str:
+        own = not isinstance(self.model, Transformer)
+        if own and (self.config.checkpointing in ("selective", "full") or self.config.offload):
+            raise TrainError("what a model of one's own keeps for backward is its own affair; leave checkpointing and "
+                             "offload off")
+        if self.config.checkpointing != "auto":
+            return self.config.checkpointing
+        if own or self.model.device.type != "cuda":
+            return "none"
+        free, _ = torch.cuda.mem_get_info(self.model.device)
+        return choose({kind: self.need(kind) for kind in ("none", "selective", "full")}, free)
+
+    def need(self, checkpointing: str) -> Memory | None:
+        """The estimated memory of the first step; None for a model that is not a `Transformer`."""
+        if not isinstance(self.model, Transformer):
+            return None
+        batches = {name: source(0) for name, source in self.sources.items()}
+        return need(
+            self.config, self.model.config, micro_batches(batches, self.config.micro_tokens, self.world),
+            dtype=self.model.dtype, checkpointing=checkpointing, cuda=self.model.device.type == "cuda",
+            processes=self.world.size,
+        )
 
     @property
     def active(self) -> list[str]:
@@ -98,11 +126,19 @@ class Trainer:
     def advance(self) -> list[Event]:
         """One step of every adapter; a metrics row for each. TrainError when an adapter cannot learn.
 
-        A row's "skipped" tells why the adapter's step was not taken, or is None.
+        A row's "skipped" tells why the adapter's step was not taken, or is None. A step that finds no memory is a
+        TrainError that says what takes most.
         """
         began = time.perf_counter()
         self.batches = {name: self.sources[name](self.step) for name in self.active}
-        found = self._gradients(self.batches)
+        try:
+            found = self._gradients(self.batches)
+        except torch.OutOfMemoryError as error:
+            needed = self.need(self.checkpointing)
+            if needed is None:
+                raise TrainError(f"step {self.step + 1}: out of memory; lower micro_tokens") from error
+            told = out_of_memory(needed, self.config, self.checkpointing)
+            raise TrainError(f"step {self.step + 1}: {told}") from error
         if len(found) > 1 and not all(map(math.isfinite, (value for pair in found.values() for value in pair))):
             # 0 · NaN is NaN: an adapter's zeroed columns do not shield it from what the other's rows gave.
             self._forget()
