@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import ConfigError
+from .fields import check_types
 
 LINEARS = (
     "self_attn.q_proj",
@@ -295,12 +296,15 @@ class LoRAConfig:
     """One low-rank adapter: W + scale · B A on every linear it targets (LoRA, arXiv 2106.09685)."""
 
     rank: int = 16
+    """Rank of A and B."""
     alpha: float = 32.0
+    """The scale is alpha / rank."""
     targets: tuple[str, ...] = TARGETS
     """Last part of the names of the linears it sits on."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+        check_types(self)
+        if self.rank < 1:
             raise ConfigError(f"rank must be a positive whole number, got {self.rank!r}")
         if not math.isfinite(self.alpha) or self.alpha == 0:
             raise ConfigError(f"alpha must be a finite number other than 0, got {self.alpha!r}")
