@@ -10,6 +10,7 @@ EXTRAS = {
     "textbooks": ["beautifulsoup4>=4.12", "lxml>=5.0"],
     "plots": ["matplotlib>=3.8"],
     "chat": ["jinja2>=3.1"],
+    "tensorboard": ["tensorboard>=2.16"],
 }
 EXTRAS["test"] = [
     *(name for names in EXTRAS.values() for name in names),
