@@ -10,6 +10,7 @@ EXTRAS = {
     "textbooks": ["beautifulsoup4>=4.12", "lxml>=5.0"],
     "plots": ["matplotlib>=3.8"],
     "chat": ["jinja2>=3.1"],
+    "tensorboard": ["tensorboard>=2.16"],
 }
 EXTRAS["test"] = [
     *(name for names in EXTRAS.values() for name in names),
@@ -51,7 +52,7 @@ setup(
     packages=[*find_packages(include=["numllm", "numllm.*"]), "numllm_kernels"],
     package_dir={"numllm_kernels": "kernels/numllm_kernels"},
     package_data={
-        "numllm": ["py.typed", "demo/base/*", "demo/textbook/*.md", "demo/workbook/*"],
+        "numllm": ["py.typed", "recipes.toml", "demo/base/*", "demo/textbook/*.md", "demo/workbook/*"],
         "numllm_kernels": ["py.typed"],
     },
     install_requires=[
@@ -63,6 +64,7 @@ setup(
         "click>=8.1",
         "huggingface-hub>=0.30",
         "tqdm>=4.66",
+        "tomli>=2.0; python_version < '3.11'",
     ],
     extras_require=EXTRAS,
     entry_points={

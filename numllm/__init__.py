@@ -23,7 +23,9 @@ _WHERE = {
     "load_adapters": "lora",
     "load_model": "model",
     "lora_linear": "ops",
+    "train": "train",
 }
+"""Public name → the module it is in, or (train) is."""
 
 __all__ = ["__version__", *_WHERE]  # noqa: PLE0604
 
@@ -31,7 +33,8 @@ __all__ = ["__version__", *_WHERE]  # noqa: PLE0604
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'numllm' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    module = importlib.import_module(f".{_WHERE[name]}", __name__)
+    value = module if name == _WHERE[name] else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from .errors import ConfigError
+from .fields import check_types
 
 LINEARS = (
     "self_attn.q_proj",
@@ -290,9 +291,6 @@ def _windows(config: Mapping[str, Any], family: Family, layers: int) -> tuple[in
     return (None,) * layers
 
 
-STARTS = ("default", "gaussian", "orthogonal", "pissa", "olora")
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
     """One low-rank adapter: W + scale · B A on every linear it targets (LoRA, arXiv 2106.09685)."""
@@ -319,6 +317,7 @@ class LoRAConfig:
     """Where A and B begin (see `numllm.lora.starts`)."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for rank in (self.rank, *self.ranks.values()):
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
                 raise ConfigError(f"rank must be a positive whole number, got {rank!r}")
@@ -329,8 +328,6 @@ class LoRAConfig:
             raise ConfigError("targets must name at least one linear, got none")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be a share from 0 to below 1, got {self.dropout!r}")
-        if self.start not in STARTS:
-            raise ConfigError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
         if self.start == "orthogonal" and any(rank % 2 for rank in (self.rank, *self.ranks.values())):
             raise ConfigError("an orthogonal start needs even ranks: it shares the directions out between A and B")
         if self.dora and self.start in ("pissa", "olora"):

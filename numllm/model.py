@@ -9,7 +9,8 @@ Shapes: B rows, T positions, D hidden size, H heads, G key/value heads, E head s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -387,12 +388,19 @@ def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
     return tokens.to(device), documents.to(device), any(len(ids) < width for ids in rows)
 
 
+def _block(name: str) -> int | None:
+    """The number of the block that a weight is in."""
+    return int(name.split(".")[2]) if name.startswith("model.layers.") else None
+
+
 def load_model(
     checkpoint: Checkpoint | str | Path, *, dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu", progress: Progress = no_progress,
+    placed: Callable[[nn.Module], None] | None = None,
 ) -> Transformer:
     """The model of a checkpoint, frozen, one tensor read at a time.
 
+    placed: called with each block as soon as it has its weights, so that it can be sharded before the next is read.
     dtype None keeps the embedding's dtype on disk for all weights. CheckpointError when a tensor is missing,
     left over, of another shape, or not finite; ConfigError when the architecture is not supported.
     """
@@ -404,6 +412,7 @@ def load_model(
         model = Transformer(config)
     if dtype is None:
         dtype = checkpoint.read(pairs[0][1]).dtype
+    waiting = Counter(_block(name) for name, _ in pairs)
     for name, stored in progress(pairs, total=len(pairs), description="loading", unit="tensor"):
         tensor = checkpoint.read(stored, dtype=dtype, device=device)
         if not torch.isfinite(tensor).all():
@@ -413,6 +422,10 @@ def load_model(
             )
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+        if placed is not None and (block := _block(name)) is not None:
+            waiting[block] -= 1
+            if not waiting[block]:
+                placed(model.model.layers[block])
     if config.tied:
         _check_tied(checkpoint)
         model.lm_head.weight = model.model.embed_tokens.weight

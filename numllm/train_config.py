@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 from .config import LoRAConfig
 from .errors import ConfigError
+from .fields import check_types
 
 ADAPTERS = ("domain", "numeric")
 """The two adapters of the method, in the order they are stacked."""
-SCHEDULES = ("cosine", "linear", "constant")
-CHECKPOINTING = ("auto", "none", "selective", "full")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,9 @@ class TrainConfig:
     numct: str | None = None
     """numct.jsonl; needed by the numeric adapter."""
     adapters: tuple[str, ...] = ADAPTERS
+    """The adapters trained: both share every step, or one alone."""
     steps: int = 300
+    """Optimizer steps."""
     length: int = 512
     """Tokens a row."""
     rows: int = 8
@@ -38,21 +40,24 @@ class TrainConfig:
     """Tokens a step of each adapter, instead of `rows` and `questions`."""
     micro_tokens: int | None = None
     """Positions that go through the model at once; a larger step is accumulated, to the same gradient."""
-    loss: str = "letter"
-    """Choice loss of the numeric adapter: "letter" or "likelihood"."""
+    loss: Literal["letter", "likelihood"] = "letter"
+    """Choice loss of the numeric adapter: the answer's letter, or the likelihood of the options."""
     text_weight: float = 0.0
     """With "likelihood": weight of the next-token loss on the right option's text, added to the choice loss."""
     domain: LoRAConfig = LoRAConfig()
     numeric: LoRAConfig = LoRAConfig()
     domain_rate: float = 2e-4
+    """Highest learning rate of the domain adapter."""
     numeric_rate: float = 2e-4
+    """Highest learning rate of the numeric adapter."""
     domain_steps: int | None = None
-    """Step at which the domain adapter is finished; None: the last."""
+    """Step at which the domain adapter is finished; default: the last."""
     numeric_steps: int | None = None
-    """Step at which the numeric adapter is finished; None: the last."""
-    domain_schedule: str = "cosine"
-    """How the domain adapter's rate falls after the warm-up: "cosine", "linear" or "constant"."""
-    numeric_schedule: str = "cosine"
+    """Step at which the numeric adapter is finished; default: the last."""
+    domain_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the domain adapter's rate falls after the warm-up."""
+    numeric_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the numeric adapter's rate falls after the warm-up."""
     b_ratio: float = 1.0
     """Rate of the factors B over that of the others, in both adapters; LoRA+ takes 16 or so."""
     warmup: float = 0.05
@@ -60,6 +65,7 @@ class TrainConfig:
     last_rate: float = 0.1
     """The rate at the end, as a share of the highest."""
     weight_decay: float = 0.0
+    """AdamW's weight decay."""
     clip: float = 1.0
     """Largest norm of an adapter's gradient."""
     orthogonality: float = 0.0
@@ -71,37 +77,47 @@ class TrainConfig:
     validate_every: int = 0
     """Steps between looks at the held-out text and questions; 0: never."""
     heldout_corpus: str | None = None
-    """Text for validation; None: the rows of `corpus` marked heldout."""
+    """Text for validation; default: the rows of `corpus` marked heldout."""
     heldout_numct: str | None = None
-    """Questions for validation; None: the rows of `numct` marked heldout."""
+    """Questions for validation; default: the rows of `numct` marked heldout."""
     validation_size: int = 256
     """Texts, and questions, looked at; always the same."""
     patience: int = 0
     """Validations in a row without improvement after which an adapter ends; 0: it goes on."""
     seed: int = 0
+    """Of the adapters' start and the order of the data."""
     save_every: int = 100
     """Steps between checkpoints."""
     save_minutes: float | None = None
     """Minutes after which a checkpoint is due too."""
     keep: int = 2
     """Checkpoints kept beside the best."""
-    checkpointing: str = "auto"
-    """What backward computes again: "none", "selective" (norms, SwiGLU), "full"; "auto": what fits CUDA."""
+    checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
+    """What backward computes again: nothing, norms and SwiGLU, or whole layers; auto: what fits CUDA."""
     offload: bool = False
     """Keep what backward needs in the host's memory."""
+    shard: bool = False
+    """Shard the frozen model over the processes, when it does not fit on one device (FSDP2)."""
+    tensorboard: bool = False
+    """Write TensorBoard files into the run folder too."""
+    peak_tflops: float | None = None
+    """Peak of one device, to tell its utilisation by; default: by the GPU's name."""
     device: str = "cpu"
-    dtype: str | None = None
-    """float32, bfloat16 or float16 of the frozen weights; None: as on disk."""
-    impl: str = "auto"
+    """cpu, cuda or cuda:1; on the command line also auto, cuda where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the frozen weights; default: as on disk."""
+    impl: Literal["auto", "torch", "triton", "triton-fused"] = "auto"
+    """What computes the adapted linears; auto: Triton kernels on CUDA."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("steps", "length", "rows", "questions", "save_every", "keep", "max_skips", "validation_size"):
-            _whole(name, getattr(self, name), 1)
+            _at_least(name, getattr(self, name), 1)
         for name in ("validate_every", "patience"):
-            _whole(name, getattr(self, name), 0)
+            _at_least(name, getattr(self, name), 0)
         for name in ("tokens", "micro_tokens", *(f"{adapter}_steps" for adapter in ADAPTERS)):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 1)
+                _at_least(name, getattr(self, name), 1)
         for name in ("domain_rate", "numeric_rate", "b_ratio", "clip"):
             value = getattr(self, name)
             if not math.isfinite(value) or value <= 0:
@@ -110,23 +126,13 @@ class TrainConfig:
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ConfigError(f"{name} must be a number of at least 0, got {value!r}")
-        if self.save_minutes is not None and not (math.isfinite(self.save_minutes) and self.save_minutes > 0):
-            raise ConfigError(f"save_minutes must be a positive number, got {self.save_minutes!r}")
+        for name in ("save_minutes", "peak_tflops"):
+            if (value := getattr(self, name)) is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} must be a positive number, got {value!r}")
         if not 0 <= self.warmup <= 1 or not 0 <= self.last_rate <= 1:
             raise ConfigError("warmup and last_rate must be shares between 0 and 1")
         if not self.adapters or set(self.adapters) - set(ADAPTERS):
             raise ConfigError(f"adapters must be some of {', '.join(ADAPTERS)}, got {self.adapters!r}")
-        if "domain" in self.adapters and self.corpus is None:
-            raise ConfigError("the domain adapter needs a corpus; give --corpus or --adapters numeric")
-        if "numeric" in self.adapters and self.numct is None:
-            raise ConfigError("the numeric adapter needs choice questions; give --numct or --adapters domain")
-        for name, allowed in (
-            ("loss", ("letter", "likelihood")), ("domain_schedule", SCHEDULES), ("numeric_schedule", SCHEDULES),
-            ("checkpointing", CHECKPOINTING), ("dtype", (None, "float32", "bfloat16", "float16")),
-        ):
-            if getattr(self, name) not in allowed:
-                wanted = ", ".join(value for value in allowed[:-1] if value)
-                raise ConfigError(f"{name} must be {wanted} or {allowed[-1]}, got {getattr(self, name)!r}")
         self._check_together()
 
     def _check_together(self) -> None:
@@ -166,7 +172,7 @@ class TrainConfig:
         return highest * (self.last_rate + (1 - self.last_rate) * left)
 
 
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
         kind = "positive whole number" if least else "whole number of at least 0"
-        raise ConfigError(f"{name} must be a {kind}, got {value!r}")
+        raise ConfigError(f"{name} must be a {kind}, got {value}")

@@ -195,10 +195,29 @@ def train(rows: Iterable[Row]) -> Iterable[str]:
         yield ""
 
 
+def traffic(rows: Iterable[Row]) -> Iterable[str]:
+    """One table a model."""
+    rows = list(rows)
+    if not rows:
+        yield "Not yet measured."
+
+    def run(row: Row) -> tuple[Any, ...]:
+        return row["model"], row["torch"], row["commit"]
+
+    for (model, torch, commit), group in groupby(rows, run):
+        yield f"**{model}**, gloo, torch {torch}, commit {commit or 'unknown'}; bytes of each process and step:\n"
+        yield "| processes | given to all-reduces | sent, by the network card | a ring's 2 (N − 1) / N |"
+        yield "|--:|--:|--:|--:|"
+        for row in group:
+            yield f"| {row['processes']} | {row['given']:,} | {row['sent']:,} | {row['ring']:,} |"
+        yield ""
+
+
 Table = Callable[[Iterable[Row]], Iterable[str]]
 PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "benchmarks" / "README.md": {
-        "lora_linear": lora_linear, "train_step": train_step, "train": train, "merge": merge, "numbers": numbers,
+        "lora_linear": lora_linear, "train_step": train_step, "train": train, "traffic": traffic, "merge": merge,
+        "numbers": numbers,
     },
     ROOT / "README.md": {"demo": demo, "ablation": ablation},
 }

@@ -242,7 +242,7 @@ def test_an_adapter_begun_by_pissa_merges_on_the_base_as_it_is(folder, tmp_path)
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"dropout": 1.0}, "dropout must be a share"), ({"start": "magic"}, "start must be one of"),
+    ({"dropout": 1.0}, "dropout must be a share"), ({"start": "magic"}, "start must be default, gaussian"),
     ({"start": "orthogonal", "rank": 3}, "even ranks"), ({"dora": True, "start": "pissa"}, "dora does not go with"),
     ({"ranks": {"q_proj": 0}}, "rank must be"), ({"alphas": {"q_proj": 0.0}}, "alpha must be"),
 ])

@@ -36,7 +36,7 @@ def test_both_adapters_learn(world, loss):
     run = world / "run"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     keys = {"step", "adapter", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds",
-            "kind", "skipped"}
+            "kind", "labels", "skipped"}
     assert len(rows) == 80 and all(set(row) == keys for row in rows)
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-35", "step-40"]
     assert {p.name for p in (run / "adapters").iterdir()} == {"domain", "numeric"}

@@ -17,6 +17,7 @@ from numllm.tokenizer import Tokenizer
 from numllm.train import Trainer, micro_batches, train
 from numllm.train.guard import ENOUGH, FIRST_SCALE, GROW_AFTER, Guard
 from numllm.train.penalty import overlap
+from numllm.train.world import World
 
 BROKEN = "\x01"
 """What no text holds; the embedding of its token is made NaN."""
@@ -154,7 +155,7 @@ def test_any_split_of_a_step_gives_the_same_gradient(world, loss, limit):
                 for b in made.adapters.parameters(name)[1::2]:
                     b.copy_(torch.randn(b.shape, generator=generator))
     batches = {name: source(0) for name, source in whole.sources.items()}
-    parts = micro_batches(batches, limit)
+    parts = micro_batches(batches, limit, World())
     rows = [sum(len(batch.tokens) for batch in part.values()) for part in parts]
     assert sum(rows) == sum(len(batch.tokens) for batch in batches.values())
     assert len(parts) == 1 if limit == 10_000 else len(parts) > 1 and max(rows) * 96 <= limit + 2 * 96

@@ -8,6 +8,9 @@ from .batch import Batch, Choice
 from .choices import ChoiceBatches
 from .packing import Draw, Piece, lay_out, pack
 from .text import TextBatches
-from .tokens import Tokens, prepared
+from .tokens import Tokens, in_memory, prepared
 
-__all__ = ["Batch", "Choice", "ChoiceBatches", "Draw", "Piece", "TextBatches", "Tokens", "lay_out", "pack", "prepared"]
+__all__ = [
+    "Batch", "Choice", "ChoiceBatches", "Draw", "Piece", "TextBatches", "Tokens", "in_memory",
+    "lay_out", "pack", "prepared",
+]

@@ -86,6 +86,10 @@ class Batch:
             choice=None if self.choice is None else self.choice.part(inside),
         )
 
+    def idle(self) -> Batch:
+        """The rows without a label: their loss is 0."""
+        return dataclasses.replace(self, positions=self.positions[:0], labels=self.labels[:0], choice=None)
+
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device."""
 

@@ -4,12 +4,28 @@ Both adapters' rows go through each frozen product together; each adapter's colu
 the gradients are those of two separate runs (see `lora`).
 """
 
+import sys
+import types
+from typing import Any
+
 from .losses import batch_loss, choice_loss, forward_losses
+from .plan import plan
 from .run import train
 from .state import fingerprint
 from .trainer import Event, Source, Trainer, micro_batches
+from .world import Meeting, World, joined
 
 __all__ = [
-    "Event", "Source", "Trainer", "batch_loss", "choice_loss", "fingerprint", "forward_losses",
-    "micro_batches", "train",
+    "Event", "Meeting", "Source", "Trainer", "World", "batch_loss", "choice_loss", "fingerprint", "forward_losses",
+    "joined", "micro_batches", "plan", "train",
 ]
+
+
+class _Callable(types.ModuleType):
+    """`numllm.train(...)` is `numllm.train.train(...)`, whatever was imported before."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return train(*arguments, **named)
+
+
+sys.modules[__name__].__class__ = _Callable

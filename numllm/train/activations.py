@@ -67,7 +67,10 @@ class _Keeper:
     def block(self) -> Iterator[None]:
         """While a block runs."""
         self.inside = True
-        self._weights = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
+        self._weights = {
+            parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()
+            if not hasattr(parameter, "to_local")  # a shard: of a block that is not running
+        }
         try:
             with saved_tensors_hooks(self._pack, self._unpack):
                 yield

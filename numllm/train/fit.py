@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 
 import torch
 
+from ..checkpoint import expected_shapes
 from ..config import ModelConfig
 from ..data import Batch
 from ..memory import CHECKPOINTING, Memory, estimate
@@ -24,16 +27,31 @@ _WAYS_OUT = {
 
 def need(
     config: TrainConfig, model: ModelConfig, parts: list[dict[str, Batch]], *, dtype: torch.dtype, checkpointing: str,
-    cuda: bool,
+    cuda: bool, processes: int = 1,
 ) -> Memory:
-    """The estimated memory of a step whose `parts` go through the model one after the other: that of the largest."""
+    """The estimated memory of a step whose `parts` go through the model one after the other: that of the largest.
+
+    processes: those that share the weights, where the settings shard them.
+    """
     part = max(parts, key=lambda part: sum(batch.tokens.numel() for batch in part.values()))
-    return estimate(
+    found = estimate(
         model, {name: config.lora(name) for name in config.adapters},
         rows=sum(len(batch.tokens) for batch in part.values()), length=next(iter(part.values())).tokens.shape[1],
         labels=sum(len(batch.labels) for batch in part.values()), dtype=str(dtype).removeprefix("torch."),
         checkpointing=checkpointing, cuda=cuda,
     )
+    return sharded(found, model, processes) if config.shard else found
+
+
+def sharded(found: Memory, model: ModelConfig, processes: int) -> Memory:
+    """The estimate for each of several processes that shard the blocks: a share of them, and two whole, one of which is
+    in use and one on its way.
+    """
+    shapes = list(expected_shapes(model))
+    blocks = sum(math.prod(shape) for name, shape in shapes if ".layers." in name)
+    whole = found.weights * blocks // sum(math.prod(shape) for _, shape in shapes)
+    gathered = min(2 * whole // model.layers, whole)
+    return dataclasses.replace(found, weights=found.weights - whole + -(-whole // processes) + gathered)
 
 
 def choose(needs: Mapping[str, Memory], free: int) -> str:

@@ -4,55 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
-from ..checkpoint import Checkpoint
-from ..corpus import read_corpus
-from ..data import ChoiceBatches, TextBatches, prepared
-from ..errors import DataError, TrainError
+from ..errors import TrainError
 from ..files import Progress, no_progress
-from ..model import load_model
-from ..questions import read_questions
-from ..tokenizer import Tokenizer
 from ..train_config import TrainConfig
-from .state import RunFolder, Watch, data_files, fingerprint
+from .board import Board
+from .inputs import Inputs
+from .meter import Meter
+from .state import NoFolder, RunFolder, Watch
 from .trainer import Event, Source, Trainer
 from .validation import Validation, score
-
-
-def _sources(
-    config: TrainConfig, tokenizer: Tokenizer, folder: Path, marks: Mapping[str, Any], progress: Progress
-) -> dict[str, Source]:
-    """Adapter → its batches; the corpus's tokens are kept in `folder`."""
-    sources: dict[str, Source] = {}
-    if "domain" in config.adapters:
-        texts = (row["text"] for row in read_corpus(Path(config.corpus)) if row["split"] == "train")
-        sources["domain"] = TextBatches(
-            prepared(
-                progress(texts, description="tokens", unit="document"), tokenizer, folder,
-                f"{marks['corpus']} {marks['tokenizer']}",
-            ), tokenizer,
-            rows=config.rows, tokens=config.tokens, length=config.length, seed=config.seed,
-        )
-    if "numeric" in config.adapters:
-        questions = read_questions([Path(config.numct)], split="train")
-        sources["numeric"] = ChoiceBatches(
-            questions, tokenizer, size=config.questions, tokens=config.tokens, length=config.length, loss=config.loss,
-            text=config.text_weight > 0, seed=config.seed,
-        )
-    return sources
+from .world import World
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, stop: Callable[[], bool] = lambda: False,
-    progress: Progress = no_progress,
+    config: TrainConfig, *, model: nn.Module | None = None, batches: Mapping[str, Source] | None = None,
+    resume: bool = False, stop: Callable[[], bool] = lambda: False, progress: Progress = no_progress,
+    world: World | None = None,
 ) -> Iterator[Event]:
     """Trains the adapters of `config` into its run folder.
 
-    Yields {"event": "start", …}, then a {"event": "step", **metrics row} for each adapter and step, a
+    model: a frozen model of one's own, instead of that of `config.model` (which stays the adapters' base_model): a
+    module with `hidden(tokens, *, documents, branches, select)` as `Transformer` has it, `lm_head`, `device`, `dtype`.
+    batches: adapter → batches of one's own, instead of those of corpus and numct: a function of the step, from 0, that
+    always gives the same `data.Batch` for it. world: the processes of the run (`joined`); each makes the same global
+    batch and takes its rows.
+
+    Yields {"event": "start", …}, then a {"event": "step", **metrics row, "mfu", "memory"} for each adapter and step, a
     {"event": "validation", **metrics row} for each adapter that is validated, {"event": "saved", "path"} for each
     checkpoint, {"event": "ended", "adapter", "step"} for an adapter that stops improving, {"event": "warning",
     "message"}, and {"event": "done", "adapters": {name: folder}, "best": {name: step}}; or {"event":
@@ -61,44 +42,38 @@ def train(
     stopped; it is refused when data, model or settings changed. TrainError, ConfigError, DataError and
     CheckpointError in one line.
     """
-    checkpoint = Checkpoint.open(config.model)
-    if config.length > checkpoint.config.context:
-        raise TrainError(
-            f"length {config.length} is more than the model's context of {checkpoint.config.context}"
-        )
-    tokenizer = Tokenizer.open(config.model)
-    if tokenizer.vocab_size > checkpoint.config.vocab_size:
-        raise TrainError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {checkpoint.config.vocab_size}"
-        )
-    watch = Watch(data_files(config))
+    world = world or World(device=config.device)
+    inputs = Inputs(config, model, batches)
+    world.check_same(inputs.marks)
+    folder = RunFolder(config, inputs.marks, resume=resume) if world.first else NoFolder(config)
+    board = None
     try:
-        marks = fingerprint(config, checkpoint)
-    except OSError as error:
-        raise TrainError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    folder = RunFolder(config, marks, resume=resume)
-    try:
-        try:
-            sources = _sources(config, tokenizer, folder.tokens, marks, progress)
-            validation = Validation(config, tokenizer) if config.validate_every else None
-        except DataError as error:
-            raise TrainError(str(error)) from error
-        for name in watch.changed():
-            raise TrainError(f"{watch.files[name]}: changed while it was being read; start again")
+        inputs.read(folder.tokens, world, progress)
         folder.begin()
-        dtype = getattr(torch, config.dtype) if config.dtype else None
-        model = load_model(checkpoint, dtype=dtype, device=config.device, progress=progress)
-        trainer = Trainer(config, model, sources)
+        trainer = Trainer(config, inputs.load(world, progress), inputs.batches, world)
+        meter = Meter(trainer.model, config.peak_tflops, world.size)
         if resume:
             yield from folder.take_up(trainer)
+            world.follow(trainer)
+        if config.tensorboard and world.first:
+            board = Board(folder.path / "tensorboard", trainer.step)
         yield {
             "event": "start", "step": trainer.step, "steps": config.steps, "adapters": list(config.adapters),
             "trained_parameters": sum(p.numel() for name in config.adapters for p in trainer.adapters.parameters(name)),
             "checkpointing": trainer.checkpointing,
-            "epoch_steps": {name: round(source.epoch_steps, 2) for name, source in sources.items()},
+            "epoch_steps": {
+                name: round(source.epoch_steps, 2) for name, source in inputs.batches.items()
+                if hasattr(source, "epoch_steps")
+            },
+            "processes": world.size,
         }
-        yield from _loop(trainer, folder, validation, watch, stop, progress)
+        for event in _loop(trainer, folder, inputs.validation, inputs.watch, meter, stop, progress):
+            if board is not None:
+                board.note(event)
+            yield event
     finally:
+        if board is not None:
+            board.close()
         folder.close()
 
 
@@ -107,32 +82,33 @@ class _Stop(Exception):
 
 
 def _loop(
-    trainer: Trainer, folder: RunFolder, validation: Validation | None, watch: Watch, stop: Callable[[], bool],
-    progress: Progress,
+    trainer: Trainer, folder: RunFolder | NoFolder, validation: Validation | None, watch: Watch, meter: Meter,
+    stop: Callable[[], bool], progress: Progress,
 ) -> Iterator[Event]:
     """The steps from where the trainer stands to the end, each event when it has happened and is on disk."""
-    config = trainer.config
+    config, world = trainer.config, trainer.world
     mapped = Watch({name: folder.tokens / name for name in ("tokens.bin", "ends.bin")})
     saved, saved_at = (trainer.step, trainer.validated), time.monotonic()
 
     def stoppable(items: Iterable[Any], *arguments: Any, **named: Any) -> Iterator[Any]:
         for item in progress(items, *arguments, **named):
-            if stop():
+            if world.any(stop()):
                 raise _Stop
             yield item
 
     while trainer.active or trainer.unvalidated():
-        interrupted, due = stop(), False
+        interrupted, due = world.any(stop()), False
         if not interrupted and not trainer.unvalidated():
             rows = trainer.advance()
             folder.append(rows)
+            used = meter(rows)
             for row in rows:
-                yield {"event": "step", **row}
+                yield {"event": "step", **row, **used}
             if (name := trainer.stuck()) is not None:
                 raise _stuck(trainer, folder, name, rows)
             due = trainer.step % config.save_every == 0
             if config.save_minutes is not None:
-                due = due or time.monotonic() - saved_at >= 60 * config.save_minutes
+                due = due or world.any(time.monotonic() - saved_at >= 60 * config.save_minutes)
         if not interrupted and (names := trainer.unvalidated()):
             try:
                 found = {name: validation(trainer.model, trainer.adapters, name, stoppable) for name in names}
@@ -153,6 +129,7 @@ def _loop(
                     f"{mapped.files[name]} changed during the run, which reads it; what was done since the last "
                     "checkpoint is dropped; continue with --resume"
                 )
+            world.check_equal([p for name in config.adapters for p in trainer.adapters.parameters(name)])
             path = folder.save(trainer)
             saved, saved_at = (trainer.step, trainer.validated), time.monotonic()
             yield {"event": "saved", "path": str(path)}
@@ -171,7 +148,7 @@ def _loop(
     }
 
 
-def _stuck(trainer: Trainer, folder: RunFolder, name: str, rows: list[Event]) -> TrainError:
+def _stuck(trainer: Trainer, folder: RunFolder | NoFolder, name: str, rows: list[Event]) -> TrainError:
     """The error of a run that skips every step, its last batch kept for inspection."""
     path = folder.keep_batch(trainer, name)
     (row,) = (row for row in rows if row["adapter"] == name)

@@ -17,12 +17,13 @@ from typing import Any
 from ..checkpoint import Checkpoint, write_safetensors
 from ..errors import DataError, NumLLMError, TrainError
 from ..files import new_folder, parse_json, read_json, sha256, write_aside, write_json
+from ..settings import to_toml
 from ..train_config import TrainConfig
 from .trainer import Event, Trainer
 
 FREE = (
     "out", "save_every", "save_minutes", "keep", "device", "impl", "model", "corpus", "numct", "heldout_corpus",
-    "heldout_numct", "micro_tokens", "checkpointing", "offload",
+    "heldout_numct", "micro_tokens", "checkpointing", "offload", "shard", "tensorboard", "peak_tflops",
 )
 """Settings that may differ when a run goes on: where things are, and what changes no result but its rounding."""
 _TOKENIZER = (
@@ -66,15 +67,24 @@ class Watch:
         return found
 
 
+def settings_mark(config: TrainConfig) -> dict[str, Any]:
+    """The settings that must not change, as JSON reads them back."""
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE}
+    return {"settings": json.loads(json.dumps(settings))}
+
+
+def data_marks(config: TrainConfig) -> dict[str, str]:
+    """Setting → SHA-256 of the data file it names."""
+    return {name: sha256(path) for name, path in data_files(config).items()}
+
+
 def fingerprint(config: TrainConfig, checkpoint: Checkpoint) -> dict[str, Any]:
     """What a resumed run must find unchanged: the settings, the data's bytes, the model.
 
     Of the model: its config, the header and some bytes from the middle of every tensor, and the tokenizer's
     files: enough to tell apart two models of one shape without reading all of them.
     """
-    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE}
-    found: dict[str, Any] = {"settings": json.loads(json.dumps(settings))}
-    found |= {name: sha256(path) for name, path in data_files(config).items()}
+    found = settings_mark(config) | data_marks(config)
     digest = hashlib.sha256(json.dumps(checkpoint.raw_config, sort_keys=True).encode())
     for info in sorted(checkpoint.tensors.values(), key=lambda info: info.name):
         digest.update(f"{info.name} {info.dtype} {info.shape} {info.file.name} {info.start}".encode())
@@ -165,6 +175,8 @@ class RunFolder:
         if self._new:
             with write_aside(self.metrics):
                 pass
+            with write_aside(self.path / "config.toml") as file:
+                file.write(to_toml(self._config))
             settings = {"settings": dataclasses.asdict(self._config), "fingerprint": self._marks}
             write_json(self.path / "config.json", settings)
             self._new = False
@@ -277,6 +289,39 @@ class RunFolder:
         parts = {key: getattr(batch, key) for key in ("tokens", "documents", "branches", "positions", "labels")}
         write_safetensors(path, {key: value for key, value in parts.items() if value is not None})
         return path
+
+
+class NoFolder:
+    """What processes that write nothing have in the place of a `RunFolder`."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.path = Path(config.out)
+        self.tokens = self.path / "tokens"
+
+    def begin(self) -> None:
+        """Nothing is made."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def take_up(self, trainer: Trainer) -> list[Event]:
+        """The trainer follows that of the process that reads."""
+        return []
+
+    def append(self, rows: Iterable[Event]) -> None:
+        """Nothing is written."""
+
+    def save(self, trainer: Trainer) -> Path:
+        """Where the checkpoint is written."""
+        return self.path / "checkpoints" / f"step-{trainer.step}"
+
+    def write_adapter(self, trainer: Trainer, name: str) -> Path:
+        """Where the adapter is written."""
+        return self.path / "adapters" / name
+
+    def keep_batch(self, trainer: Trainer, name: str) -> Path:
+        """Where the batch is kept."""
+        return self.path / "skipped" / f"step-{trainer.step}-{name}.safetensors"
 
 
 def _before(row: Mapping[str, Any], trainer: Trainer) -> bool:

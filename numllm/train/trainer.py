@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -25,30 +26,39 @@ from .guard import Guard
 from .losses import forward_losses
 from .penalty import add_penalty
 from .validation import Best
+from .world import World
 
 Event = dict[str, Any]
 Source = Callable[[int], Batch]
 
 
-def micro_batches(batches: Mapping[str, Batch], limit: int | None) -> list[dict[str, Batch]]:
-    """The batches, rows padded to one width, cut so that about `limit` positions go through the model at once.
+def micro_batches(batches: Mapping[str, Batch], limit: int | None, world: World) -> list[dict[str, Batch]]:
+    """This process's parts of the batches, rows padded to one width; what goes through the model at once.
 
-    Each part has rows of every adapter while there are enough; the losses of the parts sum to the whole's.
+    A part has at most `limit` positions, or one row, and rows of every adapter where they fit; the losses of all
+    processes' parts sum to the whole's. Every process has as many parts, some without labels where the rows run out.
     """
     width = max(batch.tokens.shape[1] for batch in batches.values())
     wide = {name: batch.widened(width) for name, batch in batches.items()}
     rows = {name: len(batch.tokens) for name, batch in wide.items()}
-    count = 1 if limit is None else math.ceil(sum(rows.values()) * width / limit)
-    if count == 1:
-        return [wide]
-    parts = [
+    for own in itertools.count(1):
+        most = [math.ceil(number / (own * world.size)) for number in rows.values()]
+        if limit is None or sum(most) * width <= limit or max(most) == 1:
+            break
+    count = own * world.size
+    parts = [wide] if count == 1 else [
         {
             name: batch.part(first, last) for name, batch in wide.items()
             if (first := rows[name] * index // count) < (last := rows[name] * (index + 1) // count)
         }
-        for index in range(count)
+        for index in range(world.rank * own, (world.rank + 1) * own)
     ]
-    return [part for part in parts if part]
+    if limit is not None and len(rows) * width > limit:  # not even one row of each fits
+        parts = [{name: part[name]} if name in part else {} for part in parts for name in rows]
+    if world.size == 1:
+        return [part for part in parts if part]
+    name, batch = next(iter(wide.items()))
+    return [part or {name: batch.part(0, 1).idle()} for part in parts]
 
 
 class Trainer:
@@ -59,9 +69,10 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainConfig, model: Transformer, sources: Mapping[str, Source]
+        self, config: TrainConfig, model: Transformer, sources: Mapping[str, Source], world: World | None = None
     ) -> None:
         self.config, self.model, self.sources = config, model, sources
+        self.world = world or World(device=model.device)
         self.adapters = attach(
             model, {name: config.lora(name) for name in config.adapters}, seed=config.seed, impl=config.impl
         )
@@ -86,19 +97,26 @@ class Trainer:
         )
 
     def _checkpointing(self) -> str:
+        own = not isinstance(self.model, Transformer)
+        if own and (self.config.checkpointing in ("selective", "full") or self.config.offload):
+            raise TrainError("what a model of one's own keeps for backward is its own affair; leave checkpointing and "
+                             "offload off")
         if self.config.checkpointing != "auto":
             return self.config.checkpointing
-        if self.model.device.type != "cuda":
+        if own or self.model.device.type != "cuda":
             return "none"
         free, _ = torch.cuda.mem_get_info(self.model.device)
         return choose({kind: self.need(kind) for kind in ("none", "selective", "full")}, free)
 
-    def need(self, checkpointing: str) -> Memory:
-        """The estimated memory of the first step."""
-        parts = micro_batches({name: source(0) for name, source in self.sources.items()}, self.config.micro_tokens)
+    def need(self, checkpointing: str) -> Memory | None:
+        """The estimated memory of the first step; None for a model that is not a `Transformer`."""
+        if not isinstance(self.model, Transformer):
+            return None
+        batches = {name: source(0) for name, source in self.sources.items()}
         return need(
-            self.config, self.model.config, parts, dtype=self.model.dtype, checkpointing=checkpointing,
-            cuda=self.model.device.type == "cuda",
+            self.config, self.model.config, micro_batches(batches, self.config.micro_tokens, self.world),
+            dtype=self.model.dtype, checkpointing=checkpointing, cuda=self.model.device.type == "cuda",
+            processes=self.world.size,
         )
 
     @property
@@ -123,7 +141,10 @@ class Trainer:
         try:
             found = self._gradients(self.batches)
         except torch.OutOfMemoryError as error:
-            told = out_of_memory(self.need(self.checkpointing), self.config, self.checkpointing)
+            needed = self.need(self.checkpointing)
+            if needed is None:
+                raise TrainError(f"step {self.step + 1}: out of memory; lower micro_tokens") from error
+            told = out_of_memory(needed, self.config, self.checkpointing)
             raise TrainError(f"step {self.step + 1}: {told}") from error
         if len(found) > 1 and not all(map(math.isfinite, (value for pair in found.values() for value in pair))):
             # 0 · NaN is NaN: an adapter's zeroed columns do not shield it from what the other's rows gave.
@@ -165,7 +186,7 @@ class Trainer:
         scales = {name: self.guards[name].scale for name in batches}
         sums: dict[str, Tensor] = {}
         dropping = any(self.config.lora(name).dropout for name in batches)
-        for index, part in enumerate(micro_batches(batches, self.config.micro_tokens)):
+        for index, part in enumerate(micro_batches(batches, self.config.micro_tokens, self.world)):
             moved = {name: batch.to(self.model.device) for name, batch in part.items()}
             self.model.train(dropping)
             losses = forward_losses(
@@ -177,8 +198,9 @@ class Trainer:
             for name, loss in losses.items():
                 sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
         found = {}
-        for name, loss in sums.items():
+        for name in batches:
             parameters = self.adapters.parameters(name)
+            loss = self.world.add_up(parameters, sums.get(name))
             if scales[name] is not None:
                 for parameter in parameters:
                     parameter.grad.div_(scales[name])
@@ -190,7 +212,7 @@ class Trainer:
 
     def _seed(self, part: int) -> int:
         """Of the dropout in a part of this step."""
-        key = hashlib.sha256(f"{self.config.seed} dropout {self.step} {part}".encode()).digest()
+        key = hashlib.sha256(f"{self.config.seed} dropout {self.step} {part} {self.world.rank}".encode()).digest()
         return int.from_bytes(key[:7], "big")
 
     def _forget(self) -> None:
@@ -213,7 +235,8 @@ class Trainer:
             raise TrainError(f"the {name} adapter did not move in the first step")
         return {
             "step": self.step + 1, "kind": "train", "adapter": name, "loss": _number(loss), "lr": rate,
-            "grad_norm": _number(norm), "tokens": int((self.batches[name].documents >= 0).sum()), "skipped": reason,
+            "grad_norm": _number(norm), "tokens": int((self.batches[name].documents >= 0).sum()),
+            "labels": len(self.batches[name].labels), "skipped": reason,
         }
 
     def save(self, folder: Path) -> dict[str, Any]:
@@ -224,6 +247,10 @@ class Trainer:
             for index, state in self.optimizers[name].state_dict()["state"].items():
                 tensors |= {f"{name}.{index}.{key}": value for key, value in state.items()}
         write_safetensors(folder / "optimizer.safetensors", tensors)
+        return self.state()
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, beside the adapters and their optimizers, as JSON."""
         return {
             "step": self.step, "validated": self.validated, "ended": self.ended,
             "guards": {name: guard.state() for name, guard in self.guards.items()},
@@ -242,6 +269,11 @@ class Trainer:
                     found.setdefault(int(index), {})[leaf] = read_tensor(info)
             optimizer = self.optimizers[name]
             optimizer.load_state_dict(optimizer.state_dict() | {"state": found})
+        self.stand(state)
+
+    def stand(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a `state`."""
+        for name in self.config.adapters:
             self.guards[name].load(state["guards"][name])
             self.best[name] = Best(**state["best"][name])
         self.step, self.validated, self.ended = state["step"], state["validated"], dict(state["ended"])
