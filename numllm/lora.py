@@ -160,19 +160,27 @@ class AdapterSet:
         )
 
 
-def _targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """Paths of the linears whose last name is in `targets`, in the model's order."""
-    found = [
-        path for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | LoRALinear) and path.rpartition(".")[2] in targets
-    ]
-    missing = sorted(set(targets) - {path.rpartition(".")[2] for path in found})
-    if missing:
-        names = {p.rpartition(".")[2] for p, m in model.named_modules() if isinstance(m, nn.Linear)}
-        raise AdapterError(
-            f"targets: the model has no linear named {', '.join(missing)}; it has: {', '.join(sorted(names))}"
-        )
-    return found
+def _targets(model: nn.Module, targets: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """(targets by the checkpoint's own names, paths of the linears whose names end so, in the model's order).
+
+    Llama's names are understood where the checkpoint has others (`ModelConfig.linear_names`); a linear that stands
+    for several of them must be meant whole.
+    """
+    known: Mapping[str, str] = getattr(model, "linear_names", {})
+    own = tuple(dict.fromkeys(known.get(target, target) for target in targets))
+    linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | LoRALinear)]
+    for name in own:
+        parts = [part for part, stored in known.items() if stored == name]
+        missing = [part for part in parts if part not in targets]
+        if missing and name not in targets:
+            raise AdapterError(
+                f"targets: {name} computes {', '.join(parts)} at once, so an adapter is on all of them or none; add "
+                f"{', '.join(missing)}, or name {name}"
+            )
+        if not any(f".{path}".endswith(f".{name}") for path in linears):
+            names = sorted({*known.values()} or {path.rpartition(".")[2] for path in linears})
+            raise AdapterError(f"targets: the model has no linear named {name}; it has: {', '.join(names)}")
+    return own, [path for path in linears if f".{path}".endswith(tuple(f".{name}" for name in own))]
 
 
 def attach(
@@ -186,9 +194,10 @@ def attach(
     """
     model.requires_grad_(False)
     adapters = AdapterSet(configs, impl)
-    adapters.configs = dict(configs)
     for name, config in configs.items():
-        for path in _targets(model, config.targets):
+        targets, paths = _targets(model, config.targets)
+        adapters.configs[name] = dataclasses.replace(config, targets=targets)
+        for path in paths:
             module = adapters._wrap(model, path)
             n, k = module.base.weight.shape
             key = hashlib.sha256(f"{seed}\0{name}\0{path}".encode()).digest()

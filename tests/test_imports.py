@@ -14,15 +14,20 @@ HEAVY = {"torch", "triton", "click", "transformers", "peft", "safetensors", "tok
 
 # For each module of numllm, the modules of numllm it may import: those before it on the way data flows.
 CORE = {"errors", "files"}
-CHECKPOINT = CORE | {"config", "checkpoint"}
+CONFIG = {"errors", "families", "model_config", "config"}
+CHECKPOINT = CORE | CONFIG | {"hub", "checkpoint"}
 TEXT = CORE | {"numbers", "corpus", "questions"}
-MODEL = CHECKPOINT | {"tokenizer", "reference", "ops", "model"}
+MODEL = CHECKPOINT | {"tokenizer", "reference", "ops", "rope", "model"}
 ALLOWED = {
     "__init__": set(),
     "errors": set(),
     "files": {"errors"},
-    "config": {"errors"},
-    "checkpoint": CORE | {"config"},
+    "families": {"errors"},
+    "model_config": {"errors", "families"},
+    "config": {"errors", "families", "model_config"},
+    "hub": CORE,
+    "checkpoint": CORE | CONFIG | {"hub"},
+    "rope": {"model_config"},
     "tokenizer": CHECKPOINT,
     "numbers": CORE,
     "corpus": CORE | {"corpus"},
