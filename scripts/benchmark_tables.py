@@ -125,9 +125,32 @@ def merge(rows: Iterable[Row]) -> Iterable[str]:
         yield ""
 
 
+def load(rows: Iterable[Row]) -> Iterable[str]:
+    """One table a machine and shape."""
+
+    def machine(row: Row) -> tuple[Any, ...]:
+        return tuple(row[key] for key in ("device", "threads", "shape", "bytes", "rounds", "torch", "commit"))
+
+    for (device, threads, shape, size, rounds, torch, commit), group in groupby(rows, machine):
+        yield (
+            f"**{shape}**, {size / 1e9:.2f} GB bf16, {device}, {threads} thread{'s' * (threads > 1)}, {rounds} rounds, "
+            f"torch {torch}, commit {commit or 'unknown'}:\n"
+        )
+        yield "| | CPU s, median (p20–p80) | × load_file into own memory | wall s |"
+        yield "|---|--:|--:|--:|"
+        for row in group:
+            cpu, ratio = ({name: value / scale for name, value in row[key].items()}
+                          for key, scale in (("cpu_ms", 1000), ("ratio_to_own", 1)))
+            yield (
+                f"| {row['candidate']} | {cpu['p50']:.3f} ({cpu['p20']:.3f}–{cpu['p80']:.3f}) | {ratio['p50']:.2f} "
+                f"({ratio['p20']:.2f}–{ratio['p80']:.2f}) | {row['ms']['p50'] / 1000:.3f} |"
+            )
+        yield ""
+
+
 Table = Callable[[Iterable[Row]], Iterable[str]]
 PAGES: dict[Path, dict[str, Table]] = {
-    ROOT / "benchmarks" / "README.md": {"lora_linear": lora_linear, "merge": merge, "numbers": numbers},
+    ROOT / "benchmarks" / "README.md": {"lora_linear": lora_linear, "merge": merge, "load": load, "numbers": numbers},
     ROOT / "README.md": {"demo": demo},
 }
 """Pages, and for each the name of a benchmark, in its rows and in the page's markers, with its tables."""
