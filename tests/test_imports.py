@@ -47,6 +47,7 @@ ALLOWED = {
     "agreement": MODEL | {"adapter_config", "lora"},
     "calibrate": MODEL | TEXT | {"adapter", "data", "lora", "train"},
     "generate": MODEL,
+    "memory": MODEL | {"lora"},
     "report": CORE | {"evaluate", "__init__"},
     "probes": {"numbers"},
     "demo": None,
