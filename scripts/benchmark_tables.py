@@ -148,10 +148,28 @@ def load(rows: Iterable[Row]) -> Iterable[str]:
         yield ""
 
 
+def families(rows: Iterable[Row]) -> Iterable[str]:
+    """One table: a line a family."""
+    rows = list(rows)
+    yield "| family | original | logits | greedy tokens | long texts | tokenizer | adapters | merged |"
+    yield "|---|---|--:|--:|---|---|--:|--:|"
+    for row in rows:
+        long = f"{row['scaling']}: {row['long']:.0e}" if row["scaling"] else "–"
+        ids = row["tokenizer"]
+        same = f"{ids['original']}: {ids['texts'] - ids['different']}/{ids['texts']}" if ids else "–"
+        yield (
+            f"| {row['family']} | {row['original']} | {row['logits']:.0e} | {row['greedy']}/32 | {long} | {same} "
+            f"| {row['adapter']:.0e} | {row['merge']:.0e} |"
+        )
+    if rows:
+        yield f"\nMeasured with torch {rows[0]['torch']}, PEFT {rows[0]['peft']}, commit {rows[0]['commit']}."
+
+
 Table = Callable[[Iterable[Row]], Iterable[str]]
 PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "benchmarks" / "README.md": {"lora_linear": lora_linear, "merge": merge, "load": load, "numbers": numbers},
     ROOT / "README.md": {"demo": demo},
+    ROOT / "numllm" / "README.md": {"families": families},
 }
 """Pages, and for each the name of a benchmark, in its rows and in the page's markers, with its tables."""
 

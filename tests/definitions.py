@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Weights = Mapping[str, Tensor]
 
@@ -248,3 +249,38 @@ def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
         + (1.0 if "norm" in name or "ln_" in name else 0.0)
         for name, shape in shapes(config).items()
     }
+
+
+class Layout(nn.Module):
+    """Bare linears under a checkpoint's own names: what PEFT needs to put an adapter on and merge it."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.config = {"model_type": "custom"}
+        for key, weight in weights.items():
+            owner: nn.Module = self
+            *path, leaf = key.removesuffix(".weight").split(".")
+            if not key.endswith(".weight") or weight.dim() != 2 or "emb" in leaf or leaf == "wte":
+                continue
+            for part in path:
+                if not hasattr(owner, part):
+                    owner.add_module(part, nn.Module())
+                owner = getattr(owner, part)
+            linear = nn.Linear(*weight.shape[::-1], bias=False)
+            linear.weight = nn.Parameter(weight.clone())
+            owner.add_module(leaf, linear)
+
+    def forward(self) -> None:
+        """PEFT wants this and the next."""
+
+    def prepare_inputs_for_generation(self) -> None:
+        """Never called."""
+
+
+def with_peft(folder: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with an adapter merged by PEFT, over the checkpoint's own names."""
+    from peft import PeftModel
+
+    merged = PeftModel.from_pretrained(Layout(weights), str(folder)).merge_and_unload().state_dict()
+    assert set(merged) <= set(weights) and any(not torch.equal(merged[key], weights[key]) for key in merged)
+    return {**weights, **merged}

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from definitions import FAMILIES, random_weights
+from definitions import FAMILIES, Layout, random_weights, with_peft
 from safetensors.torch import load_file
-from torch import nn
 
 from numllm.checkpoint import expected_shapes, write_safetensors
 from numllm.config import TARGETS, LoRAConfig
@@ -111,47 +110,12 @@ def test_long_texts_whose_rotations_depend_on_their_length_are_not_read_in_porti
         model.hidden(draw(1, 30), documents=documents, branches=documents * 0)
 
 
-class Layout(nn.Module):
-    """Bare linears under a checkpoint's own names: what PEFT needs to put an adapter on and merge it."""
-
-    def __init__(self, weights: dict[str, torch.Tensor]) -> None:
-        super().__init__()
-        self.config = {"model_type": "custom"}
-        for key, weight in weights.items():
-            owner: nn.Module = self
-            *path, leaf = key.removesuffix(".weight").split(".")
-            if not key.endswith(".weight") or weight.dim() != 2 or "emb" in leaf or leaf == "wte":
-                continue
-            for part in path:
-                if not hasattr(owner, part):
-                    owner.add_module(part, nn.Module())
-                owner = getattr(owner, part)
-            linear = nn.Linear(*weight.shape[::-1], bias=False)
-            linear.weight = nn.Parameter(weight.clone())
-            owner.add_module(leaf, linear)
-
-    def forward(self) -> None:
-        """PEFT wants this and the next."""
-
-    def prepare_inputs_for_generation(self) -> None:
-        """Never called."""
-
-
 def shaken(adapters) -> None:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name in adapters.names:
             for b in adapters.parameters(name)[1::2]:
                 b.copy_(torch.randn(b.shape, generator=generator) * 0.1)
-
-
-def with_peft(folder: Path, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights with an adapter merged by PEFT, over the checkpoint's own names."""
-    from peft import PeftModel
-
-    merged = PeftModel.from_pretrained(Layout(weights), str(folder)).merge_and_unload().state_dict()
-    assert set(merged) <= set(weights) and any(not torch.equal(merged[key], weights[key]) for key in merged)
-    return {**weights, **merged}
 
 
 ONE_EACH = ["qwen1", "internlm2", "baichuan2", "minicpm"]
