@@ -10,7 +10,7 @@ Shapes: B rows, T positions, D hidden size, H heads, G key/value heads, E head s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoint import (
-    Checkpoint,
-    TensorInfo,
-    all_finite,
-    expected_shapes,
-    read_rows,
-    row_blocks,
-    row_spans,
-    torch_dtype,
-)
+from .checkpoint import Checkpoint, torch_dtype
 from .config import ModelConfig, Rope
-from .errors import CheckpointError, NumLLMError
+from .errors import NumLLMError
 from .files import Progress, no_progress
 from .rope import frequencies, rotate, rotations
+from .weights import matched, read_weight
 
 PADDING = -1
 """Document number of padding positions."""
@@ -400,64 +392,6 @@ def _scaled(x: Tensor, scale: float) -> Tensor:
     return x if scale == 1 else x * scale
 
 
-def _leftover(name: str, config: ModelConfig) -> bool:
-    """Tensors that some checkpoints hold and that carry nothing: old rotary buffers, the tied head."""
-    return name.endswith(".rotary_emb.inv_freq") or (config.tied and name == f"{config.family.name('lm_head')}.weight")
-
-
-def _check(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, TensorInfo]]:
-    """(name in the model, where it lies) of every weight, after checking that names, shapes and dtypes agree."""
-    expected = dict(expected_shapes(config))
-    stored = {name: name for name in expected}
-    embedding, head = next(iter(expected)), f"{config.family.name('lm_head')}.weight"
-    if config.tied and embedding not in checkpoint.tensors and head in checkpoint.tensors:
-        stored[embedding] = head
-    for name, shape in expected.items():
-        info = checkpoint.info(stored[name])
-        if info.shape != shape:
-            raise CheckpointError(
-                f"{info.file}: {info.name} has the shape {list(info.shape)}, config.json wants {list(shape)}"
-            )
-        if info.dtype not in ("F32", "F16", "BF16"):
-            raise CheckpointError(f"{info.file}: {info.name} is {info.dtype}; supported: F32, F16, BF16")
-        yield name, info
-    for name, info in checkpoint.tensors.items():
-        if name not in stored and not _leftover(name, config):
-            raise CheckpointError(
-                f"{info.file}: {config.architecture} has no tensor {name!r}; the checkpoint is of another model"
-            )
-    if config.tied and {embedding, head} <= set(checkpoint.tensors):
-        blocks = (row_blocks(checkpoint.tensors[name]) for name in (embedding, head))
-        if not all(torch.equal(one, other) for one, other in zip(*blocks, strict=True)):
-            raise CheckpointError(
-                f"{checkpoint.folder}: config.json ties the head to the embedding, but {head} differs from "
-                f"{embedding}; set tie_word_embeddings to false or remove one"
-            )
-
-
-def _read(info: TensorInfo, dtype: torch.dtype, device: torch.device, *, unit_rows: bool) -> Tensor:
-    """A weight in `dtype` on `device`, a block of rows at a time; unit_rows: each row divided by its length.
-
-    CheckpointError when an element is NaN or infinite, or becomes so in `dtype`.
-    """
-    weight = torch.empty(info.shape, dtype=dtype, device=device)
-    as_it_is = weight.device.type == "cpu" and dtype == torch_dtype(info.dtype) and not unit_rows
-    for first, last in row_spans(info):
-        rows = weight[first:last]
-        block = read_rows(info, first, last, rows if as_it_is else None)
-        if unit_rows:
-            block = F.normalize(block.float())
-        block = block.to(dtype)
-        if not all_finite(block):
-            raise CheckpointError(
-                f"{info.file}: {info.name} holds NaN or infinity as {dtype}; the checkpoint is damaged or needs "
-                "another --dtype"
-            )
-        if not as_it_is:
-            rows.copy_(block)
-    return weight
-
-
 def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, bool]:
     """(tokens (B, T) int64, documents (B, T) int32, whether any is padding): rows of ids that end together.
 
@@ -485,14 +419,14 @@ def load_model(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
     config = checkpoint.config
-    weights = list(_check(checkpoint, config))
+    weights = list(matched(checkpoint, config))
     with torch.device("meta"):
         model = Transformer(config)
     dtype = dtype or torch_dtype(weights[0][1].dtype)
     for name, info in progress(weights, total=len(weights), description="loading", unit="tensor"):
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
-        tensor = _read(info, dtype, torch.device(device), unit_rows=isinstance(module, NormalisedHead))
+        tensor = read_weight(info, dtype, torch.device(device), unit_rows=isinstance(module, NormalisedHead))
         setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
     if config.tied:
         model.lm_head.weight = model.model.embed_tokens.weight

@@ -241,7 +241,7 @@ class ModelConfig:
 
         hidden, heads, layers = need("hidden_size"), need("num_attention_heads"), need("num_hidden_layers")
         for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
-            if isinstance(config[key], bool) or not isinstance(config[key], int) or config[key] < 1:
+            if isinstance(config[key], bool) or not isinstance(config[key], int) or not 1 <= config[key] < 1 << 20:
                 raise ConfigError(f"config.json: {key} must be a positive whole number, got {short(config[key])}")
         head_dim = config.get("head_dim")
         if head_dim is None:

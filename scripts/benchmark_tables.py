@@ -151,15 +151,19 @@ def load(rows: Iterable[Row]) -> Iterable[str]:
 def families(rows: Iterable[Row]) -> Iterable[str]:
     """One table: a line a family."""
     rows = list(rows)
+
+    def size(value: float) -> str:
+        return f"{value:.0e}" if value else "0"
+
     yield "| family | original | logits | greedy tokens | long texts | tokenizer | adapters | merged |"
     yield "|---|---|--:|--:|---|---|--:|--:|"
     for row in rows:
-        long = f"{row['scaling']}: {row['long']:.0e}" if row["scaling"] else "–"
+        long = f"{row['scaling']}: {size(row['long'])}" if row["scaling"] else "–"
         ids = row["tokenizer"]
         same = f"{ids['original']}: {ids['texts'] - ids['different']}/{ids['texts']}" if ids else "–"
         yield (
-            f"| {row['family']} | {row['original']} | {row['logits']:.0e} | {row['greedy']}/32 | {long} | {same} "
-            f"| {row['adapter']:.0e} | {row['merge']:.0e} |"
+            f"| {row['family']} | {row['original']} | {size(row['logits'])} | {row['greedy']}/32 | {long} | {same} "
+            f"| {size(row['adapter'])} | {size(row['merge'])} |"
         )
     if rows:
         yield f"\nMeasured with torch {rows[0]['torch']}, PEFT {rows[0]['peft']}, commit {rows[0]['commit']}."

@@ -61,8 +61,8 @@ class Case:
 
 
 CASES = (
-    Case(family="Llama 1, Llama 2, Yi", base="llama2", long=("llama-linear", "llama-dynamic"), scaling="linear, dynamic",
-         tokenizer="Llama 2 (tokenizer.model): sentencepiece"),
+    Case(family="Llama 1, Llama 2, Yi", base="llama2", long=("llama-linear", "llama-dynamic"),
+         scaling="linear, dynamic", tokenizer="Llama 2 (tokenizer.model): sentencepiece"),
     Case(family="Llama 3 to 3.3", base="llama3.1", scaling="llama3"),
     Case(family="Mistral", base="mistral", scaling="window", tokenizer="Mistral (tokenizer.model): sentencepiece"),
     Case(family="Qwen-1.8B to -72B", base="qwen1", scaling="NTK, log n", tokenizer="Qwen (qwen.tiktoken): tiktoken"),

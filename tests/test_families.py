@@ -18,6 +18,7 @@ from numllm.lora import attach, load_adapters
 from numllm.merge import merge
 from numllm.model import PADDING, Transformer, left_padded, load_model
 
+ROOT = Path(__file__).resolve().parents[1]
 PROMPT = 28
 """Longer than the original context of the families whose positions are stretched."""
 
@@ -186,6 +187,29 @@ def test_expected_tensors_are_the_models_own_and_the_checkpoints(name):
     assert set(read.linear_names()) == set(TARGETS)
 
 
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_losses_and_gradients_of_adapters_are_those_of_the_logits(name, tmp_path):
+    from numllm import ops
+
+    saved(name, tmp_path / "m")
+    model, ids = load_model(tmp_path / "m"), draw(2, 26)
+    adapters = attach(model, {"a": LoRAConfig(rank=2)})
+    shaken(adapters)
+    found = []
+    for head in ("states", "logits"):
+        with adapters.use("a"):
+            if head == "states":
+                x = model.hidden(ids)[:, :-1].flatten(0, 1)
+                losses = ops.token_losses(x, model.lm_head.weight, ids[:, 1:].flatten())
+            else:
+                logits = model(ids)[:, :-1].flatten(0, 1)
+                losses = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
+        found.append((losses.detach(), torch.autograd.grad(losses.mean(), adapters.parameters("a"))))
+    assert close(found[0][0], found[1][0])
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert one.abs().max() > 0 and (one - other).abs().max() <= 1e-4 * other.abs().max()
+
+
 def test_code_beside_the_weights_is_never_run(tmp_path):
     saved("qwen1", tmp_path / "m")
     trap = tmp_path / "ran"
@@ -246,3 +270,50 @@ def test_an_architecture_that_is_not_named_is_told_by_its_type():
     assert ModelConfig.from_hf(config).architecture == "InternLM2ForCausalLM"
     with pytest.raises(ConfigError, match="'bert'"):
         ModelConfig.from_hf({"model_type": "bert"})
+
+
+WEIRD = (None, True, -1, 0, 1.5, "x", [], {}, ["a"], {"a": 1}, float("nan"), 10**30)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_whatever_a_config_says_is_read_or_refused_in_one_line(name):
+    from numllm.config import ModelConfig
+
+    config = FAMILIES[name][1]
+    scaling = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8, "beta_fast": 1, "rope_theta": 2.0}
+    cases = [{**config, key: value} for key in [*config, "layer_types", "rope_parameters"] for value in WEIRD]
+    cases += [{**config, "rope_scaling": {**scaling, key: value}} for key in scaling for value in WEIRD]
+    cases += [{key: value for key, value in config.items() if key != left} for left in config]
+    refused = 0
+    for case in cases:
+        try:
+            assert ModelConfig.from_hf(case).layers > 0
+        except ConfigError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 900
+    assert refused > len(cases) // 4
+
+
+def test_the_table_of_families_is_measured_and_a_difference_fails(tmp_path, monkeypatch):
+    from scripts import family_table
+
+    with pytest.raises(SystemExit) as ended:
+        family_table.main(["--only", "Baichuan2", "--out", str(tmp_path / "rows.jsonl")])
+    (row,) = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert not ended.value.code and row["greedy"] == 32 and row["original"] == "definition" and row["commit"]
+    assert not family_table.fails(row)
+    for change in ({"logits": 2e-5}, {"greedy": 31}, {"merge": float("nan")}, {"tokenizer": {"different": 1}}):
+        assert family_table.fails({**row, **change})
+    monkeypatch.setattr(family_table, "difference", lambda *_: 1.0)
+    with pytest.raises(SystemExit) as ended:
+        family_table.main(["--only", "GLM", "--out", str(tmp_path / "rows.jsonl")])
+    assert ended.value.code == 1
+
+
+def test_every_family_has_a_row_in_the_table():
+    from scripts import family_table
+
+    rows = [json.loads(line) for line in (ROOT / "benchmarks" / "results" / "families.jsonl").read_text().splitlines()]
+    assert {row["architecture"] for row in rows} == set(ROWS)
+    assert [row["family"] for row in rows] == [case.family for case in family_table.CASES]
+    assert not any(map(family_table.fails, rows))

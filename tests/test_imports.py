@@ -17,7 +17,7 @@ CORE = {"errors", "files"}
 CONFIG = {"errors", "families", "model_config", "config"}
 CHECKPOINT = CORE | CONFIG | {"hub", "checkpoint"}
 TEXT = CORE | {"numbers", "corpus", "questions"}
-MODEL = CHECKPOINT | {"tokenizer", "reference", "ops", "rope", "model"}
+MODEL = CHECKPOINT | {"tokenizer", "reference", "ops", "rope", "weights", "model"}
 ALLOWED = {
     "__init__": set(),
     "errors": set(),
@@ -28,6 +28,7 @@ ALLOWED = {
     "hub": CORE,
     "checkpoint": CORE | CONFIG | {"hub"},
     "rope": {"model_config"},
+    "weights": CHECKPOINT,
     "tokenizer": CHECKPOINT,
     "numbers": CORE,
     "corpus": CORE | {"corpus"},

@@ -52,7 +52,8 @@ def test_loading_takes_the_weights_and_a_few_megabytes(tmp_path):
         write_safetensors(tmp_path / dtype / "model.safetensors", {
             name: torch.full(shape, 0.5, dtype=getattr(torch, dtype)) for name, shape in shapes.items()
         })
-    cases = [f"{tmp_path / 'bfloat16'}=bfloat16", f"{tmp_path / 'float32'}=bfloat16", f"{tmp_path / 'bfloat16'}=float32"]
+    wanted = (("bfloat16", "bfloat16"), ("float32", "bfloat16"), ("bfloat16", "float32"))
+    cases = [f"{tmp_path / stored}={dtype}" for stored, dtype in wanted]
     run = subprocess.run([sys.executable, "-c", PEAKS, *cases], cwd=ROOT, capture_output=True, text=True, check=True)
     found = [tuple(map(int, line.split())) for line in run.stdout.splitlines()]
     assert len(found) == 3
