@@ -19,7 +19,8 @@ def frequencies(rope: Rope, size: int, lengths: Tensor | None = None) -> Tensor:
     (...) may be given, and the result is (..., size / 2); without them it is that of any length up to the
     original context.
     """
-    exponents = torch.arange(0, size, 2, dtype=torch.int64).float() / size
+    device = None if lengths is None else lengths.device
+    exponents = torch.arange(0, size, 2, dtype=torch.int64, device=device).float() / size
     if lengths is not None:
         growth = lengths.clamp(min=rope.original_context).double() / rope.original_context
         if rope.kind == "dynamic":
@@ -27,7 +28,7 @@ def frequencies(rope: Rope, size: int, lengths: Tensor | None = None) -> Tensor:
         else:
             growth = 2 ** (growth.log2() + 1).ceil() - 1
         theta = (rope.theta * growth ** (size / (size - 2))).float()
-        return 1.0 / theta[..., None] ** exponents.to(theta.device)
+        return 1.0 / theta[..., None] ** exponents
     plain = 1.0 / (rope.theta**exponents)
     if rope.kind == "linear":
         return plain / rope.factor
