@@ -44,6 +44,7 @@ ALLOWED = {
     "decode": {"model"},
     "generate": MODEL | {"decode"},
     "memory": MODEL | {"lora"},
+    "inspection": MODEL | {"memory", "report"},
     "report": CORE | {"evaluate", "__init__"},
     "probes": {"numbers"},
     "demo": None,
