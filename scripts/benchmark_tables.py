@@ -125,9 +125,34 @@ def merge(rows: Iterable[Row]) -> Iterable[str]:
         yield ""
 
 
+def generate(rows: Iterable[Row]) -> Iterable[str]:
+    """One table a machine."""
+    rows = list(rows)
+    if not any(row["kind"] == "cuda" for row in rows):
+        yield "On a GPU, where steps are replayed as a CUDA graph: not yet measured.\n"
+
+    def machine(row: Row) -> tuple[Any, ...]:
+        return row["device"], row["threads"], row["torch"], row["commit"]
+
+    for (device, threads, torch, commit), group in groupby(rows, machine):
+        where = f"{threads} thread{'s' * (threads > 1)}, " if threads else ""
+        yield f"**{device}**, {where}torch {torch}, commit {commit or 'unknown'}:\n"
+        yield "| model | dtype | | new tokens | | s of its own | × transformers | by the clock | same tokens |"
+        yield "|---|---|---|--:|---|--:|--:|--:|---|"
+        for row in group:
+            yield (
+                f"| {row['model']} | {row['dtype']} | {row['case']} | {row['new_tokens']} | {row['candidate']} "
+                f"| {row['cpu_seconds']:.2f} | {row['cpu_ratio']:.2f} | {row['ratio']:.2f} "
+                f"| {'yes' if row['same'] else 'no'} |"
+            )
+        yield ""
+
+
 Table = Callable[[Iterable[Row]], Iterable[str]]
 PAGES: dict[Path, dict[str, Table]] = {
-    ROOT / "benchmarks" / "README.md": {"lora_linear": lora_linear, "merge": merge, "numbers": numbers},
+    ROOT / "benchmarks" / "README.md": {
+        "lora_linear": lora_linear, "merge": merge, "numbers": numbers, "generate": generate,
+    },
     ROOT / "README.md": {"demo": demo},
 }
 """Pages, and for each the name of a benchmark, in its rows and in the page's markers, with its tables."""
