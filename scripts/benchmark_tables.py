@@ -148,6 +148,29 @@ def load(rows: Iterable[Row]) -> Iterable[str]:
         yield ""
 
 
+def generate(rows: Iterable[Row]) -> Iterable[str]:
+    """One table a machine."""
+    rows = list(rows)
+    if not any(row["kind"] == "cuda" for row in rows):
+        yield "On a GPU, where steps are replayed as a CUDA graph: not yet measured.\n"
+
+    def machine(row: Row) -> tuple[Any, ...]:
+        return row["device"], row["threads"], row["torch"], row["commit"]
+
+    for (device, threads, torch, commit), group in groupby(rows, machine):
+        where = f"{threads} thread{'s' * (threads > 1)}, " if threads else ""
+        yield f"**{device}**, {where}torch {torch}, commit {commit or 'unknown'}:\n"
+        yield "| model | dtype | | new tokens | | s of its own | × transformers | by the clock | same tokens |"
+        yield "|---|---|---|--:|---|--:|--:|--:|---|"
+        for row in group:
+            yield (
+                f"| {row['model']} | {row['dtype']} | {row['case']} | {row['new_tokens']} | {row['candidate']} "
+                f"| {row['cpu_seconds']:.2f} | {row['cpu_ratio']:.2f} | {row['ratio']:.2f} "
+                f"| {'yes' if row['same'] else 'no'} |"
+            )
+        yield ""
+
+
 def families(rows: Iterable[Row]) -> Iterable[str]:
     """One table: a line a family."""
     rows = list(rows)
@@ -171,7 +194,10 @@ def families(rows: Iterable[Row]) -> Iterable[str]:
 
 Table = Callable[[Iterable[Row]], Iterable[str]]
 PAGES: dict[Path, dict[str, Table]] = {
-    ROOT / "benchmarks" / "README.md": {"lora_linear": lora_linear, "merge": merge, "load": load, "numbers": numbers},
+    ROOT / "benchmarks" / "README.md": {
+        "lora_linear": lora_linear, "merge": merge, "load": load, "numbers": numbers,
+        "generate": generate,
+    },
     ROOT / "README.md": {"demo": demo},
     ROOT / "numllm" / "README.md": {"families": families},
 }
