@@ -14,6 +14,7 @@ from numllm.checkpoint import expected_shapes, write_safetensors
 from numllm.config import TARGETS, LoRAConfig
 from numllm.errors import AdapterError, ConfigError, NumLLMError
 from numllm.families import FAMILIES as ROWS
+from numllm.generate import generate_ids
 from numllm.lora import attach, load_adapters
 from numllm.merge import merge
 from numllm.model import PADDING, Transformer, left_padded, load_model
@@ -72,6 +73,18 @@ def test_32_greedy_tokens_equal_the_definition(name, prompt, tmp_path):
     # A token's logits do not depend on what follows it, so one pass over the whole text says what greedy gives.
     whole = defined(name, weights, torch.cat((ids, torch.tensor(found))), prompt)
     assert whole[prompt - 1 : -1].argmax(-1).tolist() == found and len(set(found)) > 3
+
+
+@pytest.mark.parametrize("way", ["plain", "fixed"])
+@pytest.mark.parametrize("name", ["qwen1", "internlm2", "minicpm-dynamic"])
+def test_greedy_batches_equal_the_definition_of_each_row_alone(name, way, tmp_path):
+    _, weights = saved(name, tmp_path / "m")
+    model = load_model(tmp_path / "m")
+    prompts = [draw(count, seed=count) for count in (4, 19, 30)]
+    found = generate_ids(model, [prompt.tolist() for prompt in prompts], max_new_tokens=12, way=way)
+    for prompt, new in zip(prompts, found, strict=True):
+        whole = defined(name, weights, torch.cat((prompt, torch.tensor(new))), len(prompt))
+        assert whole[len(prompt) - 1 : -1].argmax(-1).tolist() == new
 
 
 @pytest.mark.parametrize("name", FAMILIES)
