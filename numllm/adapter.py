@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .adapter_config import CONFIG, moves_base, of_module, read_config
-from .checkpoint import TensorInfo, read_header, read_tensor, row_blocks, write_safetensors
+from .checkpoint import TensorInfo, all_finite, read_header, read_tensor, row_blocks, write_safetensors
 from .errors import AdapterError, CheckpointError, short
 from .files import write_json
 
@@ -324,24 +324,12 @@ def _factors(folder: Path, config: dict[str, Any], name: str, half: Mapping[str,
     return FactorInfo(a, b, scale, embedding or bool(config.get("fan_in_fan_out")), magnitude)
 
 
-def _finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite, by the bits: neither has an exponent that is not all ones."""
-    import torch
-
-    integer, mask = {
-        torch.float64: (torch.int64, 0x7FF << 52), torch.float32: (torch.int32, 0xFF << 23),
-        torch.float16: (torch.int16, 0x1F << 10), torch.bfloat16: (torch.int16, 0xFF << 7),
-    }[tensor.dtype]
-    bits = tensor.view(integer).numpy()
-    return not bool(((bits & mask) == mask).any())
-
-
 def _check_values(adapter: AdapterFile) -> None:
     held = {f"lora_{part} of {name}": info for name, factors in adapter.modules.items()
             for part, info in (("A", factors.a), ("B", factors.b), ("magnitude_vector", factors.magnitude))}
     held |= adapter.replaced | {name: info for name, (info, _) in adapter.added.items()}
     for name, info in held.items():
-        if info is not None and not all(map(_finite, row_blocks(info))):
+        if info is not None and not all(map(all_finite, row_blocks(info))):
             raise AdapterError(f"{adapter.folder}: {name} holds NaN or infinity; the training went wrong")
 
 

@@ -17,16 +17,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import LINEARS, ModelConfig
+from .config import ModelConfig
 from .errors import CheckpointError, DataError, short
 from .files import parse_json, read_json, write_aside
+from .hub import INDEX, SINGLE, download
 
 if TYPE_CHECKING:
     import torch
 
 DEMO = Path(__file__).parent / "demo" / "base"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 MAX_HEADER = 100_000_000  # the limit of the safetensors library
 
 BYTES = {
@@ -41,7 +40,11 @@ _TORCH_NAMES = {
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 
-_WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.tiktoken", "*.model", "*.jinja")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_NO_PICKLES = (
+    "is a pickle, which can run code when read; take the checkpoint's safetensors, or load it where you trust it and "
+    "save it with save_pretrained(folder, safe_serialization=True)"
+)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -154,26 +157,54 @@ def read_tensor(info: TensorInfo) -> torch.Tensor:
     return _read(info, info.shape, info.start)
 
 
-def read_rows(info: TensorInfo, first: int, last: int) -> torch.Tensor:
-    """Rows first..last-1 of the first dimension, in the dtype on disk, on the CPU."""
+def read_rows(info: TensorInfo, first: int, last: int, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Rows first..last-1 of the first dimension, in the dtype on disk, on the CPU; into `out` where it is given."""
     row = info.nbytes // info.shape[0]
-    return _read(info, (last - first, *info.shape[1:]), info.start + first * row)
+    return _read(info, (last - first, *info.shape[1:]), info.start + first * row, out)
+
+
+def row_spans(info: TensorInfo, elements: int = 1 << 20) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of blocks of whole rows, about `elements` in each. The tensor must have a dimension."""
+    if 0 not in info.shape:
+        step = max(1, elements * info.shape[0] // math.prod(info.shape))
+        for first in range(0, info.shape[0], step):
+            yield first, min(first + step, info.shape[0])
 
 
 def row_blocks(info: TensorInfo, elements: int = 1 << 20) -> Iterator[torch.Tensor]:
     """The tensor in blocks of whole rows, about `elements` in each, so that no more is in memory."""
-    if 0 in info.shape:
+    if not info.shape:
+        yield read_tensor(info)
         return
-    rows = info.shape[0] if info.shape else 1
-    step = max(1, elements * rows // math.prod(info.shape))
-    for first in range(0, rows, step):
-        yield read_rows(info, first, min(first + step, rows)) if info.shape else read_tensor(info)
+    for first, last in row_spans(info, elements):
+        yield read_rows(info, first, last)
 
 
-def _read(info: TensorInfo, shape: tuple[int, ...], start: int) -> torch.Tensor:
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no element of a contiguous tensor on the CPU is NaN or infinite.
+
+    By the bits: of the positive numbers those are the largest integers, of the negative ones the largest unsigned.
+    """
     import torch
 
-    tensor = torch.empty(shape, dtype=torch_dtype(info.dtype))
+    if tensor.numel() == 0:
+        return True
+    signed, infinity = {
+        torch.float64: ("i8", 0x7FF << 52), torch.float32: ("i4", 0xFF << 23),
+        torch.float16: ("i2", 0x1F << 10), torch.bfloat16: ("i2", 0xFF << 7),
+    }[tensor.dtype]
+    bits = tensor.view(-1).view(torch.uint8).numpy()
+    sign = 1 << (8 * tensor.element_size() - 1)
+    return int(bits.view(signed).max()) < infinity and int(bits.view(f"u{signed[1]}").max()) < sign + infinity
+
+
+def _read(
+    info: TensorInfo, shape: tuple[int, ...], start: int, tensor: torch.Tensor | None = None
+) -> torch.Tensor:
+    import torch
+
+    if tensor is None:
+        tensor = torch.empty(shape, dtype=torch_dtype(info.dtype))
     if tensor.numel() == 0:
         return tensor
     view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
@@ -204,10 +235,8 @@ def write_safetensors(
 
 
 def resolve(name: str | Path) -> Path:
-    """The folder of a checkpoint: a local folder, `demo`, or a Hub id with an optional `@revision`.
-
-    A Hub id is downloaded by huggingface-hub into its cache (only the files a checkpoint needs); its offline
-    settings are honoured. CheckpointError when there is no such folder or repository.
+    """The folder of a checkpoint: a local folder, a .safetensors file in one, `demo`, or a Hub id with an optional
+    `@revision` (see `hub.download`). CheckpointError when there is no such folder or repository.
     """
     text = str(name)
     if text == "demo":
@@ -215,26 +244,19 @@ def resolve(name: str | Path) -> Path:
     path = Path(name)
     if path.is_dir():
         return path
+    if path.suffix in _PICKLES and path.exists():
+        raise CheckpointError(f"{text}: {_NO_PICKLES}")
     if path.exists():
-        raise CheckpointError(f"{text}: wanted a checkpoint folder, got a file")
+        if path.suffix != ".safetensors" or not (path.parent / "config.json").is_file():
+            raise CheckpointError(
+                f"{text}: wanted a checkpoint folder, or a .safetensors file with config.json beside it; got a file"
+            )
+        return path.parent
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", text) or text.startswith("."):
         raise CheckpointError(
             f"{text}: no such folder; give a local folder, a Hub id such as Qwen/Qwen2.5-7B, or demo"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repository, _, revision = text.partition("@")
-    try:
-        return Path(
-            snapshot_download(repository, revision=revision or None, allow_patterns=list(_WANTED))
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{text}: no such folder, and not to be had from the Hub ({reason}); "
-            "download it first and give the folder"
-        ) from error
+    return download(text)
 
 
 def _inside(folder: Path, name: Any) -> Path:
@@ -257,11 +279,11 @@ class Checkpoint:
     """An open checkpoint folder: checked headers, no tensor in memory.
 
     Attributes: folder; raw_config (dict of config.json); tensors (name → TensorInfo); files (weight files in
-    order); sharded; metadata (of the first weight file).
+    order); sharded; metadata (of the first weight file). single: the name of the one weight file to read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, single: str = SINGLE) -> None:
+        self.folder, self._single = folder, single
         try:
             self.raw_config: dict[str, Any] = read_json(folder / "config.json")
             self.files = self._weight_files()
@@ -284,7 +306,8 @@ class Checkpoint:
     @classmethod
     def open(cls, name: str | Path) -> Checkpoint:
         """Resolves `name` (see `resolve`) and checks config, index and headers. CheckpointError, DataError."""
-        return cls(resolve(name))
+        folder, path = resolve(name), Path(name)
+        return cls(folder, path.name if path.is_file() else SINGLE)
 
     @functools.cached_property
     def config(self) -> ModelConfig:
@@ -299,6 +322,8 @@ class Checkpoint:
     def _weight_files(self) -> list[Path]:
         folder = self.folder
         if self.sharded:
+            if self._single != SINGLE:
+                raise CheckpointError(f"{folder / self._single}: the folder has an index of its files; give the folder")
             index = read_json(folder / INDEX)
             names = index.get("weight_map") if isinstance(index, dict) else None
             if not isinstance(names, dict) or not names:
@@ -309,14 +334,14 @@ class Checkpoint:
                 if not path.is_file():
                     raise CheckpointError(f"{path}: named by the index but missing; download it again")
             return paths
-        if (folder / SINGLE).is_file():
-            return [_inside(folder, SINGLE)]
-        pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
+        if (folder / self._single).is_file():
+            return [_inside(folder, self._single)]
+        pickles = sorted(
+            path.name for path in folder.iterdir()
+            if path.suffix in _PICKLES or path.name.endswith(".bin.index.json")
+        )
         if pickles:
-            raise CheckpointError(
-                f"{folder}: has only pickle files ({pickles[0]}), which can run code when read; "
-                "convert the checkpoint to safetensors first"
-            )
+            raise CheckpointError(f"{folder}: has no safetensors; {pickles[0]} {_NO_PICKLES}")
         raise CheckpointError(f"{folder}: has neither {SINGLE} nor {INDEX}")
 
     def _check_index(self) -> None:
@@ -346,28 +371,21 @@ class Checkpoint:
 
 def expected_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(tensor name, shape) of every weight a model of this configuration has, the tied head left out."""
-    d, i = config.hidden_size, config.intermediate_size
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    shapes = dict(zip(LINEARS, ((q, d), (kv, d), (kv, d), (d, q), (i, d), (i, d), (d, i)), strict=True))
-    biases = dict(zip(
-        LINEARS,
-        (config.qkv_bias,) * 3 + (config.o_bias,) + (config.mlp_bias,) * 3,
-        strict=True,
-    ))
-    yield "model.embed_tokens.weight", (config.vocab_size, d)
+    name, d = config.family.name, config.hidden_size
+    body = name("model")
+    yield f"{body}.{name('embed_tokens')}.weight", (config.vocab_size, d)
     for layer in range(config.layers):
-        prefix = f"model.layers.{layer}."
-        yield prefix + "input_layernorm.weight", (d,)
-        for linear, shape in shapes.items():
-            yield f"{prefix}{linear}.weight", shape
-            if biases[linear]:
-                yield f"{prefix}{linear}.bias", (shape[0],)
-        if config.qk_norm:
-            yield prefix + "self_attn.q_norm.weight", (config.head_dim,)
-            yield prefix + "self_attn.k_norm.weight", (config.head_dim,)
-        yield prefix + "post_attention_layernorm.weight", (d,)
-    yield "model.norm.weight", (d,)
+        block = f"{body}.{name('layers')}.{layer}"
+        for norm in config.block_norms():
+            yield f"{block}.{name(norm)}.weight", (d,)
+        for owner, linears in (("self_attn", config.attention_linears()), ("mlp", config.mlp_linears())):
+            for linear, (outputs, inputs, bias) in linears.items():
+                yield f"{block}.{name(owner)}.{name(linear)}.weight", (outputs, inputs)
+                if bias:
+                    yield f"{block}.{name(owner)}.{name(linear)}.bias", (outputs,)
+        if config.family.qk_norm:
+            for norm in ("q_norm", "k_norm"):
+                yield f"{block}.{name('self_attn')}.{name(norm)}.weight", (config.head_dim,)
+    yield f"{body}.{name('norm')}.weight", (d,)
     if not config.tied:
-        yield "lm_head.weight", (config.vocab_size, d)
-
-
+        yield f"{name('lm_head')}.weight", (config.vocab_size, d)

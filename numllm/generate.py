@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
+from . import decode
 from .errors import NumLLMError
-from .model import Transformer, left_padded
+from .model import Transformer
 from .tokenizer import Tokenizer
 
 Stream = Callable[[int, str], None]
@@ -41,6 +43,26 @@ def next_tokens(
     return order.gather(1, place)[:, 0]
 
 
+class _Penalty:
+    """The repetition penalty of arXiv 1909.05858: a token of the prompt or of what was said has its logit divided by
+    `factor` where it is positive, multiplied where negative.
+    """
+
+    def __init__(self, factor: float, prompts: Sequence[Sequence[int]], like: Tensor) -> None:
+        self.factor, self.seen = factor, torch.zeros_like(like, dtype=torch.bool)
+        for row, ids in enumerate(prompts):
+            self.seen[row, torch.tensor(ids, device=like.device)] = True
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """logits (B, V) → (B, V)."""
+        lowered = torch.where(logits > 0, logits / self.factor, logits * self.factor)
+        return torch.where(self.seen, lowered, logits)
+
+    def add(self, chosen: Tensor) -> None:
+        """Takes note of the tokens chosen, (B,)."""
+        self.seen.scatter_(1, chosen[:, None], True)
+
+
 def _generator(seed: int, index: int) -> torch.Generator:
     """Random numbers of one prompt: they do not depend on the prompts beside it."""
     digest = hashlib.sha256(f"{seed} generate {index}".encode()).digest()
@@ -50,21 +72,21 @@ def _generator(seed: int, index: int) -> torch.Generator:
 @torch.no_grad()
 def generate_ids(
     model: Transformer, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, temperature: float = 0.0,
-    top_k: int | None = None, top_p: float | None = None, seed: int = 0, ends: Collection[int] = (),
-    cache: bool = True, watch: Callable[[int, list[int]], bool] | None = None,
+    top_k: int | None = None, top_p: float | None = None, repetition_penalty: float = 1.0, seed: int = 0,
+    ends: Collection[int] = (), way: str = "auto", watch: Callable[[int, list[int]], bool] | None = None,
 ) -> list[list[int]]:
     """New ids of each prompt of ids; an id in `ends` ends its prompt and is not returned.
 
-    Prompts are padded on the left, as documents of their own, so each continues as it would alone. Each has
-    its own random numbers from (seed, its index). cache=False runs the whole text anew at each step. watch:
-    called with (index, new ids so far) after each token; True ends the prompt. NumLLMError for a prompt that
-    is empty, has ids the model lacks, or leaves no room for `max_new_tokens` in the model's context.
+    Each prompt continues as it would alone, with its own random numbers from (seed, its index). way: how steps are
+    run, one of `decode.WAYS`. watch: called with (index, new ids so far) after each token; True ends the prompt.
+    NumLLMError for a prompt that is empty, has ids the model lacks, or leaves no room for `max_new_tokens` in the
+    model's context.
     """
     if max_new_tokens < 1 or not temperature >= 0 or (top_k is not None and top_k < 1) \
-            or (top_p is not None and not 0 < top_p <= 1):
+            or (top_p is not None and not 0 < top_p <= 1) or not 0 < repetition_penalty < math.inf:
         raise ValueError(
-            "wanted max_new_tokens ≥ 1, temperature ≥ 0, top_k ≥ 1 and 0 < top_p ≤ 1, "
-            f"got {max_new_tokens}, {temperature}, {top_k}, {top_p}"
+            "wanted max_new_tokens ≥ 1, temperature ≥ 0, top_k ≥ 1, 0 < top_p ≤ 1 and a positive repetition_penalty, "
+            f"got {max_new_tokens}, {temperature}, {top_k}, {top_p}, {repetition_penalty}"
         )
     if not prompts:
         return []
@@ -82,18 +104,18 @@ def generate_ids(
                 f"prompt {index + 1} has {len(ids)} tokens; with {max_new_tokens} new ones that is more than "
                 f"the model's context of {context}; shorten it or ask for fewer"
             )
-    tokens, documents, padded = left_padded(prompts, model.device)
-    store = model.new_cache(len(prompts), tokens.shape[1] + max_new_tokens) if cache else None
+    logits, following = decode.start(model, prompts, max_new_tokens, way)
+    penalty = _Penalty(repetition_penalty, prompts, logits) if repetition_penalty != 1 else None
     generators = [_generator(seed, index) for index in range(len(prompts))]
     found: list[list[int]] = [[] for _ in prompts]
     open_ = set(range(len(prompts)))
     while True:
-        x = model.hidden(tokens, documents=documents if padded else None, cache=store)
-        logits = model.lm_head(x[:, -1])
         if not torch.isfinite(logits).all():
             raise NumLLMError(f"the model gives NaN or infinity in {model.dtype}; use --dtype float32")
         draws = [float(torch.rand((), generator=g, dtype=torch.float64)) for g in generators]
-        chosen = next_tokens(logits, draws, temperature=temperature, top_k=top_k, top_p=top_p)
+        chosen = next_tokens(
+            logits if penalty is None else penalty(logits), draws, temperature=temperature, top_k=top_k, top_p=top_p
+        )
         for row, token in enumerate(chosen.tolist()):
             if row not in open_:
                 continue
@@ -106,11 +128,9 @@ def generate_ids(
                 open_.discard(row)
         if not open_:
             return found
-        fresh = torch.zeros_like(documents[:, :1])
-        if cache:
-            tokens, documents = chosen[:, None], fresh
-        else:
-            tokens, documents = torch.cat((tokens, chosen[:, None]), 1), torch.cat((documents, fresh), 1)
+        if penalty is not None:
+            penalty.add(chosen)
+        logits = following(chosen)
 
 
 class _Text:
@@ -146,23 +166,26 @@ class _Text:
 
 
 def generate(
-    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int,
-    temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None, seed: int = 0,
-    stop: Sequence[str] = (), stream: Stream | None = None,
+    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str | Sequence[int]], *, max_new_tokens: int,
+    temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
+    repetition_penalty: float = 1.0, seed: int = 0, stop: Sequence[str] = (), stream: Stream | None = None,
 ) -> list[str]:
     """The continuation of each prompt, without it.
 
-    bos is put in front where the model expects it. Generation ends at an end token of the checkpoint, before
-    the first of the `stop` strings, or after `max_new_tokens`. temperature 0 is greedy; else see
-    `next_tokens`; a prompt's random numbers depend on the seed and its index only. stream: called with
-    (index, piece) as text becomes certain; the pieces add up to the result. NumLLMError as `generate_ids`.
+    A prompt is a text, before which bos is put where the model expects it, or ids as they are. Generation ends at
+    an end token of the checkpoint, before the first of the `stop` strings, or after `max_new_tokens`. temperature 0
+    is greedy, else see `next_tokens`; repetition_penalty 1 is none, else see `_Penalty`; a prompt's random numbers
+    depend on the seed and its index only. stream: called with (index, piece) as text becomes certain; the pieces add
+    up to the result. NumLLMError as `generate_ids`.
     """
     if isinstance(prompts, str):
         raise TypeError("prompts must be a list of texts, got one text")
     if not all(stop):
         raise ValueError("a stop string must not be empty")
     prefix = tokenizer.prefix()
-    rows = [[*prefix, *ids] for ids in tokenizer.encode_batch(prompts)]
+    rows = [
+        [*prefix, *tokenizer.encode(prompt)] if isinstance(prompt, str) else list(prompt) for prompt in prompts
+    ]
     texts = [_Text(tokenizer, row, stop) for row in rows]
 
     def watch(index: int, ids: list[int]) -> bool:
@@ -173,7 +196,8 @@ def generate(
 
     found = generate_ids(
         model, rows, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-        seed=seed, ends=tokenizer.eos_ids, watch=watch if stop or stream else None,
+        repetition_penalty=repetition_penalty, seed=seed, ends=tokenizer.eos_ids,
+        watch=watch if stop or stream else None,
     )
     for index, (text, ids) in enumerate(zip(texts, found, strict=True)):
         text.add(ids)

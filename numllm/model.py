@@ -1,7 +1,8 @@
-"""The transformer: one decoder-only model for every family in `config.FAMILIES`.
+"""The transformer: one decoder-only model for every family in `families.FAMILIES`.
 
-Module names are those of the checkpoint's tensors, so a tensor's name is its place. The linears are plain
-`torch.nn.Linear`, frozen; `lora.attach` puts adapters on them.
+Module names are those of the checkpoint's tensors, so a tensor's name is its place, and adapters speak of the
+checkpoint's own linears, those that compute q, k and v at once among them. The code speaks of all by Llama's names:
+see `Part`. The linears are plain `torch.nn.Linear`, frozen; `lora.attach` puts adapters on them.
 
 Shapes: B rows, T positions, D hidden size, H heads, G key/value heads, E head size, V vocabulary.
 """
@@ -9,22 +10,43 @@ Shapes: B rows, T positions, D hidden size, H heads, G key/value heads, E head s
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import packed
-from .checkpoint import Checkpoint, expected_shapes
+from .checkpoint import Checkpoint, torch_dtype
 from .config import ModelConfig, Rope
-from .errors import CheckpointError, NumLLMError
+from .errors import NumLLMError
 from .files import Progress, no_progress
+from .rope import frequencies, rotate, rotations
+from .weights import matched, read_weight
 
 PADDING = -1
 """Document number of padding positions."""
+
+
+class Part(nn.Module):
+    """A module whose parts have the family's names and answer to Llama's as well.
+
+    names: Llama's name of a part → the family's, where they differ.
+    """
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(self.names.get(name, name) if isinstance(value, nn.Module) else name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(self.__dict__.get("names", {}).get(name, name))
 
 
 class RMSNorm(nn.Module):
@@ -42,50 +64,11 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
-def rope_frequencies(rope: Rope, head_dim: int) -> Tensor:
-    """Angle per position of each pair of features, (E / 2,) fp32.
-
-    θ^(−2i/E), stretched as `rope.kind` says: linear divides by the factor; llama3 (Llama 3.1's released code)
-    divides long wavelengths and blends the middle; yarn (arXiv 2309.00071, NTK-by-parts) ramps by dimension.
-    """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-    plain = 1.0 / (rope.theta**exponents)
-    if rope.kind == "linear":
-        return plain / rope.factor
-    if rope.kind == "llama3":
-        wavelength = 2 * math.pi / plain
-        low, high = rope.low_freq_factor, rope.high_freq_factor
-        share = (rope.original_context / wavelength - low) / (high - low)
-        blended = (1 - share) * plain / rope.factor + share * plain
-        longest, shortest = rope.original_context / low, rope.original_context / high
-        stretched = torch.where(wavelength > longest, plain / rope.factor, blended)
-        return torch.where(wavelength < shortest, plain, stretched)
-    if rope.kind == "yarn":
-
-        def dimension(turns: float) -> float:
-            return head_dim * math.log(rope.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
-
-        low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
-        if rope.truncate:
-            low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, head_dim - 1)
-        ramp = (torch.arange(head_dim // 2).float() - low) / (high - low if high != low else 0.001)
-        keep = 1 - ramp.clamp(0, 1)
-        return plain / rope.factor * (1 - keep) + plain * keep
-    return plain
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding: pairs (xᵢ, xᵢ₊ᴇ⸝₂) turned by the position's angle. x (B, H, T, E), cos, sin (B, 1, T, E)."""
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + turned * sin
-
-
 class Cache:
     """Keys and values of the positions seen so far, preallocated.
 
-    keys, values (layers, B, G, length, E); documents (B, length) int32; `used` positions are filled.
+    keys, values (layers, B, G, length, E); documents (B, length) int32; `used` positions are filled. lengths: how long
+    the sequences were that filled it first, where the rotations depend on that.
     """
 
     def __init__(self, config: ModelConfig, batch: int, length: int, dtype: torch.dtype, device: torch.device):
@@ -93,6 +76,7 @@ class Cache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.documents = torch.zeros((batch, length), dtype=torch.int32, device=device)
+        self.lengths: Tensor | None = None
         self.padded = False
         self.used = 0
 
@@ -106,7 +90,7 @@ class Plan:
     """What every layer of one forward pass needs: rotations, and which keys each query sees."""
 
     def __init__(
-        self, config: ModelConfig, frequencies: Tensor, tokens: Tensor, positions: Tensor | None,
+        self, config: ModelConfig, speeds: Tensor, tokens: Tensor, positions: Tensor | None,
         documents: Tensor | None, branches: Tensor | None, cache: Cache | None, dtype: torch.dtype,
     ) -> None:
         batch, count = tokens.shape
@@ -121,18 +105,31 @@ class Plan:
                 cache.documents[:, self.start : self.stop] = documents
                 cache.padded = True
             documents = cache.documents[:, : self.stop] if cache.padded else None
-        tree = None
+        tree = lengths = None
+        rope = config.rope
         if branches is not None:
             if documents is None or cache is not None:
                 raise ValueError("branches need documents, and no cache")
             tree = _tree(documents, branches)
             positions = tree.sum(-1) - 1
-        elif positions is None:
+            if rope.by_length and int(positions.max()) >= rope.original_context:
+                raise NumLLMError(
+                    f"branches of more than the {rope.original_context} positions of the original context cannot share "
+                    "a trunk: this model's rotations depend on the length of the text; run them one by one"
+                )
+        elif rope.by_length:
+            lengths = self._lengths(rope, documents, positions, count, device)
+        if positions is None:
             positions = _positions(documents, count, self.start, device).expand(batch, count)
-        angles = positions[:, None, :, None].float() * frequencies
-        angles = torch.cat((angles, angles), dim=-1)
-        factor = config.rope.attention_factor
-        self.cos, self.sin = (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+        if lengths is not None:
+            speeds = frequencies(rope, config.rotary_dim, lengths)[:, None]
+        angles = rotations(positions[:, None, :, None].float() * speeds, neighbours=config.family.rotates_neighbours)
+        self.cos = (angles.cos() * rope.attention_factor).to(dtype)
+        self.sin = (angles.sin() * rope.attention_factor).to(dtype)
+        self.query_scale = None
+        if config.logn_context is not None:
+            long = (positions + 1).clamp(min=config.logn_context).double().log() / math.log(config.logn_context)
+            self.query_scale = long[:, None, :, None].to(dtype)
         self.packed = None
         if documents is not None and tree is None and cache is None:
             self.packed = packed(documents, dtype, windowed=any(config.windows))
@@ -142,6 +139,37 @@ class Plan:
             for window in set(config.windows)
         }
         self.causal = self.start == 0 and count > 1
+
+    def _lengths(
+        self, rope: Rope, documents: Tensor | None, positions: Tensor | None, count: int, device: torch.device
+    ) -> Tensor:
+        """(B or 1, count or 1): the length, up to now, of the sequence that each token belongs to.
+
+        Qwen keeps the rotations of the text it began with; others turn each token by the length at its time.
+        """
+        if positions is not None:
+            found = positions.amax(-1, keepdim=True) + 1
+        elif documents is None:
+            found = torch.full((1, 1), self.stop, device=device)
+        else:
+            found = _run_lengths(documents)[:, -count:]
+        if self.start and count > 1 and self.stop > rope.original_context and int(found.max()) > rope.original_context:
+            raise NumLLMError(
+                f"a text of more than the {rope.original_context} positions of the original context cannot be read in "
+                "portions: this model's rotations depend on its length; read it at once"
+            )
+        if rope.kind != "qwen" or self.cache is None:
+            return found
+        if self.cache.lengths is None:
+            self.cache.lengths = found[:, -1:]
+            return found
+        return self.cache.lengths
+
+
+def _run_lengths(documents: Tensor) -> Tensor:
+    """(B, T): of how many equal document numbers in a row each is one."""
+    ahead = _positions(documents.flip(1), documents.shape[1], 0, documents.device).flip(1)
+    return _positions(documents, documents.shape[1], 0, documents.device) + ahead + 1
 
 
 def _positions(documents: Tensor | None, count: int, start: int, device: torch.device) -> Tensor:
@@ -188,32 +216,42 @@ def _narrow(tree: Tensor, positions: Tensor, window: int | None) -> Tensor:
     return tree[:, None]
 
 
-class Attention(nn.Module):
+class Attention(Part):
     """Grouped-query attention with rotary positions, optional biases, query/key norm and window."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, q, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, kv, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, kv, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(q, config.hidden_size, bias=config.o_bias)
-        if config.qk_norm:
+        super().__init__(config.family.names)
+        for name, (outputs, inputs, bias) in config.attention_linears().items():
+            setattr(self, name, nn.Linear(inputs, outputs, bias=bias))
+        self.q_norm = self.k_norm = None
+        if config.family.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.layer, self.head_dim, self.window = layer, config.head_dim, config.windows[layer]
-        self.grouped = config.heads != config.kv_heads
+        self.heads, self.kv_heads, self.family = config.heads, config.kv_heads, config.family
 
-    def _heads(self, x: Tensor, norm: nn.Module | None) -> Tensor:
-        x = x.unflatten(-1, (-1, self.head_dim))
-        return (norm(x) if norm is not None else x).transpose(1, 2)
+    def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, T, H, E), k and v (B, T, G, E)."""
+        size = (-1, self.head_dim)
+        if not self.family.fused_qkv:
+            return tuple(linear(x).unflatten(-1, size) for linear in (self.q_proj, self.k_proj, self.v_proj))
+        qkv = self.qkv_proj(x).unflatten(-1, size)
+        if not self.family.qkv_by_group:
+            return qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=-2)
+        groups = qkv.unflatten(-2, (self.kv_heads, -1))
+        return groups[..., :-2, :].flatten(-3, -2), groups[..., -2, :], groups[..., -1, :]
 
     def forward(self, x: Tensor, plan: Plan) -> Tensor:
         """x (B, T, D) → (B, T, D)."""
-        q = self._heads(self.q_proj(x), getattr(self, "q_norm", None))
-        k = self._heads(self.k_proj(x), getattr(self, "k_norm", None))
-        v = self._heads(self.v_proj(x), None)
-        q, k = rotate(q, plan.cos, plan.sin), rotate(k, plan.cos, plan.sin)
+        q, k, v = self._projections(x)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        q, k = (
+            rotate(part, plan.cos, plan.sin, neighbours=self.family.rotates_neighbours) for part in (q, k)
+        )
+        if plan.query_scale is not None:
+            q = q * plan.query_scale
         if plan.cache is not None:
             keys, values = plan.cache.keys[self.layer], plan.cache.values[self.layer]
             keys[:, :, plan.start : plan.stop] = k
@@ -224,7 +262,8 @@ class Attention(nn.Module):
         else:
             mask = plan.masks[self.window]
             y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None and plan.causal, enable_gqa=self.grouped
+                q, k, v, attn_mask=mask, is_causal=mask is None and plan.causal,
+                enable_gqa=self.heads != self.kv_heads,
             )
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
@@ -237,58 +276,80 @@ class SwiGLU(nn.Module):
         return F.silu(gate) * up
 
 
-class MLP(nn.Module):
+class MLP(Part):
     """down(SwiGLU(gate(x), up(x)))."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        d, i, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(d, i, bias=bias)
-        self.up_proj = nn.Linear(d, i, bias=bias)
-        self.down_proj = nn.Linear(i, d, bias=bias)
+        super().__init__(config.family.names)
+        for name, (outputs, inputs, bias) in config.mlp_linears().items():
+            setattr(self, name, nn.Linear(inputs, outputs, bias=bias))
+        self.fused = config.family.fused_gate_up
         self.act = SwiGLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) → (B, T, D)."""
-        return self.down_proj(self.act(self.gate_proj(x), self.up_proj(x)))
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1) if self.fused else (self.gate_proj(x), self.up_proj(x))
+        return self.down_proj(self.act(gate, up))
 
 
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+class Block(Part):
+    """x + attention(norm(x)), then x + mlp(norm(x)); what is added may itself be normalised, and scaled."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        super().__init__(config.family.names)
+        self.post_self_attn_layernorm = self.post_mlp_layernorm = None
+        for name in config.block_norms():
+            setattr(self, name, RMSNorm(config.hidden_size, config.norm_eps))
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
+        self.scale = config.residual_scale
 
     def forward(self, x: Tensor, plan: Plan, select: Tensor | None = None) -> Tensor:
         """x (B, T, D) → (B, T, D); or (S, D) of the positions picked by `select`, flat indexes (S,)."""
-        x = x + self.self_attn(self.input_layernorm(x), plan)
+        x = self._add(x, self.self_attn(self.input_layernorm(x), plan), self.post_self_attn_layernorm)
         if select is not None:
             x = x.flatten(0, 1)[select]
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return self._add(x, self.mlp(self.post_attention_layernorm(x)), self.post_mlp_layernorm)
+
+    def _add(self, x: Tensor, y: Tensor, norm: nn.Module | None) -> Tensor:
+        return torch.add(x, y if norm is None else norm(y), alpha=self.scale)
 
 
-class Body(nn.Module):
-    """Embedding, blocks and the last norm: what the checkpoint calls `model`."""
+class Body(Part):
+    """Embedding, blocks and the last norm: what Llama's checkpoints call `model`."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config.family.names)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
 
-class Transformer(nn.Module):
+class NormalisedHead(nn.Module):
+    """A head whose rows have length 1, as `load_model` makes them. No linear, so no adapter is put on it: one would
+    have to be added before the rows are divided.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., D) → (..., V)."""
+        return F.linear(x, self.weight)
+
+
+class Transformer(Part):
     """A decoder-only transformer; every weight frozen. Made by `load_model`, or empty from a ModelConfig."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config.family.names)
         self.config = config
         self.model = Body(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.family.normalised_head:
+            self.lm_head = NormalisedHead(config.hidden_size, config.vocab_size)
+        else:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.requires_grad_(False)
@@ -304,6 +365,11 @@ class Transformer(nn.Module):
         """Where the weights are."""
         return self.model.embed_tokens.weight.device
 
+    @property
+    def linear_names(self) -> dict[str, str]:
+        """See `ModelConfig.linear_names`."""
+        return self.config.linear_names()
+
     def new_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of up to `length` positions."""
         return Cache(self.config, batch, length, self.dtype, self.device)
@@ -312,7 +378,7 @@ class Transformer(nn.Module):
         self, tokens: Tensor, *, positions: Tensor | None = None, documents: Tensor | None = None,
         branches: Tensor | None = None, cache: Cache | None = None, select: Tensor | None = None,
     ) -> Tensor:
-        """States after the last norm, (B, T, D); or (S, D) of the positions picked by `select`, flat indexes (S,).
+        """States that the head reads, (B, T, D); or (S, D) of the positions picked by `select`, flat indexes (S,).
 
         tokens (B, T) int64. positions (B, T): default, counted within each document. documents (B, T) ints:
         a token sees earlier tokens of the same number only; PADDING marks padding. branches (B, T) ints: a
@@ -320,15 +386,15 @@ class Transformer(nn.Module):
         are counted along them. With a cache, tokens follow what is in it. What is not selected skips the last MLP.
         """
         if self._frequencies is None or self._frequencies.device != tokens.device:
-            self._frequencies = rope_frequencies(self.config.rope, self.config.head_dim).to(tokens.device)
+            self._frequencies = frequencies(self.config.rope, self.config.rotary_dim).to(tokens.device)
         plan = Plan(self.config, self._frequencies, tokens, positions, documents, branches, cache, self.dtype)
-        x = self.model.embed_tokens(tokens)
+        x = _scaled(self.model.embed_tokens(tokens), self.config.embedding_scale)
         for block in self.model.layers[:-1]:
             x = block(x, plan)
         x = self.model.layers[-1](x, plan, select)
         if cache is not None:
             cache.used = plan.stop
-        return self.model.norm(x)
+        return _scaled(self.model.norm(x), self.config.head_scale)
 
     def forward(
         self, tokens: Tensor, *, positions: Tensor | None = None, documents: Tensor | None = None,
@@ -345,33 +411,8 @@ class Transformer(nn.Module):
         )
 
 
-def _leftover(name: str, config: ModelConfig) -> bool:
-    """Tensors that some checkpoints hold and that carry nothing: old rotary buffers, the tied head."""
-    return name.endswith(".rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight")
-
-
-def _check(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, str]]:
-    """(name in the model, name in the file) of every weight, after checking that names and shapes agree."""
-    expected = dict(expected_shapes(config))
-    names = {name: name for name in expected}
-    embedding = "model.embed_tokens.weight"
-    if config.tied and embedding not in checkpoint.tensors and "lm_head.weight" in checkpoint.tensors:
-        names[embedding] = "lm_head.weight"
-    for name, stored in names.items():
-        info = checkpoint.info(stored)
-        if info.shape != expected[name]:
-            raise CheckpointError(
-                f"{info.file}: {stored} has the shape {list(info.shape)}, config.json wants {list(expected[name])}"
-            )
-        if info.dtype not in ("F32", "F16", "BF16"):
-            raise CheckpointError(f"{info.file}: {stored} is {info.dtype}; supported: F32, F16, BF16")
-        yield name, stored
-    for name in checkpoint.tensors:
-        if name not in names and not _leftover(name, config):
-            raise CheckpointError(
-                f"{checkpoint.tensors[name].file}: {config.architecture} has no tensor {name!r}; "
-                "the checkpoint is of another model"
-            )
+def _scaled(x: Tensor, scale: float) -> Tensor:
+    return x if scale == 1 else x * scale
 
 
 def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, bool]:
@@ -390,7 +431,8 @@ def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
 
 def _block(name: str) -> int | None:
     """The number of the block that a weight is in."""
-    return int(name.split(".")[2]) if name.startswith("model.layers.") else None
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found[1]) if found else None
 
 
 def load_model(
@@ -398,44 +440,30 @@ def load_model(
     device: str | torch.device = "cpu", progress: Progress = no_progress,
     placed: Callable[[nn.Module], None] | None = None,
 ) -> Transformer:
-    """The model of a checkpoint, frozen, one tensor read at a time.
+    """The model of a checkpoint, frozen, read a block of one weight at a time into its place on `device`.
 
     placed: called with each block as soon as it has its weights, so that it can be sharded before the next is read.
-    dtype None keeps the embedding's dtype on disk for all weights. CheckpointError when a tensor is missing,
-    left over, of another shape, or not finite; ConfigError when the architecture is not supported.
+    dtype None keeps the embedding's dtype on disk for all weights. Memory: the weights in `dtype` and a few MB.
+    Everything the headers can tell is checked first. CheckpointError when a tensor is missing, left over, of another
+    shape, or not finite; ConfigError when the architecture is not supported.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
     config = checkpoint.config
-    pairs = list(_check(checkpoint, config))
+    weights = list(matched(checkpoint, config))
     with torch.device("meta"):
         model = Transformer(config)
-    if dtype is None:
-        dtype = checkpoint.read(pairs[0][1]).dtype
-    waiting = Counter(_block(name) for name, _ in pairs)
-    for name, stored in progress(pairs, total=len(pairs), description="loading", unit="tensor"):
-        tensor = checkpoint.read(stored, dtype=dtype, device=device)
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"{checkpoint.info(stored).file}: {stored} holds NaN or infinity as {dtype}; "
-                "the checkpoint is damaged or needs another --dtype"
-            )
+    dtype = dtype or torch_dtype(weights[0][1].dtype)
+    waiting = Counter(_block(name) for name, _ in weights)
+    for name, info in progress(weights, total=len(weights), description="loading", unit="tensor"):
         owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+        module = model.get_submodule(owner)
+        tensor = read_weight(info, dtype, torch.device(device), unit_rows=isinstance(module, NormalisedHead))
+        setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
         if placed is not None and (block := _block(name)) is not None:
             waiting[block] -= 1
             if not waiting[block]:
                 placed(model.model.layers[block])
     if config.tied:
-        _check_tied(checkpoint)
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.eval()
-
-
-def _check_tied(checkpoint: Checkpoint) -> None:
-    embedding, head = (checkpoint.tensors.get(n) for n in ("model.embed_tokens.weight", "lm_head.weight"))
-    if embedding and head and not torch.equal(checkpoint.read(embedding.name), checkpoint.read(head.name)):
-        raise CheckpointError(
-            f"{checkpoint.folder}: config.json ties the head to the embedding, but lm_head.weight differs "
-            "from model.embed_tokens.weight; set tie_word_embeddings to false or remove one"
-        )

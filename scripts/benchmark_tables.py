@@ -213,13 +213,81 @@ def traffic(rows: Iterable[Row]) -> Iterable[str]:
         yield ""
 
 
+def load(rows: Iterable[Row]) -> Iterable[str]:
+    """One table a machine and shape."""
+
+    def machine(row: Row) -> tuple[Any, ...]:
+        return tuple(row[key] for key in ("device", "threads", "shape", "bytes", "rounds", "torch", "commit"))
+
+    for (device, threads, shape, size, rounds, torch, commit), group in groupby(rows, machine):
+        yield (
+            f"**{shape}**, {size / 1e9:.2f} GB bf16, {device}, {threads} thread{'s' * (threads > 1)}, {rounds} rounds, "
+            f"torch {torch}, commit {commit or 'unknown'}:\n"
+        )
+        yield "| | CPU s, median (p20–p80) | × load_file into own memory | wall s |"
+        yield "|---|--:|--:|--:|"
+        for row in group:
+            cpu, ratio = ({name: value / scale for name, value in row[key].items()}
+                          for key, scale in (("cpu_ms", 1000), ("ratio_to_own", 1)))
+            yield (
+                f"| {row['candidate']} | {cpu['p50']:.3f} ({cpu['p20']:.3f}–{cpu['p80']:.3f}) | {ratio['p50']:.2f} "
+                f"({ratio['p20']:.2f}–{ratio['p80']:.2f}) | {row['ms']['p50'] / 1000:.3f} |"
+            )
+        yield ""
+
+
+def generate(rows: Iterable[Row]) -> Iterable[str]:
+    """One table a machine."""
+    rows = list(rows)
+    if not any(row["kind"] == "cuda" for row in rows):
+        yield "On a GPU, where steps are replayed as a CUDA graph: not yet measured.\n"
+
+    def machine(row: Row) -> tuple[Any, ...]:
+        return row["device"], row["threads"], row["torch"], row["commit"]
+
+    for (device, threads, torch, commit), group in groupby(rows, machine):
+        where = f"{threads} thread{'s' * (threads > 1)}, " if threads else ""
+        yield f"**{device}**, {where}torch {torch}, commit {commit or 'unknown'}:\n"
+        yield "| model | dtype | | new tokens | | s of its own | × transformers | by the clock | same tokens |"
+        yield "|---|---|---|--:|---|--:|--:|--:|---|"
+        for row in group:
+            yield (
+                f"| {row['model']} | {row['dtype']} | {row['case']} | {row['new_tokens']} | {row['candidate']} "
+                f"| {row['cpu_seconds']:.2f} | {row['cpu_ratio']:.2f} | {row['ratio']:.2f} "
+                f"| {'yes' if row['same'] else 'no'} |"
+            )
+        yield ""
+
+
+def families(rows: Iterable[Row]) -> Iterable[str]:
+    """One table: a line a family."""
+    rows = list(rows)
+
+    def size(value: float) -> str:
+        return f"{value:.0e}" if value else "0"
+
+    yield "| family | original | logits | greedy tokens | long texts | tokenizer | adapters | merged |"
+    yield "|---|---|--:|--:|---|---|--:|--:|"
+    for row in rows:
+        long = f"{row['scaling']}: {size(row['long'])}" if row["scaling"] else "–"
+        ids = row["tokenizer"]
+        same = f"{ids['original']}: {ids['texts'] - ids['different']}/{ids['texts']}" if ids else "–"
+        yield (
+            f"| {row['family']} | {row['original']} | {size(row['logits'])} | {row['greedy']}/32 | {long} | {same} "
+            f"| {size(row['adapter'])} | {size(row['merge'])} |"
+        )
+    if rows:
+        yield f"\nMeasured with torch {rows[0]['torch']}, PEFT {rows[0]['peft']}, commit {rows[0]['commit']}."
+
+
 Table = Callable[[Iterable[Row]], Iterable[str]]
 PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "benchmarks" / "README.md": {
         "lora_linear": lora_linear, "train_step": train_step, "train": train, "traffic": traffic, "merge": merge,
-        "numbers": numbers,
+        "load": load, "numbers": numbers, "generate": generate,
     },
     ROOT / "README.md": {"demo": demo, "ablation": ablation},
+    ROOT / "numllm" / "README.md": {"families": families},
 }
 """Pages, and for each the name of a benchmark, in its rows and in the page's markers, with its tables."""
 

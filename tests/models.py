@@ -17,6 +17,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     }),
     "llama-linear": ("Llama", {
+        "max_position_embeddings": 16,
         "rope_parameters": {"rope_theta": 10000.0, "rope_type": "linear", "factor": 4.0},
     }),
     "mistral": ("Mistral", {"num_key_value_heads": 2, "sliding_window": 8}),
@@ -32,14 +33,30 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     }),
     "qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 32}),
+    "glm4": ("Glm4", {"num_key_value_heads": 2, "head_dim": 16, "attention_bias": True}),
+    "glm4-yarn": ("Glm4", {
+        "num_key_value_heads": 1, "head_dim": 16, "attention_bias": False, "max_position_embeddings": 32,
+        "rope_parameters": {
+            "rope_theta": 10000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
+            "partial_rotary_factor": 0.5,
+        },
+    }),
 }
+
+BY_LENGTH: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-dynamic": ("Llama", {
+        "max_position_embeddings": 24, "num_key_value_heads": 1,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 2.0},
+    }),
+}
+"""Families whose rotations depend on the length of the text: in transformers, of the longest of a batch."""
 
 
 def transformers_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A random transformers model of the family, 2 layers wide 64, with every weight of visible size."""
     import transformers
 
-    kind, settings = FAMILIES[family]
+    kind, settings = {**FAMILIES, **BY_LENGTH}[family]
     config = getattr(transformers, f"{kind}Config")(**{
         "vocab_size": 160, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
         "num_attention_heads": 4, "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": None,

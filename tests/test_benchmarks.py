@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_eval, bench_lora, bench_train, measure
+from benchmarks import bench_eval, bench_load, bench_lora, bench_train, measure
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "scripts" / "benchmark_tables.py"
@@ -62,6 +62,14 @@ def test_rows_of_the_evaluation_benchmark(monkeypatch, tmp_path) -> None:
     assert [row["case"] for row in rows] == ["fineval"] * 2 + ["prefix"] * 2 + ["transformers"] * 4
     assert all(row["seconds"] > 0 and row["cpu_seconds"] > 0 and row["torch"] for row in rows)
     assert all(row["difference"] < 1e-5 for row in rows if "difference" in row)
+
+
+def test_rows_of_the_loading_benchmark(tmp_path) -> None:
+    out = tmp_path / "rows.jsonl"
+    bench_load.main(["--shape", "small", "--rounds", "2", "--work", str(tmp_path), "--out", str(out)])
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row["candidate"] for row in rows] == list(bench_load.CANDIDATES) and list(tmp_path.iterdir()) == [out]
+    assert all(row["ms"]["p50"] > 0 and row["bytes"] > 1e5 and row["commit"] for row in rows)
 
 
 def test_candidates_take_turns_on_rotating_inputs() -> None:

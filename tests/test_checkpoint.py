@@ -154,21 +154,6 @@ def test_names_that_are_nothing(tmp_path, monkeypatch):
         resolve(tmp_path / "file")
 
 
-def test_hub_ids_are_read_from_the_offline_cache(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    asked = {}
-
-    def snapshot_download(repository, *, revision, allow_patterns):
-        asked.update(repository=repository, revision=revision, patterns=allow_patterns)
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert resolve("Qwen/Qwen2.5-7B@abc123") == tmp_path
-    assert asked["repository"] == "Qwen/Qwen2.5-7B" and asked["revision"] == "abc123"
-    assert "*.safetensors" in asked["patterns"] and not any("bin" in p for p in asked["patterns"])
-
-
 def test_hub_failure_is_one_line(monkeypatch):
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError

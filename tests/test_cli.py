@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from numllm import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("corpus", "numbers", "numct", "train", "merge", "eval", "compare", "report", "probes", "perplexity",
-            "generate", "demo")
+            "generate", "inspect", "demo")
 
 
 def run(capfd, *arguments, entry=cli.cli):
@@ -231,3 +232,87 @@ def test_adapter_of_another_model_is_refused(tmp_path, capfd):
     capfd.readouterr()
     code, _, err = run(capfd, "merge", "--base", "demo", "--adapter", tmp_path / "a", "--out", tmp_path / "m")
     assert code == 1 and len(err.splitlines()) == 1 and not (tmp_path / "m").exists()
+
+
+# Generation and inspection
+
+
+@pytest.fixture(scope="module")
+def chatty(tmp_path_factory):
+    """A tiny checkpoint with a chat template."""
+    folder = tiny.base(tmp_path_factory.mktemp("chat") / "model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    template = "{% for m in messages %}{{ m.role }}：{{ m.content }}<end>{% endfor %}答："
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    return folder
+
+
+def test_generated_text_appears_as_it_comes(chatty, capfd, monkeypatch):
+    pieces = []
+    echo = cli.inference.click.echo
+    monkeypatch.setattr(
+        cli.inference.click, "echo", lambda text="", **options: (pieces.append(text), echo(text, **options))
+    )
+    asked = ("generate", "--model", chatty, "--prompt", "债券面值", "--max-new-tokens", "12", "--json")
+    code, out, _ = run(capfd, *asked)
+    told = json.loads(out.splitlines()[-1])
+    assert code == 0 and told["prompt"] == "债券面值" and out.startswith("债券面值" + told["text"])
+    assert len(pieces) > 4
+    code, out, _ = run(capfd, *asked, "--stop", told["text"][2:4])
+    assert code == 0 and json.loads(out.splitlines()[-1])["text"] == told["text"][:2]
+    code, out, _ = run(capfd, *asked, "--repetition-penalty", "1.8")
+    assert code == 0 and json.loads(out.splitlines()[-1])["text"] != told["text"]
+
+
+def test_several_prompts_and_chats(chatty, capfd):
+    asked = ("generate", "--model", chatty, "--max-new-tokens", "8", "--json")
+    texts = []
+    for prompt in ("甲公司", "利率"):
+        _, out, _ = run(capfd, *asked, "--prompt", prompt)
+        texts.append(json.loads(out.splitlines()[-1])["text"])
+    code, out, _ = run(capfd, *asked, "--prompt", "甲公司", "--prompt", "利率")
+    told = json.loads(out.splitlines()[-1])["results"]
+    assert code == 0 and told == [{"prompt": p, "text": t} for p, t in zip(("甲公司", "利率"), texts, strict=True)]
+    code, out, _ = run(capfd, *asked, "--chat", "--system", "会计师", "--prompt", "利率")
+    told = json.loads(out.splitlines()[-1])
+    assert code == 0 and out.startswith(told["text"]) and told["text"] != texts[1]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), [
+    (("--prompt", ""), 1, "prompt 1 is empty and the model has no bos to begin with"),
+    (("--prompt", "利率" * 200), 1, "more than the model's context of 128; shorten it or ask for fewer"),
+    (("--prompt", "甲<end>", "--chat"), 1, "a message holds the control token '<end>'"),
+    (("--prompt", "甲", "--system", "乙"), 2, "--system needs --chat"),
+    (("--prompt", "甲", "--stop", ""), 2, "--stop must not be empty"),
+    (("--prompt", "甲\udcff"), 1, "the text is not UTF-8 at character 2"),
+])
+def test_prompts_that_are_refused(arguments, code, message, chatty, capfd):
+    found, _, err = run(capfd, "generate", "--model", chatty, *arguments)
+    assert found == code and message in err and "Traceback" not in err
+
+
+def test_a_template_that_reaches_for_python_is_one_line(chatty, tmp_path, capfd):
+    folder = tmp_path / "m"
+    shutil.copytree(chatty, folder)
+    (folder / "chat_template.jinja").write_text("{{ messages.__class__.__base__.__subclasses__() }}")
+    code, _, err = run(capfd, "generate", "--model", folder, "--chat", "--prompt", "甲")
+    assert code == 1 and err.startswith("Error: ") and err.count("\n") == 1 and "reaches for '__class__'" in err
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, capfd):
+    save(transformers_model("qwen2", vocab_size=300), tmp_path)
+    tiny.tokenizer_folder(tmp_path)
+    code, _, err = run(capfd, "generate", "--model", tmp_path, "--prompt", "甲")
+    assert code == 1 and "the tokenizer has 400 tokens, the model only 300" in err
+
+
+def test_inspect(chatty, capfd):
+    asked = ("--rank", "4", "--length", "64", "--targets", "q_proj, v_proj", "--json")
+    code, out, _ = run(capfd, "inspect", chatty, *asked)
+    told = json.loads(out.splitlines()[-1])
+    assert code == 0 and [row["name"] for row in told["lora"]["linears"]] == ["self_attn.q_proj", "self_attn.v_proj"]
+    assert "at its peak" in out and told["memory"]["total"] > 0
+    code, _, err = run(capfd, "inspect", chatty / "config.json", "--targets", "wq", "--length", "64")
+    assert code == 1 and "no linear named wq" in err
+    code, _, err = run(capfd, "inspect", "nowhere")
+    assert code == 1 and "no such folder" in err

@@ -35,25 +35,63 @@ def stories(shared_data):
     return load_model(folder), Tokenizer.open(folder)
 
 
-def theirs_greedy(theirs, ids: list[int], count: int, end: int | None = None) -> list[int]:
+def theirs_greedy(theirs, ids: list[int], count: int, end: int | None = None, **options) -> list[int]:
     prompt = torch.tensor([ids])
     out = theirs.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, do_sample=False, pad_token_id=0,
-        eos_token_id=end,
+        eos_token_id=end, **options,
     )
     return out[0, len(ids) :].tolist()
 
 
-@pytest.mark.parametrize("cache", [True, False], ids=["cache", "no-cache"])
+@pytest.mark.parametrize("way", ["plain", "fixed", "whole"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_equals_transformers_in_batches_of_different_lengths(family, cache, tmp_path):
+def test_greedy_equals_transformers_in_batches_of_different_lengths(family, way, tmp_path):
     theirs = transformers_model(family)
     ours = load_model(save(theirs, tmp_path / "m"))
     generator = torch.Generator().manual_seed(2)
     prompts = [torch.randint(1, 160, (size,), generator=generator).tolist() for size in (13, 1, 30, 7)]
+    if way == "fixed" and any(ours.config.windows):
+        with pytest.raises(ValueError, match="only where every window is longer than the 50 positions; got 'fixed'"):
+            generate_ids(ours, prompts, max_new_tokens=20, way=way)
+        return
     expected = [theirs_greedy(theirs, ids, 20) for ids in prompts]
-    assert generate_ids(ours, prompts, max_new_tokens=20, cache=cache) == expected
-    assert [generate_ids(ours, [ids], max_new_tokens=20, cache=cache)[0] for ids in prompts] == expected
+    assert generate_ids(ours, prompts, max_new_tokens=20, way=way) == expected
+    assert [generate_ids(ours, [ids], max_new_tokens=20, way=way)[0] for ids in prompts] == expected
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.7])
+def test_repetition_penalty_equals_transformers(penalty, tmp_path):
+    theirs = transformers_model("qwen2")
+    ours = load_model(save(theirs, tmp_path / "m"))
+    prompts = [[5, 9, 100, 5], [7], [3, 3, 8, 1, 150]]
+    plain = generate_ids(ours, prompts, max_new_tokens=24)
+    found = generate_ids(ours, prompts, max_new_tokens=24, repetition_penalty=penalty)
+    assert found == [theirs_greedy(theirs, ids, 24, repetition_penalty=penalty) for ids in prompts] != plain
+
+
+def test_several_adapters_speak_as_their_merge_does(tmp_path):
+    from numllm.config import LoRAConfig
+    from numllm.lora import attach, load_adapters
+    from numllm.merge import merge
+
+    base = save(transformers_model("qwen2"), tmp_path / "m")
+    model = load_model(base)
+    adapters = attach(model, {"domain": LoRAConfig(rank=4), "numeric": LoRAConfig(rank=2)})
+    for name in adapters.names:
+        for weight in adapters.parameters(name):
+            weight.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(len(name)))
+        adapters.save(name, tmp_path / name)
+    prompts = [[5, 9, 100], [7], [3, 3, 8, 1]]
+    with adapters.use("all"):
+        both = generate_ids(model, prompts, max_new_tokens=16)
+        assert generate_ids(model, prompts, max_new_tokens=16, way="fixed") == both
+    merge(base, [(tmp_path / "domain", 1.0), (tmp_path / "numeric", 1.0)], tmp_path / "merged", method="exact")
+    assert generate_ids(load_model(tmp_path / "merged"), prompts, max_new_tokens=16) == both
+    assert generate_ids(load_model(base), prompts, max_new_tokens=16) != both
+    again = load_model(base)
+    with load_adapters(again, {name: (tmp_path / name, 1.0) for name in adapters.names}).use("all"):
+        assert generate_ids(again, prompts, max_new_tokens=16) == both
 
 
 def test_end_tokens_stop_each_prompt_where_transformers_stops(tmp_path):
@@ -193,7 +231,7 @@ def test_refusals(model, tokenizer):
         generate_ids(model, [[5] * (context - 3)], max_new_tokens=4)
     for options in (
         {"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": math.nan}, {"top_k": 0}, {"top_p": 0.0},
-        {"top_p": 1.5}, {"stop": [""]},
+        {"top_p": 1.5}, {"stop": [""]}, {"repetition_penalty": 0.0}, {"repetition_penalty": math.inf},
     ):
         with pytest.raises(ValueError):
             generate(model, tokenizer, ["甲"], **{"max_new_tokens": 4, **options})
@@ -209,12 +247,39 @@ def test_a_broken_model_is_refused(tokenizer, tmp_path):
         generate(model, tokenizer, ["甲"], max_new_tokens=4)
 
 
+@pytest.mark.parametrize("way", ["graph", "some"])
+def test_a_way_that_cannot_be_taken_is_refused(way, model):
+    with pytest.raises(ValueError, match=f"graph on a GPU only.*got '{way}'"):
+        generate_ids(model, [[5]], max_new_tokens=4, way=way)
+
+
+def test_prompts_of_ids_and_damaged_text(model, tokenizer):
+    ids = tokenizer.encode(PROMPTS[0])
+    assert generate(model, tokenizer, [ids, PROMPTS[0]], max_new_tokens=6) == \
+        generate(model, tokenizer, PROMPTS[:1] * 2, max_new_tokens=6)
+    with pytest.raises(NumLLMError, match="not UTF-8 at character 2"):
+        generate(model, tokenizer, ["甲\udcff"], max_new_tokens=4)
+
+
 @pytest.mark.gpu
-def test_a_gpu_continues_as_the_cpu_does(tmp_path):
+@pytest.mark.parametrize("way", ["plain", "fixed", "graph"])
+def test_a_gpu_continues_as_the_cpu_does(way, tmp_path):
+    from numllm.config import LoRAConfig
+    from numllm.lora import attach
+
     folder = save(transformers_model("qwen2"), tmp_path / "m")
     prompts = [[5, 9, 100], [7], [3, 3, 8, 1]]
-    expected = generate_ids(load_model(folder), prompts, max_new_tokens=16)
-    on_gpu = load_model(folder, device="cuda")
-    assert generate_ids(on_gpu, prompts, max_new_tokens=16) == expected
-    options = {"max_new_tokens": 16, "temperature": 0.8, "top_k": 20, "top_p": 0.9, "seed": 1}
-    assert generate_ids(on_gpu, prompts, **options) == generate_ids(on_gpu, prompts, **options)
+    found = []
+    for device, how in (("cpu", "plain"), ("cuda", way)):
+        model = load_model(folder, device=device)
+        first = generate_ids(model, prompts, max_new_tokens=16, way=how)
+        options = {"max_new_tokens": 16, "temperature": 0.8, "top_k": 20, "top_p": 0.9, "seed": 1, "way": how}
+        assert generate_ids(model, prompts, **options) == generate_ids(model, prompts, **options)
+        penalised = generate_ids(model, prompts, max_new_tokens=16, repetition_penalty=1.3, way=how)
+        adapters = attach(model, {"a": LoRAConfig(rank=4), "b": LoRAConfig(rank=2)})
+        for weight in (w for name in adapters.names for w in adapters.parameters(name)):
+            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
+            weight.data.copy_(noise * 0.2)
+        with adapters.use("all"):
+            found.append((first, penalised, generate_ids(model, prompts, max_new_tokens=16, way=how)))
+    assert found[0] == found[1]

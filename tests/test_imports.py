@@ -14,16 +14,22 @@ HEAVY = {"torch", "triton", "click", "transformers", "peft", "safetensors", "tok
 
 # For each module of numllm, the modules of numllm it may import: those before it on the way data flows.
 CORE = {"errors", "files"}
-CHECKPOINT = CORE | {"fields", "config", "checkpoint"}
+CONFIG = {"errors", "fields", "families", "model_config", "config"}
+CHECKPOINT = CORE | CONFIG | {"hub", "checkpoint"}
 TEXT = CORE | {"numbers", "corpus", "questions"}
-MODEL = CHECKPOINT | {"tokenizer", "reference", "ops", "attention", "model"}
+MODEL = CHECKPOINT | {"tokenizer", "reference", "ops", "attention", "rope", "weights", "model"}
 ALLOWED = {
     "__init__": set(),
     "errors": set(),
     "files": {"errors"},
     "fields": {"errors"},
-    "config": {"errors", "fields"},
-    "checkpoint": CORE | {"config"},
+    "families": {"errors"},
+    "model_config": {"errors", "families"},
+    "config": {"errors", "fields", "families", "model_config"},
+    "hub": CORE,
+    "checkpoint": CORE | CONFIG | {"hub"},
+    "rope": {"model_config"},
+    "weights": CHECKPOINT,
     "tokenizer": CHECKPOINT,
     "numbers": CORE,
     "corpus": CORE | {"corpus"},
@@ -46,8 +52,10 @@ ALLOWED = {
     "evaluate": MODEL | TEXT | {"chat", "generate", "__init__"},
     "agreement": MODEL | {"adapter_config", "lora"},
     "calibrate": MODEL | TEXT | {"adapter", "data", "lora", "train"},
-    "generate": MODEL,
+    "decode": {"model"},
+    "generate": MODEL | {"decode"},
     "memory": MODEL | {"lora"},
+    "inspection": MODEL | {"memory", "report"},
     "report": CORE | {"evaluate", "__init__"},
     "probes": {"numbers"},
     "demo": None,

@@ -9,14 +9,14 @@ import click
 from ..errors import NumLLMError
 from .common import cli
 from .evaluation import compare, evaluate, perplexity, report
-from .inference import demo, generate
+from .inference import demo, generate, inspect
 from .merging import calibrate, merge
 from .text import corpus, numbers, numct, probes
 from .training import train
 
 __all__ = [
-    "calibrate", "cli", "compare", "corpus", "demo", "evaluate", "generate", "main", "merge", "merge_main", "numbers",
-    "numct", "perplexity", "probes", "report", "train", "train_main",
+    "calibrate", "cli", "compare", "corpus", "demo", "evaluate", "generate", "inspect", "main", "merge", "merge_main",
+    "numbers", "numct", "perplexity", "probes", "report", "train", "train_main",
 ]
 
 

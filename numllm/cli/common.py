@@ -99,6 +99,7 @@ def load_for_use(model: str, adapters: tuple[str, ...], device: str, dtype: str 
     wanted = getattr(torch, dtype) if dtype else None
     loaded = load_model(model, dtype=wanted, device=device, progress=bar)
     tokenizer = Tokenizer.open(model)
+    tokenizer.check_fits(loaded.config.vocab_size)
     if not adapters:
         return loaded, tokenizer, None
     pairs = {f"{index}": weighted(text) for index, text in enumerate(adapters)}

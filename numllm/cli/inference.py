@@ -1,4 +1,4 @@
-"""Commands that show a model at work: generate, demo."""
+"""Commands that show a model and what it does: generate, inspect, demo."""
 
 from __future__ import annotations
 
@@ -17,37 +17,90 @@ from .common import (
     finish,
     json_option,
     load_for_use,
+    pick_device,
     say,
 )
 from .training import run_training
 
 
-@command(epilog="numllm generate --model merged --prompt 债券的久期是指 --max-new-tokens 60")
+@command(epilog="numllm generate --model merged --prompt 债券的久期是指 --max-new-tokens 60\n"
+                "numllm generate --model chat-model --chat --prompt 什么是久期？ --stop 。")
 @click.option("--model", required=True, help="Checkpoint: folder, Hub id or demo.")
 @click.option("--adapter", "adapters", multiple=True, metavar="PATH[=WEIGHT]", help="Unmerged adapters.")
-@click.option("--prompt", required=True)
-@click.option("--max-new-tokens", default=128, show_default=True)
-@click.option("--temperature", default=0.0, show_default=True, help="0: greedy.")
+@click.option("--prompt", "prompts", required=True, multiple=True, help="Several go through the model together.")
+@click.option("--chat", is_flag=True, help="The prompt is a user's message, in the checkpoint's chat template.")
+@click.option("--system", help="The system's message before it (with --chat).")
+@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=1))
+@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(min=0), help="0: greedy.")
 @click.option("--top-k", type=click.IntRange(min=1))
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True))
+@click.option("--repetition-penalty", default=1.0, show_default=True, type=click.FloatRange(0, 100, min_open=True))
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text.")
 @click.option("--seed", default=0, show_default=True)
 @device_option
 @dtype_option
 @json_option
 def generate(
-    model: str, adapters: tuple[str, ...], prompt: str, max_new_tokens: int, temperature: float,
-    top_k: int | None, top_p: float | None, seed: int, device: str, dtype: str | None, as_json: bool,
+    model: str, adapters: tuple[str, ...], prompts: tuple[str, ...], chat: bool, system: str | None, device: str,
+    dtype: str | None, as_json: bool, **options: Any,
 ) -> None:
-    """Continues a prompt."""
+    """Continues a prompt; the text appears as it comes."""
+    from ..chat import Chat
     from ..generate import generate as continue_
 
+    if system is not None and not chat:
+        raise click.UsageError("--system needs --chat")
+    if not all(options["stop"]):
+        raise click.UsageError("--stop must not be empty")
     loaded, tokenizer, attached = load_for_use(model, adapters, device, dtype)
+    given: list[Any] = list(prompts)
+    if chat:
+        template = Chat.open(model, tokenizer)
+        before = [{"role": "system", "content": system}] if system is not None else []
+        given = [template.encode(template.render([*before, {"role": "user", "content": p}])) for p in prompts]
+    alone = len(prompts) == 1
+    if alone and not chat:
+        click.echo(prompts[0], nl=False)
+
+    def show(index: int, piece: str) -> None:
+        if alone:
+            click.echo(piece, nl=False)
+
     with adapters_on(attached):
-        (text,) = continue_(
-            loaded, tokenizer, [prompt], max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-            top_p=top_p, seed=seed,
-        )
-    finish({"prompt": prompt, "text": text}, prompt + text, as_json)
+        texts = continue_(loaded, tokenizer, given, stream=show, **options)
+    results = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+    if alone:
+        finish(results[0], "", as_json)  # ends the line
+    else:
+        whole = [text if chat else prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+        finish({"results": results}, "\n\n".join(whole), as_json)
+
+
+@command(epilog="numllm inspect Qwen/Qwen2.5-7B --rows 8 --length 1024 --dtype bfloat16\n"
+                "numllm inspect config.json --json | tail -n 1")
+@click.argument("checkpoint", metavar="CKPT")
+@click.option("--rank", default=16, show_default=True, type=click.IntRange(min=1), help="Of each adapter.")
+@click.option("--targets", metavar="NAME,…", help="Linears that adapters sit on; default: all seven of a block.")
+@click.option("--adapters", "count", default=2, show_default=True, type=click.IntRange(min=1),
+              help="Trained side by side.")
+@click.option("--rows", default=8, show_default=True, type=click.IntRange(min=1), help="Rows of each adapter a step.")
+@click.option("--length", default=512, show_default=True, type=click.IntRange(min=1), help="Tokens a row.")
+@click.option("--checkpointing", default="none", show_default=True, type=click.Choice(["none", "selective", "full"]),
+              help="What is computed anew in backward.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]),
+              help="That trains; it need not be here.")
+@dtype_option
+@json_option
+def inspect(checkpoint: str, targets: str | None, as_json: bool, **options: Any) -> None:
+    """Shows what a checkpoint, or a config.json alone, is, and what LoRA on it will touch and need."""
+    from ..inspection import inspect as look
+    from ..inspection import text
+
+    if options["device"] == "auto":
+        options["device"] = pick_device("auto")
+    chosen = tuple(name.strip() for name in targets.split(",")) if targets else None
+    result = look(checkpoint, targets=chosen, **options)
+    finish(result, text(result), as_json)
 
 
 @command(epilog="numllm demo --out demo-run\nnumllm demo --json | tail -n 1")

@@ -17,7 +17,7 @@ from ..files import Progress, new_folder, no_progress, write_json
 from .plan import REPORT
 from .stage import locked
 
-HEADS = ("embed_tokens", "lm_head", "wte", "wpe")
+HEADS = ("embed_tokens", "lm_head", "wte", "wpe", "tok_embeddings", "output")
 """Last names of modules that are matrices and no linears of a block."""
 
 

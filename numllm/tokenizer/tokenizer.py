@@ -172,15 +172,23 @@ class Tokenizer:
         """Number of ids, added tokens included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
+    def _prepare(self, text: str) -> str:
+        """What the backend reads. TokenizerError for half a character, which only damaged text has."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TokenizerError(f"the text is not UTF-8 at character {error.start + 1}; convert it first") from error
+        return self._spaces.prepare(text)
+
     def encode(self, text: str, *, control: bool = False) -> list[int]:
         """Ids of a text; nothing is added around it.
 
         Control tokens inside it are read as plain text, or with `control` as what they stand for.
         """
         if not control:
-            return self._backend.encode(self._spaces.prepare(text), add_special_tokens=False).ids
+            return self._backend.encode(self._prepare(text), add_special_tokens=False).ids
         first = next((name for name in self.special_ids() if text.startswith(name)), None)
-        prepared = text if first else self._spaces.prepare(text)
+        prepared = text if first else self._prepare(text)
         self._backend.encode_special_tokens = False
         try:
             return self._backend.encode(prepared, add_special_tokens=False).ids
@@ -189,12 +197,12 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text, in parallel."""
-        prepared = [self._spaces.prepare(text) for text in texts]
+        prepared = [self._prepare(text) for text in texts]
         return [row.ids for row in self._backend.encode_batch_fast(prepared, add_special_tokens=False)]
 
     def encode_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """`encode` of every text, with the (first, last + 1) characters each token covers."""
-        rows = self._backend.encode_batch([self._spaces.prepare(text) for text in texts], add_special_tokens=False)
+        rows = self._backend.encode_batch([self._prepare(text) for text in texts], add_special_tokens=False)
         return [(row.ids, self._spaces.offsets(text, row.offsets)) for text, row in zip(texts, rows, strict=True)]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:

@@ -1,0 +1,86 @@
+"""The weights of a checkpoint: matched with what its configuration says, and read into their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checkpoint import (
+    Checkpoint,
+    TensorInfo,
+    all_finite,
+    expected_shapes,
+    read_rows,
+    row_blocks,
+    row_spans,
+    torch_dtype,
+)
+from .config import ModelConfig
+from .errors import CheckpointError
+
+BLOCK = 1 << 21
+"""Elements read at a time: few calls, and still in the processor's cache when they are checked."""
+
+
+def _leftover(name: str, config: ModelConfig) -> bool:
+    """Tensors that some checkpoints hold and that carry nothing: old rotary buffers, the tied head."""
+    return name.endswith(".rotary_emb.inv_freq") or (config.tied and name == f"{config.family.name('lm_head')}.weight")
+
+
+def matched(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, TensorInfo]]:
+    """(name in the model, where it lies) of every weight, after checking that names, shapes and dtypes agree.
+
+    A tied head may be stored instead of the embedding, or beside it if it is equal. CheckpointError otherwise.
+    """
+    expected = dict(expected_shapes(config))
+    stored = {name: name for name in expected}
+    embedding, head = next(iter(expected)), f"{config.family.name('lm_head')}.weight"
+    if config.tied and embedding not in checkpoint.tensors and head in checkpoint.tensors:
+        stored[embedding] = head
+    for name, shape in expected.items():
+        info = checkpoint.info(stored[name])
+        if info.shape != shape:
+            raise CheckpointError(
+                f"{info.file}: {info.name} has the shape {list(info.shape)}, config.json wants {list(shape)}"
+            )
+        if info.dtype not in ("F32", "F16", "BF16"):
+            raise CheckpointError(f"{info.file}: {info.name} is {info.dtype}; supported: F32, F16, BF16")
+        yield name, info
+    for name, info in checkpoint.tensors.items():
+        if name not in stored and not _leftover(name, config):
+            raise CheckpointError(
+                f"{info.file}: {config.architecture} has no tensor {name!r}; the checkpoint is of another model"
+            )
+    if config.tied and {embedding, head} <= set(checkpoint.tensors):
+        blocks = (row_blocks(checkpoint.tensors[name]) for name in (embedding, head))
+        if not all(torch.equal(one, other) for one, other in zip(*blocks, strict=True)):
+            raise CheckpointError(
+                f"{checkpoint.folder}: config.json ties the head to the embedding, but {head} differs from "
+                f"{embedding}; set tie_word_embeddings to false or remove one"
+            )
+
+
+def read_weight(info: TensorInfo, dtype: torch.dtype, device: torch.device, *, unit_rows: bool) -> Tensor:
+    """A weight in `dtype` on `device`, a block of rows at a time; unit_rows: each row divided by its length.
+
+    CheckpointError when an element is NaN or infinite, or becomes so in `dtype`.
+    """
+    weight = torch.empty(info.shape, dtype=dtype, device=device)
+    as_it_is = weight.device.type == "cpu" and dtype == torch_dtype(info.dtype) and not unit_rows
+    for first, last in row_spans(info, BLOCK):
+        rows = weight[first:last]
+        block = read_rows(info, first, last, rows if as_it_is else None)
+        if unit_rows:
+            block = F.normalize(block.float())
+        block = block.to(dtype)
+        if not all_finite(block):
+            raise CheckpointError(
+                f"{info.file}: {info.name} holds NaN or infinity as {dtype}; the checkpoint is damaged or needs "
+                "another --dtype"
+            )
+        if not as_it_is:
+            rows.copy_(block)
+    return weight
