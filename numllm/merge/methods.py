@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..checkpoint import row_blocks
 from ..errors import MergeError
-from .factors import Target, compare, decompose, singular_values, stack
+from .factors import Product, Target, compare, stack
 
 METHODS = ("svd", "exact", "linear", "ties", "dare", "dare-ties", "peft-ties", "knots", "core")
 ENTRYWISE = ("ties", "dare", "dare-ties")
@@ -218,9 +218,12 @@ def delta_of(
     """
     read = [part.read() for part in target.parts]
     weights = [part.weight for part in target.parts]
-    cosines, angles = compare({
-        names[part.adapter]: (b * part.weight, a) for part, (b, a) in zip(target.parts, read, strict=True)
-    })
+    kept, known = target.full_rank, options.energy is None and not options.noise
+    if options.method == "svd" and known:
+        kept = min(options.rank or largest, kept)
+    product = Product(*stack(read, weights), vectors=balanced or kept < target.full_rank or not known)
+    split = product.split([len(a) for _, a in read])
+    cosines, angles = compare({names[part.adapter]: pair for part, pair in zip(target.parts, split, strict=True)})
     if options.method in ENTRYWISE:
         thresholds = None
         if options.method == "ties":
@@ -234,21 +237,15 @@ def delta_of(
         return EntrywiseDelta(tuple(read), tuple(weights), thresholds, options, draws, cosines, angles)
     combine = {"linear": _peft_factors, "peft-ties": _peft_factors, "knots": _knots, "core": _core}
     if options.method in combine:
-        b, a = combine[options.method](target, read, weights, options)
-    else:
-        b, a = stack(read, weights)
-    full = min(b.shape[0], *a.shape)
-    kept = full
-    if options.method == "svd":
-        kept = min(options.rank or largest, full)
-        if options.energy is not None or options.noise:
-            kept = _enough(target, singular_values(b, a), options)
-    if kept == full and not balanced:
-        return Delta(b, a, singular_values(b, a), kept, cosines, angles)
-    u, singular, v = decompose(b, a)
+        product = Product(*combine[options.method](target, read, weights, options), vectors=balanced)
+        kept = len(product.singular)
+    if not known:
+        kept = _enough(target, product.singular, options)
+    if kept == len(product.singular) and not balanced:
+        return Delta(product.b, product.a, product.singular, kept, cosines, angles)
+    u, singular, v = product.svd(kept)
     root = singular[:kept].sqrt() if balanced else singular[:kept]
-    b, a = u[:, :kept] * root, v[:kept] * root[:, None] if balanced else v[:kept]
-    return Delta(b, a, singular, kept, cosines, angles)
+    return Delta(u * root, v * root[:, None] if balanced else v, singular, kept, cosines, angles)
 
 
 def _rows(b: Tensor, a: Tensor) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ class MergePlan:
         """The adapters' names."""
         return [source.name for source in self.adapters]
 
-    @property
+    @functools.cached_property
     def largest(self) -> int:
         """The largest rank among the adapters: what svd keeps unless told otherwise."""
         return max(source.file.rank for source in self.adapters)

@@ -48,11 +48,11 @@ def _check_out(plan: MergePlan, out: Path, needed: int) -> int:
 
 def _sha256(path: Path, pool: Pool) -> str:
     """SHA-256 of a file, given up when the merge is."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
+    digest, memory = hashlib.sha256(), memoryview(bytearray(1 << 18))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(memory):
             pool.check()
-            digest.update(block)
+            digest.update(memory[:count])
     return digest.hexdigest()
 
 

@@ -19,13 +19,16 @@ from ..checkpoint import INDEX
 from ..files import Progress, write_json
 from .factors import Target
 from .fold import Sums, fold
-from .layout import OutFile, as_bytes, copy_range, index_of, untouched, write_all
+from .layout import OutFile, as_bytes, copy_range, index_of, start_writing_back, untouched, write_all
 from .methods import Delta, EntrywiseDelta, delta_of
 from .plan import MergePlan
 from .pool import Pool
 from .stage import Stage
 
 Row = dict[str, Any]
+
+WRITTEN_BACK = 8 << 20
+"""Bytes of a weight after which the disk is set to work on them."""
 
 
 def delta_for(plan: MergePlan, target: Target, *, balanced: bool = False) -> Delta | EntrywiseDelta | None:
@@ -121,15 +124,20 @@ class _Writing:
     def _merge(self, target: Target) -> None:
         delta, sums = delta_for(self.plan, target), Sums()
         place, row = self.file.places[target.info.name], target.info.nbytes // target.info.shape[0]
-        for first, _, new in fold(target, delta, sums):
+        begun = 0
+        for first, last, new in fold(target, delta, sums):
             self.pool.check()
             write_all(self.handle, as_bytes(new), place + first * row)
+            if (last - begun) * row >= WRITTEN_BACK or last == target.info.shape[0]:
+                start_writing_back(self.handle, place + begun * row, place + last * row)
+                begun = last
         found = row_of(self.plan, target, delta, sums)
         self._done({found.pop("name"): found})
 
     def _copy(self, source: Path, start: int, place: int, count: int) -> None:
         self.pool.check()
         copy_range(self.sources[source], self.handle, start, start + count, place)
+        start_writing_back(self.handle, place, place + count)
         self._done()
 
     def _done(self, row: Mapping[str, Row] | None = None) -> None:
