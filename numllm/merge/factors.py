@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -118,7 +119,9 @@ class Product:
 
     def split(self, ranks: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """b and a in parts of so many columns and rows, each multiplied by Q_bᵀ and Q_a: as `compare` wants them."""
-        return list(zip(self.r_b.split(list(ranks), dim=1), self.r_a.T.split(list(ranks)), strict=True))
+        ends = list(itertools.accumulate(ranks))
+        return [(self.r_b[:, end - rank : end], self.r_a[:, end - rank : end].T)
+                for rank, end in zip(ranks, ends, strict=True)]
 
     def svd(self, rank: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """U (N, k), σ (all), Vᵀ (k, K), k = rank or all of them. Signs are fixed: the entry of largest size in each

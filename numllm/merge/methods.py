@@ -34,8 +34,9 @@ from .factors import Product, Target, compare, stack
 METHODS = ("svd", "exact", "linear", "ties", "dare", "dare-ties", "peft-ties", "knots", "core")
 ENTRYWISE = ("ties", "dare", "dare-ties")
 TRIMMED = ("ties", "dare", "dare-ties", "peft-ties", "knots", "core")
-BLOCK = 1 << 17
-"""Elements of a row block: its fp64 copy fits a core's cache."""
+BLOCK = 1 << 19
+"""Elements of a row block: few calls a weight, so that threads seldom wait for the interpreter, and copies in fp64 and
+fp32 that fit the last cache."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
