@@ -142,7 +142,7 @@ def run_merge(
         overall["seconds_expected"] = _seconds(plan, as_)
         return report
     with staged(out, _fingerprint(plan, as_, files), overwrite=overwrite) as stage:
-        overall["files_taken_up"] = len(stage.finished)
+        overall["files_taken_up"], overall["bytes_taken_up"] = len(stage.finished), stage.bytes_taken_up
         with Pool() as pool:
             hashes = {path: pool.submit(lambda p=path: _sha256(p, pool)) for path in plan.stamps}
             if as_ == "model":
