@@ -112,6 +112,10 @@ class Delta:
         last, first = self.singular[self.kept - 1 : self.kept + 1].tolist()
         return (last - first) / last
 
+    def to(self, device: torch.device) -> Delta:
+        """With its factors on a device."""
+        return dataclasses.replace(self, b=self.b.to(device), a=self.a.to(device))
+
     def add_to(self, x: Tensor, first: int) -> None:
         """Adds rows first.. of Δ to x (rows, K) in place."""
         x.addmm_(self.b[first : first + len(x)], self.a)
@@ -132,6 +136,10 @@ class EntrywiseDelta:
     cosines: dict[str, float | None]
     angles: dict[str, dict[str, list]]
 
+    def to(self, device: torch.device) -> EntrywiseDelta:
+        """With its factors on a device."""
+        return dataclasses.replace(self, parts=tuple((b.to(device), a.to(device)) for b, a in self.parts))
+
     def add_to(self, x: Tensor, first: int) -> None:
         """Adds rows first.. of Δ to x (rows, K) in place."""
         made = []
@@ -140,9 +148,9 @@ class EntrywiseDelta:
             if self.thresholds is not None:
                 value = torch.where(value.abs() >= self.thresholds[index], value, 0.0)
             else:
-                value = value * (self._kept(index, first, value.shape) / self.options.share)
+                value = value * (self._kept(index, first, value.shape).to(x.device) / self.options.share)
             made.append(value)
-        values, weights = torch.stack(made), torch.tensor(self.weights, dtype=torch.float64)
+        values, weights = torch.stack(made), torch.tensor(self.weights, dtype=torch.float64, device=x.device)
         if self.options.method == "dare":
             x += torch.tensordot(weights, values, dims=1)
         else:

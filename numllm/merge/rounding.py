@@ -39,17 +39,22 @@ class Rounder:
             doubtful |= low < 0x38800000
         where = doubtful.nonzero()[0]
         if len(where):
-            self._rounded[where] = bits(torch.from_numpy(_to_odd(x.numpy()[where])).to(narrow.dtype))
+            self._rounded[where] = bits(nearest(torch.from_numpy(x.numpy()[where]), narrow.dtype))
         return narrow
 
 
-def _to_odd(x: np.ndarray) -> np.ndarray:
+def nearest(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `Rounder` gives, in new memory and with every element rounded the careful way: for devices."""
+    return x.float() if dtype == torch.float32 else _to_odd(x).to(dtype)
+
+
+def _to_odd(x: Tensor) -> Tensor:
     """fp64 → fp32, towards zero, the last bit set where that was not exact: a later rounding is then right."""
-    single = x.astype(np.float32)
-    error = x - single
+    single = x.float()
+    error = x - single.double()
     inexact = error != 0
-    beyond = inexact & ((error < 0) ^ np.signbit(single))
-    return (single.view(np.int32) - beyond | inexact).view(np.float32)
+    beyond = inexact & ((error < 0) ^ single.signbit())
+    return ((single.view(torch.int32) - beyond.int()) | inexact.int()).view(torch.float32)
 
 
 def bits(tensor: Tensor) -> np.ndarray:

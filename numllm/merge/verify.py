@@ -63,7 +63,7 @@ def _verify_model(
 
     def merged(target: Target) -> None:
         out = written.tensors[target.info.name]
-        for first, last, new in fold(target, delta_for(plan, target)):
+        for first, last, new in fold(target, delta_for(plan, target), device=plan.device):
             pool.check()
             if not np.array_equal(bits(read_rows(out, first, last)), bits(new)):
                 raise _differs(out.file, out.name)

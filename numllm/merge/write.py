@@ -135,7 +135,7 @@ class _Writing:
         delta, sums = delta_for(self.plan, target), Sums()
         place, row = self.file.places[target.info.name], target.info.nbytes // target.info.shape[0]
         begun = 0
-        for first, last, new in fold(target, delta, sums):
+        for first, last, new in fold(target, delta, sums, self.plan.device):
             self.pool.check()
             write_all(self.handle, as_bytes(new), place + first * row)
             if (last - begun) * row >= WRITTEN_BACK or last == target.info.shape[0]:
