@@ -114,13 +114,13 @@ def merge(rows: Iterable[Row]) -> Iterable[str]:
             f"**{shape}**, {size / 1e9:.2f} GB bf16, {device}, {threads} thread{'s' * (threads > 1)}, {rounds} rounds, "
             f"torch {torch}, PEFT {peft}, commit {commit or 'unknown'}:\n"
         )
-        yield "| | s, median (p20–p80) | × cp -r | peak memory, MiB |"
-        yield "|---|--:|--:|--:|"
+        yield "| | s, median (p20–p80) | × cp -r | processor, s | peak memory, MiB |"
+        yield "|---|--:|--:|--:|--:|"
         for row in group:
             seconds = {name: value / 1000 for name, value in row["ms"].items()}
             yield (
                 f"| {row['candidate']} | {seconds['p50']:.2f} ({seconds['p20']:.2f}–{seconds['p80']:.2f}) "
-                f"| {row['ratio_to_copy']['p50']:.2f} | {row['peak_bytes'] >> 20} |"
+                f"| {row['ratio_to_copy']['p50']:.2f} | {row['cpu_seconds']:.2f} | {row['peak_bytes'] >> 20} |"
             )
         yield ""
 

@@ -41,7 +41,8 @@ def test_rows_and_their_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["candidate"] for row in rows] == ["cp -r", "numllm exact"]
     for row in rows:
-        assert 0 < row["ms"]["p20"] <= row["ms"]["p80"] and row["peak_bytes"] > 1 << 20 and "commit" in row
+        assert 0 < row["cpu_seconds"] and 0 < row["ms"]["p20"] <= row["ms"]["p80"]
+        assert row["peak_bytes"] > 1 << 20 and "commit" in row
     assert set(rows[0]["ratio_to_copy"].values()) == {1.0}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
     spec = importlib.util.spec_from_file_location("benchmark_tables", TABLES)
