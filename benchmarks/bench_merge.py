@@ -5,7 +5,7 @@
 Every candidate runs in a process of its own, takes turns with the others in every round, starts with the inputs in
 the page cache and nothing left to be written back, and is timed from after its imports until its output is on the disk
 (fsync). Its processor time, user and system, is counted over the same time; its peak of resident memory is that of the
-whole process.
+whole process. mergekit is a program of its own and so timed with its imports.
 """
 
 from __future__ import annotations
@@ -137,6 +137,23 @@ def _per_tensor(folder: Path, out: Path) -> None:
         save_file(tensors, out / path.name, metadata={"format": "pt"})
 
 
+def _mergekit(folder: Path, out: Path) -> None:
+    """Task arithmetic with base+adapter as the models: each is made whole, written, and then merged."""
+    settings = {
+        "merge_method": "task_arithmetic", "base_model": str(folder / "base"), "dtype": "bfloat16",
+        "models": [
+            {"model": f"{folder / 'base'}+{folder / name}", "parameters": {"weight": 0.5}} for name in ("a", "b")
+        ],
+    }
+    write_json(folder / "mergekit.yaml", settings)  # JSON is YAML
+    with tempfile.TemporaryDirectory(dir=folder) as cache:
+        subprocess.run(
+            ["mergekit-yaml", str(folder / "mergekit.yaml"), str(out), "--no-copy-tokenizer", "--lora-merge-cache",
+             cache],
+            check=True, capture_output=True,
+        )
+
+
 CANDIDATES: dict[str, Callable[[Path, Path], None]] = {
     "cp -r": _copy,
     "SHA-256 of the base alone": _hash,
@@ -147,6 +164,7 @@ CANDIDATES: dict[str, Callable[[Path, Path], None]] = {
     "per tensor in memory": _per_tensor,
     "PEFT cat": lambda folder, out: _peft(folder, out, "cat"),
     "PEFT svd": lambda folder, out: _peft(folder, out, "svd"),
+    "mergekit, a program": _mergekit,
 }
 
 
@@ -166,11 +184,10 @@ def work(name: str, folder: Path, out: Path) -> None:
         with contextlib.suppress(IsADirectoryError), open(path, "rb") as file:
             os.fsync(file.fileno())
     took = time.perf_counter() - began
-    # Not ru_maxrss, which also holds what the parent had in memory when it forked.
-    peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    print(json.dumps({
-        "seconds": took, "cpu_seconds": _processor_seconds() - used, "peak_bytes": int(peak[1]) << 10,
-    }))
+    # Not one's own ru_maxrss, which also holds what the parent had in memory when it forked.
+    own = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    peak = max(int(own[1]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) << 10
+    print(json.dumps({"seconds": took, "cpu_seconds": _processor_seconds() - used, "peak_bytes": peak}))
 
 
 def _processor_seconds() -> float:
@@ -242,6 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not importlib.util.find_spec("peft"):
         names = [name for name in names if not name.startswith("PEFT")]
         print("bench_merge: peft is not installed, its rows are left out", file=sys.stderr)
+    if not shutil.which("mergekit-yaml"):
+        names = [name for name in names if not name.startswith("mergekit")]
+        print("bench_merge: mergekit-yaml is not on the PATH, its row is left out", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         rows = [{**row, **where} for row in bench(options.shape, Path(folder), names, options.rounds)]
     if options.out:

@@ -125,10 +125,47 @@ def merge(rows: Iterable[Row]) -> Iterable[str]:
         yield ""
 
 
+def merge_in_short(rows: Iterable[Row]) -> Iterable[str]:
+    """The full-size shapes, and what the largest of them says of larger models."""
+    full = [row for row in rows if row["shape"] != "small" and row["rounds"] > 1]
+    shapes = {row["shape"]: row["bytes"] for row in full}
+    found = {(row["candidate"], row["shape"]): row for row in full}
+    yield "| | " + " | ".join(f"{size / 1e9:.1f} GB: s | × cp -r | MiB" for size in shapes.values()) + " |"
+    yield "|---|" + "--:|--:|--:|" * len(shapes)
+    for candidate in dict.fromkeys(row["candidate"] for row in full):
+        cells = [
+            f"{row['ms']['p50'] / 1000:.1f} | {row['ratio_to_copy']['p50']:.1f} | {row['peak_bytes'] >> 20}"
+            for shape in shapes if (row := found.get((candidate, shape)))
+        ]
+        yield f"| {candidate} | {' | '.join(cells)} |"
+    row = full[0]
+    yield (
+        f"\nMedians of {' and '.join(dict.fromkeys(str(row['rounds']) for row in full))} rounds; {row['device']}, "
+        f"{row['threads']} threads, torch {row['torch']}, commit {row['commit']}."
+    )
+
+
+def merge_of_larger(rows: Iterable[Row]) -> Iterable[str]:
+    """Seconds of larger checkpoints, in proportion to bytes, from the largest measured."""
+    measured = [row for row in rows if row["rounds"] > 1]
+    largest = max(row["bytes"] for row in measured)
+    measured = [row for row in measured if row["bytes"] == largest]
+    yield f"| reckoned from {largest / 1e9:.1f} GB | " + " | ".join(LARGER) + " |"
+    yield "|---|" + "--:|" * len(LARGER)
+    for row in measured:
+        if row["candidate"] in ("cp -r", "numllm exact", "numllm svd"):
+            cells = [f"{row['ms']['p50'] / 1000 * size / largest:,.0f} s" for size in LARGER.values()]
+            yield f"| {row['candidate']} | {' | '.join(cells)} |"
+
+
+LARGER = {"7B, 15.2 GB": 15.2e9, "70B, 141 GB": 141e9}
+"""Bytes of Qwen2.5-7B and Llama-3-70B in bf16."""
+
 Table = Callable[[Iterable[Row]], Iterable[str]]
 PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "benchmarks" / "README.md": {"lora_linear": lora_linear, "merge": merge, "numbers": numbers},
-    ROOT / "README.md": {"demo": demo},
+    ROOT / "README.md": {"demo": demo, "merge": merge_in_short},
+    ROOT / "numllm" / "merge" / "README.md": {"merge": merge_of_larger},
 }
 """Pages, and for each the name of a benchmark, in its rows and in the page's markers, with its tables."""
 
