@@ -127,20 +127,22 @@ def merge(rows: Iterable[Row]) -> Iterable[str]:
 
 def merge_in_short(rows: Iterable[Row]) -> Iterable[str]:
     """The full-size shapes, and what the largest of them says of larger models."""
-    full = [row for row in rows if row["shape"] != "small" and row["rounds"] > 1]
+    full = sorted((row for row in rows if row["shape"] != "small"), key=lambda row: (-row["rounds"], row["bytes"]))
     shapes = {row["shape"]: row["bytes"] for row in full}
-    found = {(row["candidate"], row["shape"]): row for row in full}
+    found: dict[tuple[str, str], Row] = {}
+    for row in full:  # those of most rounds first
+        found.setdefault((row["candidate"], row["shape"]), row)
     yield "| | " + " | ".join(f"{size / 1e9:.1f} GB: s | × cp -r | MiB" for size in shapes.values()) + " |"
     yield "|---|" + "--:|--:|--:|" * len(shapes)
     for candidate in dict.fromkeys(row["candidate"] for row in full):
         cells = [
             f"{row['ms']['p50'] / 1000:.1f} | {row['ratio_to_copy']['p50']:.1f} | {row['peak_bytes'] >> 20}"
-            for shape in shapes if (row := found.get((candidate, shape)))
+            if (row := found.get((candidate, shape))) else "– | – | –" for shape in shapes
         ]
         yield f"| {candidate} | {' | '.join(cells)} |"
     row = full[0]
     yield (
-        f"\nMedians of {' and '.join(dict.fromkeys(str(row['rounds']) for row in full))} rounds; {row['device']}, "
+        f"\nMedians of {' or '.join(dict.fromkeys(str(row['rounds']) for row in full))} rounds; {row['device']}, "
         f"{row['threads']} threads, torch {row['torch']}, commit {row['commit']}."
     )
 
