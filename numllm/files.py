@@ -143,8 +143,13 @@ def _put_back(path: Path) -> None:
             continue
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
-        else:
+            continue
+        try:
             os.replace(old, path)
+        except OSError as error:
+            raise NumLLMError(
+                f"{old}: is what {path} was before a run was killed, and cannot be put back: {error.strerror}"
+            ) from error
 
 
 def _runs(process: int) -> bool:

@@ -128,6 +128,9 @@ def merge(rows: Iterable[Row]) -> Iterable[str]:
 def merge_in_short(rows: Iterable[Row]) -> Iterable[str]:
     """The full-size shapes, and what the largest of them says of larger models."""
     full = sorted((row for row in rows if row["shape"] != "small"), key=lambda row: (-row["rounds"], row["bytes"]))
+    if not full:
+        yield "Not yet measured at full size."
+        return
     shapes = {row["shape"]: row["bytes"] for row in full}
     found: dict[tuple[str, str], Row] = {}
     for row in full:  # those of most rounds first
@@ -150,6 +153,9 @@ def merge_in_short(rows: Iterable[Row]) -> Iterable[str]:
 def merge_of_larger(rows: Iterable[Row]) -> Iterable[str]:
     """Seconds of larger checkpoints, in proportion to bytes, from the largest measured."""
     measured = [row for row in rows if row["rounds"] > 1]
+    if not measured:
+        yield "Not yet measured."
+        return
     largest = max(row["bytes"] for row in measured)
     measured = [row for row in measured if row["bytes"] == largest]
     yield f"| reckoned from {largest / 1e9:.1f} GB | " + " | ".join(LARGER) + " |"

@@ -49,3 +49,9 @@ def test_rows_and_their_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
     assert "| numllm exact |" in "\n".join(tables.merge(rows)) and "Not yet" in next(iter(tables.merge([])))
+    again = [{**row, "shape": "3gb", "bytes": 10**9, "rounds": 2} for row in rows]
+    short = "\n".join(tables.merge_in_short([*rows, *again]))
+    assert "| numllm exact | " in short and "1.0 GB" in short
+    larger = "\n".join(tables.merge_of_larger(again)).splitlines()
+    ms = again[0]["ms"]["p50"]
+    assert larger[2] == f"| cp -r | {ms * 15.2 / 1000:,.0f} s | {ms * 0.141:,.0f} s |"

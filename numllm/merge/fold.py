@@ -104,7 +104,8 @@ def fold(
                 raise MergeError(f"{info.file}: {info.name} holds NaN or infinity; the base is damaged")
             change.add_to(x, first)
             new = round_(x.view(-1)).view(old.shape).cpu()
-            if math.sqrt(square) > limit and not all(math.isfinite(float(extreme)) for extreme in torch.aminmax(new)):
+            safe = math.sqrt(square) <= limit
+            if not safe and not all(math.isfinite(float(extreme)) for extreme in torch.aminmax(new)):
                 raise MergeError(
                     f"{info.name}: the merged weight overflows {info.dtype}; lower the adapters' weights or convert "
                     "the base to BF16 or F32 first"
