@@ -3,8 +3,9 @@
     python -m benchmarks.bench_merge --shape qwen2.5-0.5b --rounds 5 --work /a/disk --out benchmarks/results/merge.jsonl
 
 Every candidate runs in a process of its own, takes turns with the others in every round, starts with the inputs in
-the page cache, and is timed from after its imports until its output is on the disk (fsync). Its peak of resident
-memory is that of the whole process.
+the page cache and nothing left to be written back, and is timed from after its imports until its output is on the disk
+(fsync). Its processor time, user and system, is counted over the same time; its peak of resident memory is that of the
+whole process. mergekit is a program of its own and so timed with its imports.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,7 +32,7 @@ import torch
 from benchmarks import measure
 from numllm.adapter import write_adapter
 from numllm.checkpoint import INDEX, Checkpoint, write_safetensors
-from numllm.files import write_json
+from numllm.files import sha256, write_json
 
 RANK = 16
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -109,6 +112,13 @@ def _peft(folder: Path, out: Path, kind: str) -> None:
     model.merge_and_unload().save_pretrained(out)
 
 
+def _hash(folder: Path, out: Path) -> None:
+    """What the record of the inputs costs by itself: SHA-256 of the base's files."""
+    out.mkdir()
+    for path in sorted((folder / "base").iterdir()):
+        sha256(path)
+
+
 def _per_tensor(folder: Path, out: Path) -> None:
     """What mergekit and scripts do: all weights in a dictionary, one fp32 product and sum each, saved at the end."""
     from safetensors.torch import load_file, save_file
@@ -127,8 +137,26 @@ def _per_tensor(folder: Path, out: Path) -> None:
         save_file(tensors, out / path.name, metadata={"format": "pt"})
 
 
+def _mergekit(folder: Path, out: Path) -> None:
+    """Task arithmetic with base+adapter as the models: each is made whole, written, and then merged."""
+    settings = {
+        "merge_method": "task_arithmetic", "base_model": str(folder / "base"), "dtype": "bfloat16",
+        "models": [
+            {"model": f"{folder / 'base'}+{folder / name}", "parameters": {"weight": 0.5}} for name in ("a", "b")
+        ],
+    }
+    write_json(folder / "mergekit.yaml", settings)  # JSON is YAML
+    with tempfile.TemporaryDirectory(dir=folder) as cache:
+        subprocess.run(
+            ["mergekit-yaml", str(folder / "mergekit.yaml"), str(out), "--no-copy-tokenizer", "--lora-merge-cache",
+             cache],
+            check=True, capture_output=True,
+        )
+
+
 CANDIDATES: dict[str, Callable[[Path, Path], None]] = {
     "cp -r": _copy,
+    "SHA-256 of the base alone": _hash,
     "numllm exact": lambda folder, out: _numllm(folder, out, ("a", "b"), method="exact"),
     "numllm svd": lambda folder, out: _numllm(folder, out, ("a", "b"), method="svd", rank=RANK),
     "numllm exact, q and v": lambda folder, out: _numllm(folder, out, ("qv",), method="exact"),
@@ -136,6 +164,7 @@ CANDIDATES: dict[str, Callable[[Path, Path], None]] = {
     "per tensor in memory": _per_tensor,
     "PEFT cat": lambda folder, out: _peft(folder, out, "cat"),
     "PEFT svd": lambda folder, out: _peft(folder, out, "svd"),
+    "mergekit, a program": _mergekit,
 }
 
 
@@ -148,19 +177,29 @@ def work(name: str, folder: Path, out: Path) -> None:
         import safetensors.torch  # noqa: F401
 
         import numllm.merge  # noqa: F401
-    began = time.perf_counter()
+    os.sync()
+    began, used = time.perf_counter(), _processor_seconds()
     CANDIDATES[name](folder, out)
     for path in out.rglob("*"):
         with contextlib.suppress(IsADirectoryError), open(path, "rb") as file:
             os.fsync(file.fileno())
     took = time.perf_counter() - began
-    # Not ru_maxrss, which also holds what the parent had in memory when it forked.
-    peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    print(json.dumps({"seconds": took, "peak_bytes": int(peak[1]) << 10}))
+    # Not one's own ru_maxrss, which also holds what the parent had in memory when it forked.
+    own = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    peak = max(int(own[1]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) << 10
+    print(json.dumps({"seconds": took, "cpu_seconds": _processor_seconds() - used, "peak_bytes": peak}))
 
 
-def _run(name: str, folder: Path) -> tuple[float, int]:
-    """(seconds, peak of resident memory in bytes) of a run in a new process."""
+def _processor_seconds() -> float:
+    """Of this process and those it has waited for."""
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+
+
+def _run(name: str, folder: Path) -> dict[str, Any]:
+    """What `work` prints of a run in a new process."""
     out = folder / "out"
     for path in (folder / "base").iterdir():
         with open(path, "rb") as file:  # into the page cache, for everyone
@@ -173,29 +212,30 @@ def _run(name: str, folder: Path) -> tuple[float, int]:
     if run.returncode:
         sys.exit(f"bench_merge: {name} ended with {run.returncode}: {run.stderr.strip()[-2000:]}")
     shutil.rmtree(out)
-    found = json.loads(run.stdout.splitlines()[-1])
-    return found["seconds"], found["peak_bytes"]
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def bench(shape: str, folder: Path, names: Sequence[str], rounds: int) -> list[dict[str, Any]]:
     """A row for each candidate; the first is what the others' ratios are to."""
     write_inputs(folder, SHAPES[shape])
     size = sum(path.stat().st_size for path in Checkpoint.open(folder / "base").files)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    peaks = dict.fromkeys(names, 0)
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for turn in range(rounds):
         for step in range(len(names)):
             name = names[(turn + step) % len(names)]
-            took, peak = _run(name, folder)
-            seconds[name].append(took)
-            peaks[name] = max(peaks[name], peak)
-            print(f"round {turn + 1}: {name}: {took:.2f} s, {peak >> 20} MiB", file=sys.stderr)
-    timings = {name: measure.Timing(seconds=tuple(values)) for name, values in seconds.items()}
+            found = _run(name, folder)
+            runs[name].append(found)
+            print(
+                f"round {turn + 1}: {name}: {found['seconds']:.2f} s, {found['cpu_seconds']:.2f} s of processor, "
+                f"{found['peak_bytes'] >> 20} MiB", file=sys.stderr,
+            )
+    timings = {name: measure.Timing(seconds=tuple(run["seconds"] for run in found)) for name, found in runs.items()}
     return [
         {
             "bench": "merge", "candidate": name, "shape": shape, "bytes": size, "adapters": 2, "rank": RANK,
             "dtype": "bfloat16", "ms": timing.quantiles(), "ratio_to_copy": timing.ratio(timings[names[0]]),
-            "peak_bytes": peaks[name], "rounds": rounds,
+            "cpu_seconds": statistics.median(run["cpu_seconds"] for run in runs[name]),
+            "peak_bytes": max(run["peak_bytes"] for run in runs[name]), "rounds": rounds,
         }
         for name, timing in timings.items()
     ]
@@ -219,6 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not importlib.util.find_spec("peft"):
         names = [name for name in names if not name.startswith("PEFT")]
         print("bench_merge: peft is not installed, its rows are left out", file=sys.stderr)
+    if not shutil.which("mergekit-yaml"):
+        names = [name for name in names if not name.startswith("mergekit")]
+        print("bench_merge: mergekit-yaml is not on the PATH, its row is left out", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         rows = [{**row, **where} for row in bench(options.shape, Path(folder), names, options.rounds)]
     if options.out:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import math
 import os
 import re
@@ -171,6 +172,32 @@ def row_spans(info: TensorInfo, elements: int = 1 << 20) -> Iterator[tuple[int, 
             yield first, min(first + step, info.shape[0])
 
 
+class RowReader:
+    """Rows of a tensor's first dimension, read from a file opened once into memory that is used again.
+
+    rows: the most that are read at a time. CheckpointError when the file cannot be read or ends too early.
+    """
+
+    def __init__(self, info: TensorInfo, rows: int) -> None:
+        import torch
+
+        self.info, self._row = info, info.nbytes // info.shape[0]
+        self._memory = torch.empty((rows, *info.shape[1:]), dtype=torch_dtype(info.dtype))
+        self._file = _open(info)
+
+    def __enter__(self) -> RowReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, first: int, last: int) -> torch.Tensor:
+        """Rows first..last-1 in the dtype on disk; they last until the next are read."""
+        rows = self._memory[: last - first]
+        _fill(rows, self._file, self.info, self.info.start + first * self._row)
+        return rows
+
+
 def row_blocks(info: TensorInfo, elements: int = 1 << 20) -> Iterator[torch.Tensor]:
     """The tensor in blocks of whole rows, about `elements` in each, so that no more is in memory."""
     if not info.shape:
@@ -205,21 +232,34 @@ def _read(
 
     if tensor is None:
         tensor = torch.empty(shape, dtype=torch_dtype(info.dtype))
-    if tensor.numel() == 0:
-        return tensor
-    view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    if tensor.numel():
+        with _open(info) as file:
+            _fill(tensor, file, info, start)
+    return tensor
+
+
+def _open(info: TensorInfo) -> io.FileIO:
     try:
-        with open(info.file, "rb", buffering=0) as file:
-            file.seek(start)
-            at = 0
-            while at < len(view):
-                count = file.readinto(view[at:])
-                if not count:
-                    raise CheckpointError(f"{info.file}: ended inside tensor {short(info.name)}")
-                at += count
+        return open(info.file, "rb", buffering=0)
     except OSError as error:
         raise CheckpointError(f"{info.file}: cannot be read: {error.strerror}") from error
-    return tensor
+
+
+def _fill(tensor: torch.Tensor, file: io.FileIO, info: TensorInfo, start: int) -> None:
+    """Reads a contiguous tensor's bytes from byte `start` on."""
+    import torch
+
+    view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    try:
+        file.seek(start)
+        at = 0
+        while at < len(view):
+            count = file.readinto(view[at:])
+            if not count:
+                raise CheckpointError(f"{info.file}: ended inside tensor {short(info.name)}")
+            at += count
+    except OSError as error:
+        raise CheckpointError(f"{info.file}: cannot be read: {error.strerror}") from error
 
 
 def write_safetensors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -131,6 +132,36 @@ def write_aside(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             aside.unlink()
 
 
+def _put_back(path: Path) -> None:
+    """Undoes a replacement of the folder `path` that was killed between its two renames, and clears away what one
+    killed after them left.
+    """
+    start = f".{path.name}.old-"
+    for old in sorted(path.parent.glob(f"{glob.escape(start)}*")):
+        process = old.name.removeprefix(start)
+        if not process.isdecimal() or _runs(int(process)):
+            continue
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            continue
+        try:
+            os.replace(old, path)
+        except OSError as error:
+            raise NumLLMError(
+                f"{old}: is what {path} was before a run was killed, and cannot be put back: {error.strerror}"
+            ) from error
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
 @contextlib.contextmanager
 def new_folder(path: str | Path, *, overwrite: bool = False, aside: Path | None = None) -> Iterator[Path]:
     """A folder that appears at `path` whole, when the block ends without an error, or not at all.
@@ -138,8 +169,10 @@ def new_folder(path: str | Path, *, overwrite: bool = False, aside: Path | None 
     The block fills the folder it is given, which lies beside `path`; files are fsynced, then the folder
     is renamed into place. An existing non-empty `path` is refused unless `overwrite`, which replaces it.
     aside: the folder to fill, one that a killed run may have left on the same file system with work to take up.
+    A folder that a run killed while replacing it had moved away is put back first.
     """
     path = Path(path)
+    _put_back(path)
     if path.exists() and not path.is_dir():
         raise NumLLMError(f"{path}: wanted a folder to write, got a file; choose another --out")
     if path.is_dir() and any(path.iterdir()) and not overwrite:

@@ -126,13 +126,13 @@ def merge(rows: Iterable[Row]) -> Iterable[str]:
             f"**{shape}**, {size / 1e9:.2f} GB bf16, {device}, {threads} thread{'s' * (threads > 1)}, {rounds} rounds, "
             f"torch {torch}, PEFT {peft}, commit {commit or 'unknown'}:\n"
         )
-        yield "| | s, median (p20–p80) | × cp -r | peak memory, MiB |"
-        yield "|---|--:|--:|--:|"
+        yield "| | s, median (p20–p80) | × cp -r | processor, s | peak memory, MiB |"
+        yield "|---|--:|--:|--:|--:|"
         for row in group:
             seconds = {name: value / 1000 for name, value in row["ms"].items()}
             yield (
                 f"| {row['candidate']} | {seconds['p50']:.2f} ({seconds['p20']:.2f}–{seconds['p80']:.2f}) "
-                f"| {row['ratio_to_copy']['p50']:.2f} | {row['peak_bytes'] >> 20} |"
+                f"| {row['ratio_to_copy']['p50']:.2f} | {row['cpu_seconds']:.2f} | {row['peak_bytes'] >> 20} |"
             )
         yield ""
 
@@ -280,14 +280,59 @@ def families(rows: Iterable[Row]) -> Iterable[str]:
         yield f"\nMeasured with torch {rows[0]['torch']}, PEFT {rows[0]['peft']}, commit {rows[0]['commit']}."
 
 
+def merge_in_short(rows: Iterable[Row]) -> Iterable[str]:
+    """The full-size shapes, and what the largest of them says of larger models."""
+    full = sorted((row for row in rows if row["shape"] != "small"), key=lambda row: (-row["rounds"], row["bytes"]))
+    if not full:
+        yield "Not yet measured at full size."
+        return
+    shapes = {row["shape"]: row["bytes"] for row in full}
+    found: dict[tuple[str, str], Row] = {}
+    for row in full:  # those of most rounds first
+        found.setdefault((row["candidate"], row["shape"]), row)
+    yield "| | " + " | ".join(f"{size / 1e9:.1f} GB: s | × cp -r | MiB" for size in shapes.values()) + " |"
+    yield "|---|" + "--:|--:|--:|" * len(shapes)
+    for candidate in dict.fromkeys(row["candidate"] for row in full):
+        cells = [
+            f"{row['ms']['p50'] / 1000:.1f} | {row['ratio_to_copy']['p50']:.1f} | {row['peak_bytes'] >> 20}"
+            if (row := found.get((candidate, shape))) else "– | – | –" for shape in shapes
+        ]
+        yield f"| {candidate} | {' | '.join(cells)} |"
+    row = full[0]
+    yield (
+        f"\nMedians of {' or '.join(dict.fromkeys(str(row['rounds']) for row in full))} rounds; {row['device']}, "
+        f"{row['threads']} threads, torch {row['torch']}, commit {row['commit']}."
+    )
+
+
+def merge_of_larger(rows: Iterable[Row]) -> Iterable[str]:
+    """Seconds of larger checkpoints, in proportion to bytes, from the largest measured."""
+    measured = [row for row in rows if row["rounds"] > 1]
+    if not measured:
+        yield "Not yet measured."
+        return
+    largest = max(row["bytes"] for row in measured)
+    measured = [row for row in measured if row["bytes"] == largest]
+    yield f"| reckoned from {largest / 1e9:.1f} GB | " + " | ".join(LARGER) + " |"
+    yield "|---|" + "--:|" * len(LARGER)
+    for row in measured:
+        if row["candidate"] in ("cp -r", "numllm exact", "numllm svd"):
+            cells = [f"{row['ms']['p50'] / 1000 * size / largest:,.0f} s" for size in LARGER.values()]
+            yield f"| {row['candidate']} | {' | '.join(cells)} |"
+
+
+LARGER = {"7B, 15.2 GB": 15.2e9, "70B, 141 GB": 141e9}
+"""Bytes of Qwen2.5-7B and Llama-3-70B in bf16."""
+
 Table = Callable[[Iterable[Row]], Iterable[str]]
 PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "benchmarks" / "README.md": {
         "lora_linear": lora_linear, "train_step": train_step, "train": train, "traffic": traffic, "merge": merge,
         "load": load, "numbers": numbers, "generate": generate,
     },
-    ROOT / "README.md": {"demo": demo, "ablation": ablation},
+    ROOT / "README.md": {"demo": demo, "ablation": ablation, "merge": merge_in_short},
     ROOT / "numllm" / "README.md": {"families": families},
+    ROOT / "numllm" / "merge" / "README.md": {"merge": merge_of_larger},
 }
 """Pages, and for each the name of a benchmark, in its rows and in the page's markers, with its tables."""
 

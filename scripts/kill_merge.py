@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from numllm.merge import merge
+from numllm.merge import merge, write
 from scripts.merge_inputs import write_inputs
 
 
@@ -37,6 +37,7 @@ def run(folder: Path, out: Path) -> dict:
 
 def campaign(folder: Path, kills: int, seed: int) -> dict[str, int]:
     """Counts of what was seen; AssertionError when a result is neither whole nor absent."""
+    write.PORTION = 1 << 20  # bytes, of files of 2 MB: kills come inside a file, too
     write_inputs(folder, width=256, layers=8)
     inputs = digests(folder)
     begun = time.perf_counter()
@@ -44,8 +45,9 @@ def campaign(folder: Path, kills: int, seed: int) -> dict[str, int]:
     took = time.perf_counter() - begun
     wanted = digests(folder / "wanted")
     rng, out = random.Random(seed), folder / "out"
-    seen = {"killed": 0, "finished before": 0, "whole after a kill": 0, "absent": 0, "taken up": 0}
+    seen = {"killed": 0, "finished before": 0, "whole after a kill": 0, "absent": 0, "put back": 0, "taken up": 0}
     while seen["killed"] < kills:
+        replaces = out.exists()
         child = os.fork()
         if child == 0:
             run(folder, out)
@@ -57,12 +59,17 @@ def campaign(folder: Path, kills: int, seed: int) -> dict[str, int]:
         if out.exists():
             assert digests(out) == wanted, "the output is there and not whole"
             seen["whole after a kill"] += os.WIFSIGNALED(status)
+        elif replaces:  # killed between the two renames
+            seen["put back"] += 1
+            run(folder, out)
+            assert digests(out) == wanted
         else:
             seen["absent"] += 1
             if rng.random() < 0.5:  # leave the debris to the next run that is killed, or finish now
-                seen["taken up"] += bool(run(folder, out)["files_taken_up"])
+                seen["taken up"] += bool(run(folder, out)["bytes_taken_up"])
                 assert digests(out) == wanted, "the second run's output is not whole"
-        shutil.rmtree(out, ignore_errors=True)
+        if rng.random() < 0.7:  # else the next run replaces it
+            shutil.rmtree(out, ignore_errors=True)
     run(folder, out)
     assert digests(out) == wanted
     shutil.rmtree(out)

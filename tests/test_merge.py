@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import math
 import os
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,18 @@ from safetensors.torch import load_file, save_file
 from numllm.adapter import read_adapter, write_adapter
 from numllm.checkpoint import Checkpoint, write_safetensors
 from numllm.errors import AdapterError, CheckpointError, MergeError, NumLLMError
-from numllm.merge import REPORT, Source, copy_range, decompose, merge, methods, plan_merge, verify_merge
-from numllm.merge.rounding import Rounder
+from numllm.merge import (
+    REPORT,
+    Source,
+    copy_range,
+    decompose,
+    merge,
+    methods,
+    plan_merge,
+    rounding,
+    run_merge,
+    verify_merge,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -56,9 +69,20 @@ def two(tmp_path: Path) -> list[tuple[Path, float]]:
     ]
 
 
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[torch.dtype], Path]:
+    """The folder of a Qwen2 of a dtype, made once and only read."""
+    @functools.cache
+    def made(dtype: torch.dtype) -> Path:
+        return save(transformers_model("qwen2", dtype=dtype), tmp_path_factory.mktemp("base") / "base")
+
+    return made
+
+
 @pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return save(transformers_model("qwen2"), tmp_path / "base")
+def base(tmp_path: Path, bases: Callable[[torch.dtype], Path]) -> Path:
+    """A copy of one's own."""
+    return shutil.copytree(bases(torch.float32), tmp_path / "base")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -116,9 +140,10 @@ def test_exact_equals_peft_cat(tmp_path: Path, base: Path, two: list[tuple[Path,
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize(("method", "rank"), [("exact", None), ("svd", None), ("svd", 2), ("svd", 7)])
 def test_no_element_is_misrounded(
-    tmp_path: Path, two: list[tuple[Path, float]], dtype: torch.dtype, method: str, rank: int | None
+    tmp_path: Path, bases: Callable[[torch.dtype], Path], two: list[tuple[Path, float]], dtype: torch.dtype,
+    method: str, rank: int | None,
 ) -> None:
-    base = save(transformers_model("qwen2", dtype=dtype), tmp_path / "base")
+    base = bases(dtype)
     merge(base, two, tmp_path / "out", method=method, rank=rank)
     before, after, change = weights(base), weights(tmp_path / "out"), deltas(two)
     for name, tensor in after.items():
@@ -184,15 +209,16 @@ def test_random_configurations_against_fp64(tmp_path: Path, seed: int) -> None:
         assert int((after[name] != wanted).sum()) == 0, name
 
 
+@pytest.mark.parametrize("careful", [False, True], ids=["by-bits", "careful"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_rounder_at_the_middles(dtype: torch.dtype) -> None:
+def test_rounding_at_the_middles(dtype: torch.dtype, careful: bool) -> None:
     """Next to every middle between two neighbours, subnormals included, and at the end of the range."""
     small = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype).double()
     small = small[small.isfinite()].unique()
     middles = (small[1:] + small[:-1]) / 2
     nudge = middles.abs().clamp_min(2.0**-140) * 2.0**-40
     x = torch.cat([small, middles, middles + nudge, middles - nudge])
-    found = Rounder(len(x), dtype)(x)
+    found = rounding.nearest(x, dtype) if careful else rounding.Rounder(len(x), dtype)(x)
     wanted = nearest(x, dtype)
     assert torch.equal(found.double(), wanted.double())
 
@@ -371,6 +397,39 @@ def test_the_same_again(tmp_path: Path, base: Path, two: list[tuple[Path, float]
         torch.set_num_threads(before)
     name = "model.safetensors"
     assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("method", "dtype"), [
+    ("exact", torch.float32), ("svd", torch.float16), *((m, torch.bfloat16) for m in ("exact", "ties", "dare-ties")),
+], ids=str)
+def test_a_devices_way_gives_the_same(
+    tmp_path: Path, bases: Callable[[torch.dtype], Path], two: list[tuple[Path, float]], dtype: torch.dtype, method: str
+) -> None:
+    """What is done on a GPU, done on the CPU."""
+    base = bases(dtype)
+    merge(base, two, tmp_path / "one", method=method)
+    sources = [Source(read_adapter(folder, whole=True), weight, folder.name) for folder, weight in two]
+    plan = plan_merge(Checkpoint.open(base), sources, methods.Options(method=method), device=torch.device("cpu"))
+    report = run_merge(plan, tmp_path / "two", verify=True)
+    assert report["overall"]["verified"]
+    assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["exact", "svd", "ties", "dare"])
+def test_on_a_gpu(
+    tmp_path: Path, bases: Callable[[torch.dtype], Path], two: list[tuple[Path, float]], method: str
+) -> None:
+    base = bases(torch.bfloat16)
+    merge(base, two, tmp_path / "cpu", method=method)
+    merge(base, two, tmp_path / "gpu", method=method, device="cuda", verify=True)
+    assert (tmp_path / "cpu/model.safetensors").read_bytes() == (tmp_path / "gpu/model.safetensors").read_bytes()
+
+
+def test_refuses_devices(tmp_path: Path, base: Path, two: list[tuple[Path, float]]) -> None:
+    refused(base, two, tmp_path / "out", "must be cpu or cuda", device="meta")
+    refused(base, two, tmp_path / "out", "'cuda:99' is not available here", device="cuda:99")
+    refused(base, two, tmp_path / "out", "'gpu' is not available here", device="gpu")
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, base: Path, two: list[tuple[Path, float]]) -> None:

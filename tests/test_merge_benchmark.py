@@ -41,10 +41,17 @@ def test_rows_and_their_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["candidate"] for row in rows] == ["cp -r", "numllm exact"]
     for row in rows:
-        assert 0 < row["ms"]["p20"] <= row["ms"]["p80"] and row["peak_bytes"] > 1 << 20 and "commit" in row
+        assert 0 < row["cpu_seconds"] and 0 < row["ms"]["p20"] <= row["ms"]["p80"]
+        assert row["peak_bytes"] > 1 << 20 and "commit" in row
     assert set(rows[0]["ratio_to_copy"].values()) == {1.0}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
     spec = importlib.util.spec_from_file_location("benchmark_tables", TABLES)
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
     assert "| numllm exact |" in "\n".join(tables.merge(rows)) and "Not yet" in next(iter(tables.merge([])))
+    again = [{**row, "shape": "3gb", "bytes": 10**9, "rounds": 2} for row in rows]
+    short = "\n".join(tables.merge_in_short([*rows, *again]))
+    assert "| numllm exact | " in short and "1.0 GB" in short
+    larger = "\n".join(tables.merge_of_larger(again)).splitlines()
+    ms = again[0]["ms"]["p50"]
+    assert larger[2] == f"| cp -r | {ms * 15.2 / 1000:,.0f} s | {ms * 0.141:,.0f} s |"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from numllm.checkpoint import INDEX, Checkpoint
 from numllm.errors import MergeError, NumLLMError
-from numllm.merge import REPORT, merge
+from numllm.merge import REPORT, merge, stage, write
 from numllm.merge.stage import MANIFEST, locked
 from scripts.merge_inputs import write_inputs
 
@@ -86,24 +86,30 @@ def test_the_disk_fails_at_every_call(
     assert contents(folder) == before
 
 
-def test_a_killed_run_is_taken_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in a forked child after the first shard is on the list; the second run does the other one only."""
-    run(folder, "wanted")
+def killed(folder: Path, last: int) -> None:
+    """A run in a forked child, killed when it has put so many files or parts on the list."""
     pid = os.fork()
     if pid == 0:
-        from numllm.merge import stage
-
-        finish = stage.Stage.finish
+        finish, count = stage.Stage.finish, 0
 
         def die(self: Any, *arguments: Any) -> None:
+            nonlocal count
             finish(self, *arguments)
-            os.kill(os.getpid(), 9)
+            count += 1
+            if count == last:
+                os.kill(os.getpid(), 9)
 
         stage.Stage.finish = die
         torch.set_num_threads(1)
         run(folder)
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+def test_a_killed_run_is_taken_up(folder: Path) -> None:
+    """Killed in a forked child after the first shard is on the list; the second run does the other one only."""
+    run(folder, "wanted")
+    killed(folder, 1)
     aside = folder / ".out.merging"
     assert not (folder / "out").exists() and aside.is_dir() and (folder / ".out.lock").exists()
     lines = [json.loads(line) for line in (aside / MANIFEST).read_text().splitlines()]
@@ -118,6 +124,61 @@ def test_a_killed_run_is_taken_up(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert contents(folder / "out") == contents(folder / "wanted")
     assert sorted(report["tensors"]) == sorted(json.loads((folder / "wanted" / REPORT).read_text())["tensors"])
     assert leftovers(folder) == ["out", "wanted"]
+
+
+def test_a_killed_run_is_taken_up_inside_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after each of its parts in turn; what was on the list is not done again."""
+    run(folder, "wanted")
+    monkeypatch.setattr(write, "PORTION", 1)
+    folded, whole = [], []
+    fold = write.fold
+    monkeypatch.setattr(write, "fold", lambda target, *rest: folded.append(target.info.name) or fold(target, *rest))
+    for last in range(1, 6):
+        killed(folder, last)
+        lines = [json.loads(line) for line in (folder / ".out.merging" / MANIFEST).read_text().splitlines()[1:]]
+        noted = {name for line in lines for name in line["noted"]}
+        folded.clear()
+        report = run(folder, verify=True)
+        whole = sorted(report["tensors"])
+        assert sorted(folded) == sorted(set(whole) - noted)
+        assert report["overall"]["bytes_taken_up"] == sum(
+            line["size"] if line["parts"] is None else sum(count for _, count in line["parts"])
+            for line in lines if line["parts"] is None or not any(
+                other["file"] == line["file"] and other["parts"] is None for other in lines)
+        ) > 0
+        assert contents(folder / "out") == contents(folder / "wanted")
+        shutil.rmtree(folder / "out")
+    assert whole == sorted(json.loads((folder / "wanted" / REPORT).read_text())["tensors"])
+
+
+@pytest.mark.parametrize("moment", ["between", "after"])
+def test_killed_while_it_replaced_a_folder(folder: Path, moment: str) -> None:
+    """Between the two renames, the old result is put back; after them, it is cleared away by the next run."""
+    run(folder)
+    before = contents(folder / "out")
+    pid = os.fork()
+    if pid == 0:
+        replace, count = os.replace, 0
+
+        def die(source: Any, target: Any) -> None:
+            nonlocal count
+            replace(source, target)
+            count += Path(target).parent == folder
+            if count == (1 if moment == "between" else 2):
+                os.kill(os.getpid(), 9)
+
+        os.replace = die
+        torch.set_num_threads(1)
+        run(folder, overwrite=True)
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    assert (folder / "out").exists() == (moment == "after") and (folder / f".out.old-{pid}").exists()
+    with pytest.raises(NumLLMError, match="not empty"):
+        run(folder)
+    assert contents(folder / "out") == before
+    run(folder, overwrite=True)
+    assert contents(folder / "out") == before
+    assert leftovers(folder) == ["out"]
 
 
 @pytest.mark.parametrize("change", ["weight", "method", "input", "manifest", "size"])

@@ -63,6 +63,7 @@ def size(text: str) -> int:
               help="Build the model: logits of the result against the base with its adapters unmerged.")
 @click.option("--verify-share", default=1.0, show_default=True, help="Check a random share of the tensors.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
+@click.option("--device", default="cpu", show_default=True, help="Where the sums are made: cpu, cuda, cuda:1, …")
 @click.option("--report", type=EXISTING, help="Write the report (JSON) here too.")
 @click.option("--plot", type=EXISTING, help="Draw change, energy kept and cosines by layer: .png, .svg or .pdf.")
 @json_option

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -98,23 +100,42 @@ def stack(parts: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]) -> t
     return b, torch.cat([a for _, a in parts])
 
 
-def decompose(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U (N, r), σ (r,) falling, Vᵀ (r, K) of b a, for b (N, R) and a (R, K), r = min(N, R, K), in fp64.
+class Product:
+    """b a, b (N, R), a (R, K), fp64, by b = Q_b R_b and aᵀ = Q_a R_a: O((N + K) R²) work, done once.
 
-    O((N + K) R² + R³) work. Signs are fixed: the entry of largest size in each column of U is positive.
+    The triangles hold all but directions: b a and R_b R_aᵀ have the same singular values, and any columns of b and
+    rows of a the same inner products and angles as those columns of R_b and R_a. vectors: whether the Q are made.
     """
-    q_b, r_b = torch.linalg.qr(b)
-    q_a, r_a = torch.linalg.qr(a.T)
-    u, singular, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    u, v = q_b @ u, v @ q_a.T
-    signs = torch.where(u.amax(dim=0) >= -u.amin(dim=0), 1.0, -1.0).to(u.dtype)
-    return u.mul_(signs), singular, v.mul_(signs[:, None])
+
+    def __init__(self, b: Tensor, a: Tensor, *, vectors: bool) -> None:
+        self.b, self.a = b, a
+        mode = "reduced" if vectors else "r"
+        (self._q_b, self.r_b), (self._q_a, self.r_a) = torch.linalg.qr(b, mode), torch.linalg.qr(a.T, mode)
+
+    @functools.cached_property
+    def singular(self) -> Tensor:
+        """All min(N, R, K) singular values, falling."""
+        return torch.linalg.svdvals(self.r_b @ self.r_a.T)
+
+    def split(self, ranks: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """b and a in parts of so many columns and rows, each multiplied by Q_bᵀ and Q_a: as `compare` wants them."""
+        ends = list(itertools.accumulate(ranks))
+        return [(self.r_b[:, end - rank : end], self.r_a[:, end - rank : end].T)
+                for rank, end in zip(ranks, ends, strict=True)]
+
+    def svd(self, rank: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """U (N, k), σ (all), Vᵀ (k, K), k = rank or all of them. Signs are fixed: the entry of largest size in each
+        column of U is positive.
+        """
+        u, singular, v = torch.linalg.svd(self.r_b @ self.r_a.T, full_matrices=False)
+        u, v = self._q_b @ u[:, :rank], v[:rank] @ self._q_a.T
+        signs = torch.where(u.amax(dim=0) >= -u.amin(dim=0), 1.0, -1.0).to(u.dtype)
+        return u.mul_(signs), singular, v.mul_(signs[:, None])
 
 
-def singular_values(b: Tensor, a: Tensor) -> Tensor:
-    """σ of b a, min(N, R, K) of them, falling, without its U and V."""
-    r_b, r_a = torch.linalg.qr(b, mode="r").R, torch.linalg.qr(a.T, mode="r").R
-    return torch.linalg.svdvals(r_b @ r_a.T)
+def decompose(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U (N, r), σ (r,) falling, Vᵀ (r, K) of b a, for b (N, R) and a (R, K), r = min(N, R, K), in fp64."""
+    return Product(b, a, vectors=True).svd()
 
 
 def compare(parts: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[dict[str, float | None], dict[str, dict[str, list]]]:

@@ -29,13 +29,14 @@ from torch import Tensor
 
 from ..checkpoint import row_blocks
 from ..errors import MergeError
-from .factors import Target, compare, decompose, singular_values, stack
+from .factors import Product, Target, compare, stack
 
 METHODS = ("svd", "exact", "linear", "ties", "dare", "dare-ties", "peft-ties", "knots", "core")
 ENTRYWISE = ("ties", "dare", "dare-ties")
 TRIMMED = ("ties", "dare", "dare-ties", "peft-ties", "knots", "core")
-BLOCK = 1 << 17
-"""Elements of a row block: its fp64 copy fits a core's cache."""
+BLOCK = 1 << 19
+"""Elements of a row block: few calls a weight, so that threads seldom wait for the interpreter, and copies in fp64 and
+fp32 that fit the last cache."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,10 @@ class Delta:
         last, first = self.singular[self.kept - 1 : self.kept + 1].tolist()
         return (last - first) / last
 
+    def to(self, device: torch.device) -> Delta:
+        """With its factors on a device."""
+        return dataclasses.replace(self, b=self.b.to(device), a=self.a.to(device))
+
     def add_to(self, x: Tensor, first: int) -> None:
         """Adds rows first.. of Δ to x (rows, K) in place."""
         x.addmm_(self.b[first : first + len(x)], self.a)
@@ -131,6 +136,10 @@ class EntrywiseDelta:
     cosines: dict[str, float | None]
     angles: dict[str, dict[str, list]]
 
+    def to(self, device: torch.device) -> EntrywiseDelta:
+        """With its factors on a device."""
+        return dataclasses.replace(self, parts=tuple((b.to(device), a.to(device)) for b, a in self.parts))
+
     def add_to(self, x: Tensor, first: int) -> None:
         """Adds rows first.. of Δ to x (rows, K) in place."""
         made = []
@@ -139,9 +148,9 @@ class EntrywiseDelta:
             if self.thresholds is not None:
                 value = torch.where(value.abs() >= self.thresholds[index], value, 0.0)
             else:
-                value = value * (self._kept(index, first, value.shape) / self.options.share)
+                value = value * (self._kept(index, first, value.shape).to(x.device) / self.options.share)
             made.append(value)
-        values, weights = torch.stack(made), torch.tensor(self.weights, dtype=torch.float64)
+        values, weights = torch.stack(made), torch.tensor(self.weights, dtype=torch.float64, device=x.device)
         if self.options.method == "dare":
             x += torch.tensordot(weights, values, dims=1)
         else:
@@ -218,9 +227,12 @@ def delta_of(
     """
     read = [part.read() for part in target.parts]
     weights = [part.weight for part in target.parts]
-    cosines, angles = compare({
-        names[part.adapter]: (b * part.weight, a) for part, (b, a) in zip(target.parts, read, strict=True)
-    })
+    kept, known = target.full_rank, options.energy is None and not options.noise
+    if options.method == "svd" and known:
+        kept = min(options.rank or largest, kept)
+    product = Product(*stack(read, weights), vectors=balanced or kept < target.full_rank or not known)
+    split = product.split([len(a) for _, a in read])
+    cosines, angles = compare({names[part.adapter]: pair for part, pair in zip(target.parts, split, strict=True)})
     if options.method in ENTRYWISE:
         thresholds = None
         if options.method == "ties":
@@ -234,21 +246,15 @@ def delta_of(
         return EntrywiseDelta(tuple(read), tuple(weights), thresholds, options, draws, cosines, angles)
     combine = {"linear": _peft_factors, "peft-ties": _peft_factors, "knots": _knots, "core": _core}
     if options.method in combine:
-        b, a = combine[options.method](target, read, weights, options)
-    else:
-        b, a = stack(read, weights)
-    full = min(b.shape[0], *a.shape)
-    kept = full
-    if options.method == "svd":
-        kept = min(options.rank or largest, full)
-        if options.energy is not None or options.noise:
-            kept = _enough(target, singular_values(b, a), options)
-    if kept == full and not balanced:
-        return Delta(b, a, singular_values(b, a), kept, cosines, angles)
-    u, singular, v = decompose(b, a)
+        product = Product(*combine[options.method](target, read, weights, options), vectors=balanced)
+        kept = len(product.singular)
+    if not known:
+        kept = _enough(target, product.singular, options)
+    if kept == len(product.singular) and not balanced:
+        return Delta(product.b, product.a, product.singular, kept, cosines, angles)
+    u, singular, v = product.svd(kept)
     root = singular[:kept].sqrt() if balanced else singular[:kept]
-    b, a = u[:, :kept] * root, v[:kept] * root[:, None] if balanced else v[:kept]
-    return Delta(b, a, singular, kept, cosines, angles)
+    return Delta(u * root, v * root[:, None] if balanced else v, singular, kept, cosines, angles)
 
 
 def _rows(b: Tensor, a: Tensor) -> Iterator[Tensor]:

@@ -17,8 +17,8 @@ class Rounder:
     def __init__(self, size: int, dtype: torch.dtype) -> None:
         self.single = torch.empty(size, dtype=torch.float32)
         self.narrow = self.single if dtype == torch.float32 else torch.empty(size, dtype=dtype)
-        self.bits = np.empty(size, dtype=np.uint32)
-        self.doubtful = np.empty(size, dtype=bool)
+        self._raw, self._rounded = self.single.numpy().view(np.uint32), bits(self.narrow)
+        self._low, self._doubtful = np.empty(size, dtype=np.uint32), np.empty(size, dtype=bool)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The rounded numbers (n,); they last until the next call."""
@@ -27,21 +27,25 @@ class Rounder:
         if self.narrow is self.single:
             return single
         narrow = self.narrow[:n].copy_(single)
-        bits, doubtful = self.bits[:n], self.doubtful[:n]
-        raw = single.numpy().view(np.uint32)
+        raw, low, doubtful = self._raw[:n], self._low[:n], self._doubtful[:n]
         if narrow.dtype == torch.bfloat16:
-            np.bitwise_and(raw, np.uint32(0xFFFF), out=bits)
-            np.equal(bits, np.uint32(0x8000), out=doubtful)
+            np.bitwise_and(raw, 0xFFFF, out=low)
+            np.equal(low, 0x8000, out=doubtful)
         else:
-            np.bitwise_and(raw, np.uint32(0x1FFF), out=bits)
-            np.equal(bits, np.uint32(0x1000), out=doubtful)
+            np.bitwise_and(raw, 0x1FFF, out=low)
+            np.equal(low, 0x1000, out=doubtful)
             # Below 2⁻¹⁴ fp16 is subnormal and the middle is not a fixed pattern of bits.
-            np.bitwise_and(raw, np.uint32(0x7FFFFFFF), out=bits)
-            doubtful |= bits < 0x38800000
-        where = torch.from_numpy(np.flatnonzero(doubtful))
+            np.bitwise_and(raw, 0x7FFFFFFF, out=low)
+            doubtful |= low < 0x38800000
+        where = doubtful.nonzero()[0]
         if len(where):
-            narrow[where] = _to_odd(x[where]).to(narrow.dtype)
+            self._rounded[where] = bits(nearest(torch.from_numpy(x.numpy()[where]), narrow.dtype))
         return narrow
+
+
+def nearest(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `Rounder` gives, in new memory and with every element rounded the careful way: for devices."""
+    return x.float() if dtype == torch.float32 else _to_odd(x).to(dtype)
 
 
 def _to_odd(x: Tensor) -> Tensor:
@@ -53,6 +57,6 @@ def _to_odd(x: Tensor) -> Tensor:
     return ((single.view(torch.int32) - beyond.int()) | inexact.int()).view(torch.float32)
 
 
-def integers(tensor: Tensor) -> Tensor:
-    """The bits of a floating-point tensor."""
-    return tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)
+def bits(tensor: Tensor) -> np.ndarray:
+    """The bits of a floating-point tensor as integers, in its own memory."""
+    return tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16).numpy()

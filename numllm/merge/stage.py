@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +19,50 @@ MANIFEST = ".manifest.jsonl"
 
 
 class Stage:
-    """The folder a merge fills, and the list of its finished files.
+    """The folder a merge fills, and the list of its finished files and parts of files.
 
-    The list is one JSON line a file, written after the file is on the disk: a run that finds the folder left by a
-    killed one with the same fingerprint takes those files as they are.
+    The list is one JSON line each, written after what it names is on the disk: a run that finds the folder left by a
+    killed one with the same fingerprint takes those files and parts as they are.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder = folder
         self._manifest, self._lock = folder / MANIFEST, threading.Lock()
-        self.finished = self._take_up(fingerprint)
+        taken = self._take_up(fingerprint)
+        self.finished = {line["file"]: line for line in taken if line["parts"] is None}
         """File name → its line in the list: file, size, noted."""
-        keep = {MANIFEST, *self.finished}
+        self.begun = [line for line in taken if line["file"] not in self.finished]
+        """Lines of parts of files that are not finished: file, size, parts, noted."""
+        keep = {MANIFEST, *(line["file"] for line in taken)}
         for path in folder.iterdir():
             if path.name not in keep:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        lines = [{"fingerprint": fingerprint}, *self.finished.values()]
+        lines = [{"fingerprint": fingerprint}, *self.finished.values(), *self.begun]
         write_jsonl(self._manifest, lines)  # afresh: its last line may be half a one
 
-    def _take_up(self, fingerprint: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def _take_up(self, fingerprint: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
         try:
             for number, line in read_jsonl(self._manifest):
                 if number == 1 and line.get("fingerprint") != fingerprint:
-                    return {}
+                    return []
                 if number > 1 and (self.folder / line["file"]).stat().st_size == line["size"]:
-                    found[line["file"]] = line
+                    found.append({key: line[key] for key in ("file", "size", "parts", "noted")})
         except (DataError, OSError, KeyError):  # the line that was being written when the run was killed
             pass
         return found
 
-    def finish(self, handle: int, name: str, noted: Any) -> None:
-        """Puts an open file on the disk and on the list."""
+    @property
+    def bytes_taken_up(self) -> int:
+        """What a killed run had finished."""
+        whole = sum(line["size"] for line in self.finished.values())
+        return whole + sum(count for line in self.begun for _, count in line["parts"])
+
+    def finish(self, handle: int, name: str, noted: Any, parts: Sequence[tuple[int, int]] | None = None) -> None:
+        """Puts an open file, or parts of it (first byte, bytes), on the disk and on the list."""
         os.fsync(handle)
         with self._lock, open(self._manifest, "a", encoding="utf-8") as file:
-            line = {"file": name, "size": os.fstat(handle).st_size, "noted": noted}
+            line = {"file": name, "size": os.fstat(handle).st_size, "parts": parts, "noted": noted}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())

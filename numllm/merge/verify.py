@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..adapter import read_adapter
@@ -18,7 +19,7 @@ from .factors import Target
 from .fold import fold
 from .plan import MergePlan
 from .pool import Pool
-from .rounding import integers
+from .rounding import bits
 from .write import delta_for, padded
 
 
@@ -62,9 +63,9 @@ def _verify_model(
 
     def merged(target: Target) -> None:
         out = written.tensors[target.info.name]
-        for first, last, new in fold(target, delta_for(plan, target)):
+        for first, last, new in fold(target, delta_for(plan, target), device=plan.device):
             pool.check()
-            if not torch.equal(integers(read_rows(out, first, last)), integers(new)):
+            if not np.array_equal(bits(read_rows(out, first, last)), bits(new)):
                 raise _differs(out.file, out.name)
 
     def copied(name: str) -> None:

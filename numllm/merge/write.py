@@ -19,13 +19,19 @@ from ..checkpoint import INDEX
 from ..files import Progress, write_json
 from .factors import Target
 from .fold import Sums, fold
-from .layout import OutFile, as_bytes, copy_range, index_of, untouched, write_all
+from .layout import OutFile, as_bytes, copy_range, index_of, start_writing_back, untouched, write_all
 from .methods import Delta, EntrywiseDelta, delta_of
 from .plan import MergePlan
 from .pool import Pool
 from .stage import Stage
 
 Row = dict[str, Any]
+
+PORTION = 256 << 20
+"""Bytes of a file after which what is done is put on the list a killed merge is taken up from."""
+
+WRITTEN_BACK = 8 << 20
+"""Bytes of a weight after which the disk is set to work on them."""
 
 
 def delta_for(plan: MergePlan, target: Target, *, balanced: bool = False) -> Delta | EntrywiseDelta | None:
@@ -68,7 +74,7 @@ def write_model(
 ) -> dict[str, Row]:
     """The checkpoint, in the files given; those that are finished already are left as they are."""
     rows: dict[str, Row] = {}
-    for line in stage.finished.values():
+    for line in (*stage.finished.values(), *stage.begun):
         rows |= line["noted"]
     with contextlib.ExitStack() as opened:
         sources: dict[Path, int] = {}
@@ -78,7 +84,8 @@ def write_model(
         tasks: list[tuple[int, Callable[[], None]]] = []
         for file in files:
             if file.name not in stage.finished:
-                handle = os.open(stage.folder / file.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+                new = all(line["file"] != file.name for line in stage.begun)
+                handle = os.open(stage.folder / file.name, os.O_RDWR | (os.O_CREAT | os.O_EXCL) * new, 0o666)
                 opened.callback(os.close, handle)
                 os.truncate(handle, file.size)
                 write_all(handle, memoryview(file.header), 0)
@@ -104,42 +111,60 @@ class _Writing:
     ) -> None:
         self.plan, self.file, self.handle, self.sources = plan, file, handle, sources
         self.stage, self.pool, self.rows = stage, pool, rows
-        self._lock, self._left, self._own = threading.Lock(), 0, {}
+        self._lock, self._left = threading.Lock(), 0
+        begun = [line for line in stage.begun if line["file"] == file.name]
+        self._done_before = {place for line in begun for place, _ in line["parts"]}
+        self._noted: dict[str, Row] = {name: row for line in begun for name, row in line["noted"].items()}
+        self._parts: list[tuple[int, int]] = []
+        self._news: dict[str, Row] = {}
 
     def tasks(self) -> list[tuple[int, Callable[[], None]]]:
         """(weight in the order of work, task)."""
         targets = [self.plan.targets[name] for name in self.file.places if name in self.plan.targets]
+        runs = untouched(self.file, self.plan.base, self.plan.targets)
         # An element merged takes longer than one copied: merging goes first.
-        tasks = [(target.info.nbytes << 8, lambda t=target: self._merge(t)) for target in targets]
-        runs = list(untouched(self.file, self.plan.base, self.plan.targets))
-        tasks += [(run[3], lambda r=run: self._copy(*r)) for run in runs]
-        if not tasks:  # a file that holds no tensor
-            tasks.append((0, self._done))
+        tasks = [(target.info.nbytes << 8, lambda t=target: self._merge(t)) for target in targets
+                 if self.file.places[target.info.name] not in self._done_before]
+        tasks += [(run[3], lambda r=run: self._copy(*r)) for run in runs if run[2] not in self._done_before]
+        if not tasks:  # a file that holds no tensor, or one killed when only its end was left to note
+            tasks.append((0, lambda: self._done(0, 0)))
         self._left = len(tasks)
         return tasks
 
     def _merge(self, target: Target) -> None:
         delta, sums = delta_for(self.plan, target), Sums()
         place, row = self.file.places[target.info.name], target.info.nbytes // target.info.shape[0]
-        for first, _, new in fold(target, delta, sums):
+        begun = 0
+        for first, last, new in fold(target, delta, sums, self.plan.device):
             self.pool.check()
             write_all(self.handle, as_bytes(new), place + first * row)
+            if (last - begun) * row >= WRITTEN_BACK or last == target.info.shape[0]:
+                start_writing_back(self.handle, place + begun * row, place + last * row)
+                begun = last
         found = row_of(self.plan, target, delta, sums)
-        self._done({found.pop("name"): found})
+        self._done(place, target.info.nbytes, {found.pop("name"): found})
 
     def _copy(self, source: Path, start: int, place: int, count: int) -> None:
         self.pool.check()
         copy_range(self.sources[source], self.handle, start, start + count, place)
-        self._done()
+        start_writing_back(self.handle, place, place + count)
+        self._done(place, count)
 
-    def _done(self, row: Mapping[str, Row] | None = None) -> None:
+    def _done(self, place: int, count: int, row: Mapping[str, Row] | None = None) -> None:
         with self._lock:
-            self._own |= row or {}
+            self._news |= row or {}
             self.rows |= row or {}
+            self._parts.append((place, count))
             self._left -= 1
-            last = self._left == 0
+            if self._left and sum(count for _, count in self._parts) < PORTION:
+                return
+            last, parts, news = self._left == 0, self._parts, self._news
+            self._noted |= news
+            self._parts, self._news = [], {}
         if last:
-            self.stage.finish(self.handle, self.file.name, self._own)
+            self.stage.finish(self.handle, self.file.name, self._noted)
+        else:
+            self.stage.finish(self.handle, self.file.name, news, parts)
 
 
 def padded(delta: Delta, rank: int) -> tuple[Tensor, Tensor]:
