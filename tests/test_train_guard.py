@@ -15,9 +15,9 @@ from numllm.lora import LoRALinear
 from numllm.model import load_model
 from numllm.tokenizer import Tokenizer
 from numllm.train import Trainer, micro_batches, train
-from numllm.train.world import World
 from numllm.train.guard import ENOUGH, FIRST_SCALE, GROW_AFTER, Guard
 from numllm.train.penalty import overlap
+from numllm.train.world import World
 
 BROKEN = "\x01"
 """What no text holds; the embedding of its token is made NaN."""

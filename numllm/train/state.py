@@ -134,6 +134,19 @@ def verified(folder: Path) -> dict[str, Any]:
     return content["state"]
 
 
+def _tidy(folder: Path) -> None:
+    """Clears what a killed process left beside the files and folders it was writing (see `files`)."""
+    for old in folder.glob(".*.old-*"):
+        replaced = folder / old.name[1:].rpartition(".old-")[0]
+        if not replaced.exists():  # killed between the two renames that put a folder in another's place
+            os.replace(old, replaced)
+    for debris in [path for kind in ("partial", "old", "gone") for path in folder.glob(f".*.{kind}-*")]:
+        if debris.is_dir():
+            shutil.rmtree(debris)
+        else:
+            debris.unlink()
+
+
 class RunFolder:
     """The folder of one run: config.json, metrics.jsonl, tokens/, checkpoints/step-N, adapters/.
 
@@ -180,8 +193,8 @@ class RunFolder:
             settings = {"settings": dataclasses.asdict(self._config), "fingerprint": self._marks}
             write_json(self.path / "config.json", settings)
             self._new = False
-        for debris in self.checkpoints.glob(".step-*"):
-            shutil.rmtree(debris, ignore_errors=True)
+        for folder in (self.path, self.checkpoints, self.path / "adapters"):
+            _tidy(folder)
 
     def close(self) -> None:
         """Lets other processes have the folder; what never came to be a run goes."""
@@ -263,7 +276,7 @@ class RunFolder:
             for step in self._steps()[: -self._config.keep]:
                 if step not in best:
                     # Renamed first, so that a kill in between leaves no half checkpoint under its name.
-                    doomed = self.checkpoints / f".step-{step}.old-{os.getpid()}"
+                    doomed = self.checkpoints / f".step-{step}.gone-{os.getpid()}"
                     os.replace(self.step(step), doomed)
                     shutil.rmtree(doomed)
         except (OSError, NumLLMError) as error:
