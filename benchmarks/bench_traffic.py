@@ -89,6 +89,7 @@ def together(model: str, count: int, steps: int) -> dict[str, Any]:
 
 def rows(model: str, counts: Sequence[int], steps: int) -> Iterator[dict[str, Any]]:
     """A row a number of processes."""
+    where = measure.provenance(torch.device("cpu"))
     for count in counts:
         inside = (
             "import sys; from benchmarks.bench_traffic import together; import json; "
@@ -102,7 +103,7 @@ def rows(model: str, counts: Sequence[int], steps: int) -> Iterator[dict[str, An
         yield {
             "bench": "traffic", "model": model, "processes": count, "steps": steps,
             **{key: round(value) for key, value in found.items()},
-            "ring": round(2 * (count - 1) / count * found["given"]), **measure.provenance(torch.device("cpu")),
+            "ring": round(2 * (count - 1) / count * found["given"]), **where,
         }
 
 

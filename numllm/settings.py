@@ -28,10 +28,9 @@ Layer = Mapping[str, Any]
 SHARED = tuple(field.name for field in dataclasses.fields(LoRAConfig))
 """Keys that, outside of a table, are for both adapters."""
 
-_ONLY_FOR = {
-    "domain": frozenset({"corpus", "rows", "domain", "domain_rate"}),
-    "numeric": frozenset({"numct", "questions", "loss", "text_weight", "numeric", "numeric_rate"}),
-}
+_ONLY_FOR = {"domain": ("corpus", "rows"), "numeric": ("numct", "questions", "loss", "text_weight")}
+_VALIDATED_BY = ("corpus", "numct", "loss")
+"""Of these, what a validation of the other adapter uses too."""
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
@@ -158,10 +157,13 @@ def combine(*layers: Layer) -> TrainConfig:
 def refuse_contradictions(flags: Layer, config: TrainConfig) -> None:
     """ConfigError when a flag given (the layer before `checked`) is for an adapter that the run does not train."""
     for adapter, keys in _ONLY_FOR.items():
-        idle = sorted(keys & set(flags))
-        if idle and adapter not in config.adapters:
-            flag = f"{adapter}-{min(flags[adapter])}" if idle[0] == adapter else idle[0].replace("_", "-")
-            raise ConfigError(
-                f"--{flag} is for the {adapter} adapter, which --adapters {','.join(config.adapters)} does not train; "
-                "drop one of the two"
-            )
+        if adapter in config.adapters:
+            continue
+        for key in flags:
+            own = key == adapter or key.startswith(f"{adapter}_") or key in keys
+            if own and not (config.validate_every and key in _VALIDATED_BY):
+                flag = f"{adapter}-{min(flags[key])}" if key == adapter else key.replace("_", "-")
+                raise ConfigError(
+                    f"--{flag} is for the {adapter} adapter, which --adapters {','.join(config.adapters)} does not "
+                    "train; drop one of the two"
+                )

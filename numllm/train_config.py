@@ -124,8 +124,9 @@ class TrainConfig:
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ConfigError(f"{name} must be a number of at least 0, got {value!r}")
-        if self.save_minutes is not None and not (math.isfinite(self.save_minutes) and self.save_minutes > 0):
-            raise ConfigError(f"save_minutes must be a positive number, got {self.save_minutes!r}")
+        for name in ("save_minutes", "peak_tflops"):
+            if (value := getattr(self, name)) is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} must be a positive number, got {value!r}")
         if not 0 <= self.warmup <= 1 or not 0 <= self.last_rate <= 1:
             raise ConfigError("warmup and last_rate must be shares between 0 and 1")
         if not self.adapters or set(self.adapters) - set(ADAPTERS):

@@ -97,12 +97,15 @@ def test_broken_files_are_refused(text, message, tmp_path):
 @pytest.mark.parametrize("flags, message", [
     ({"adapters": "numeric", "domain_rate": 1e-3}, "--domain-rate is for the domain adapter"),
     ({"adapters": "numeric", "domain": {"rank": 4}}, "--domain-rank is for the domain adapter"),
+    ({"adapters": "domain", "numeric_schedule": "linear"}, "--numeric-schedule is for the numeric adapter"),
+    ({"adapters": "domain", "numct": "n.jsonl"}, "--numct is for the numeric adapter"),
     ({"adapters": "domain", "loss": "likelihood"}, "--loss is for the numeric adapter, which --adapters domain"),
 ])
 def test_flags_that_contradict_each_other_are_refused(flags, message):
     with pytest.raises(ConfigError, match=message):
         settings_of({"model": "demo", "out": "run", **flags})
     settings_of({"model": "demo", "out": "run", "adapters": "numeric", "rank": 4})
+    settings_of({"model": "demo", "out": "run", "adapters": "domain", "numct": "n.jsonl", "validate_every": 5})
 
 
 def test_every_setting_is_a_flag_with_a_text_of_its_own():

@@ -23,31 +23,39 @@ from numllm.train import World, micro_batches, train
 RUNS = {
     "plain": {"loss": "likelihood", "text_weight": 0.5},
     "letters": {"rows": 3, "questions": 1, "micro_tokens": 96},
-    "sharded": {"loss": "likelihood", "shard": True},
-    "sharded-full": {"shard": True, "checkpointing": "full", "offload": True},
-    "sharded-selective": {"shard": True, "checkpointing": "selective", "micro_tokens": 192},
+    "sharded": {"shard": True, "checkpointing": "full", "offload": True},
+    "sharded-selective": {
+        "loss": "likelihood", "shard": True, "checkpointing": "selective", "micro_tokens": 192, "validate_every": 8,
+    },
 }
 CODE = """
 import sys
 from pathlib import Path
 import tiny
-from test_world import RUNS, seventh
+from test_world import RUNS, settings, seventh
 from numllm.model import load_model
 from numllm.train import Meeting, joined, train
 world = Path(sys.argv[1])
 with joined("cpu", Meeting.from_environment()) as processes:
     for name, changes in RUNS.items():
-        list(train(tiny.settings(world, f"two-{name}", **changes), world=processes))
+        list(train(settings(world, f"two-{name}", **changes), world=processes))
         sent = processes.sent if name == "plain" else sent
     model = load_model(world / "base", placed=processes.sharder())
     whole = sum(weight.numel() for weight in model.model.layers.parameters())
     assert sum(weight.to_local().numel() for weight in model.model.layers.parameters()) == whole // 2
-    events = list(train(tiny.settings(world, "begun-by-two"), world=processes, stop=seventh()))
+    events = list(train(settings(world, "begun-by-two"), world=processes, stop=seventh()))
     assert events[-1]["event"] == "interrupted"
-    events = list(train(tiny.settings(world, "begun-by-one"), world=processes, resume=True))
+    events = list(train(settings(world, "begun-by-one"), world=processes, resume=True))
     assert [event["step"] for event in events if event["event"] == "start"] == [7]
     print(sent)
 """
+
+
+def settings(world: Path, out: str, **changes):
+    """A short run; on what is held out where it validates."""
+    heldout = {"heldout_corpus": "heldout.jsonl", "heldout_numct": "heldout-numct.jsonl"}
+    found = {key: str(world / name) for key, name in heldout.items()} if "validate_every" in changes else {}
+    return tiny.settings(world, out, **{"steps": 8, **changes, **found})
 
 
 def seventh():
@@ -70,14 +78,15 @@ def finished(tmp_path_factory):
     tiny.base(world / "base")
     tiny.corpus(world / "corpus")
     tiny.numct(world / "numct.jsonl")
+    tiny.heldout(world)
     for name, changes in RUNS.items():
         plain = {key: value for key, value in changes.items() if key not in ("shard", "checkpointing", "offload")}
-        list(train(tiny.settings(world, f"one-{name}", **plain)))
-    list(train(tiny.settings(world, "whole")))
-    list(train(tiny.settings(world, "begun-by-one"), stop=seventh()))
+        list(train(settings(world, f"one-{name}", **plain)))
+    list(train(settings(world, "whole")))
+    list(train(settings(world, "begun-by-one"), stop=seventh()))
     ended = together(2, CODE, world)
     assert [code for code, _, _ in ended] == [0, 0], ended
-    list(train(tiny.settings(world, "begun-by-two"), resume=True))
+    list(train(settings(world, "begun-by-two"), resume=True))
     return world, [int(out) for _, out, _ in ended]
 
 
@@ -90,10 +99,13 @@ def test_two_processes_give_what_one_gives(finished, one, two):
     assert set(ours) == set(expected)
     for name, value in expected.items():
         assert (ours[name] - value).norm() <= 1e-3 * value.norm(), name
-    keys = ("step", "adapter", "tokens", "labels", "lr")
+    keys = ("step", "kind", "adapter", "tokens", "labels", "lr")
     rows, others = tiny.metrics(world / one), tiny.metrics(world / two)
-    assert [[row[key] for key in keys] for row in rows] == [[row[key] for key in keys] for row in others]
+    assert [[row.get(key) for key in keys] for row in rows] == [[row.get(key) for key in keys] for row in others]
     for row, other in zip(rows, others, strict=True):
+        if row["kind"] == "validation":
+            assert abs(row["nll"] - other["nll"]) < 1e-4 * row["nll"]
+            continue
         assert abs(row["loss"] - other["loss"]) < 1e-4 * row["loss"]
         assert abs(row["grad_norm"] - other["grad_norm"]) < 1e-3 * row["grad_norm"]
 
@@ -102,7 +114,7 @@ def test_only_the_adapters_gradients_travel(finished):
     world, sent = finished
     elements = sum(value.numel() for value in adapters(world / "two-plain").values())
     losses = 2
-    assert sent == [12 * 4 * (elements + losses)] * 2
+    assert sent == [8 * 4 * (elements + losses)] * 2
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

@@ -140,9 +140,11 @@ def _one_voice() -> Iterator[Any]:
     meeting = Meeting.from_environment()
     try:
         yield meeting
-    except NumLLMError as error:
-        if not meeting.first_to_fail():
+    except Exception as error:
+        if not meeting.first_to_fail:
             sys.exit(1)
+        if not isinstance(error, NumLLMError):
+            raise
         raise type(error)(f"process {meeting.rank} of {meeting.size}: {error}") from error
 
 

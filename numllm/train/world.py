@@ -9,7 +9,7 @@ everywhere, so what is saved does not depend on how many processes there were.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -156,13 +156,11 @@ def _peers() -> Iterator[None]:
         raise PeerError("another process of the run ended; this one ends too") from error
 
 
-@dataclasses.dataclass
 class Meeting:
     """Where the processes that torchrun started meet: a store they share, before any group of them is made."""
 
-    store: dist.Store
-    rank: int
-    size: int
+    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+        self.store, self.rank, self.size = store, rank, size
 
     @classmethod
     def from_environment(cls) -> Meeting | None:
@@ -174,8 +172,9 @@ class Meeting:
         except (RuntimeError, ValueError) as error:
             raise NumLLMError(f"the processes could not meet: {str(error).splitlines()[0]}") from error
 
+    @functools.cached_property
     def first_to_fail(self) -> bool:
-        """Whether no other process has said yet that it failed: it is this one's error that counts."""
+        """Asked by a process that failed: whether no other has asked before, so that this one's error is to be told."""
         with contextlib.suppress(RuntimeError):  # the store went with the process that failed first
             return self.store.add("numllm/failed", 1) == 1
         return False
@@ -183,7 +182,7 @@ class Meeting:
 
 @contextlib.contextmanager
 def joined(device: str = "cpu", meeting: Meeting | None = None) -> Iterator[World]:
-    """The world of the processes that met, or a process by itself.
+    """The world of the processes that met, by default those that torchrun started, or a process by itself.
 
     Where torch.distributed is set up already, its default group is used and left as it is. device "cuda" becomes the
     GPU of the process's local rank.
@@ -195,6 +194,7 @@ def joined(device: str = "cpu", meeting: Meeting | None = None) -> Iterator[Worl
     if dist.is_available() and dist.is_initialized():
         yield World(dist.get_rank(), dist.get_world_size(), own)
         return
+    meeting = meeting or Meeting.from_environment()
     if meeting is None:
         yield World(device=own)
         return
@@ -205,5 +205,8 @@ def joined(device: str = "cpu", meeting: Meeting | None = None) -> Iterator[Worl
         raise NumLLMError(f"the {meeting.size} processes could not meet: {str(error).splitlines()[0]}") from error
     try:
         yield World(meeting.rank, meeting.size, own)
+    except Exception:
+        _ = meeting.first_to_fail  # asked before the others see that this process goes
+        raise
     finally:
         dist.destroy_process_group()
