@@ -13,8 +13,9 @@ from ..files import Progress, no_progress
 from ..train_config import TrainConfig
 from .board import Board
 from .inputs import Inputs
+from .marks import Watch
 from .meter import Meter
-from .state import NoFolder, RunFolder, Watch
+from .state import NoFolder, RunFolder
 from .trainer import Event, Source, Trainer
 from .validation import Validation, score
 from .world import World
@@ -71,6 +72,9 @@ def train(
             if board is not None:
                 board.note(event)
             yield event
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise TrainError(f"{place}{error.strerror or error}; mend that and continue with --resume") from error
     finally:
         if board is not None:
             board.close()
