@@ -152,6 +152,16 @@ def campaign(world: Path, kills: int, faults: int, seed: int, steps: int) -> dic
     took = time.perf_counter() - begun
     wanted = _outcome(world / "wanted")
     shutil.rmtree(world / "wanted")
+
+    def finish() -> None:
+        for _ in _events(config):
+            pass
+        for what, found, expected in zip(("adapters", "metrics"), _outcome(world / "hit"), wanted, strict=True):
+            assert found == expected, f"the run that was hit came to other {what}"
+        debris = [path.name for path in (world / "hit").rglob(".*") if path.name != ".lock"]
+        assert not debris, f"the run left {debris}"
+        shutil.rmtree(world / "hit")
+
     plan = ["kill"] * kills + ["fault"] * faults
     rng.shuffle(plan)
     config, hits = settings(world, "hit", steps), 0
@@ -170,20 +180,12 @@ def campaign(world: Path, kills: int, faults: int, seed: int, steps: int) -> dic
             seen["faults met" if code else "faults not reached"] += 1
         hits += 1
         if (world / "hit" / "adapters" / "numeric").exists() or rng.random() < 0.15:
-            for _ in _events(config):
-                pass
-            assert _outcome(world / "hit") == wanted, "the run that was hit came to another end"
-            debris = [path.name for path in (world / "hit" / "checkpoints").iterdir() if path.name.startswith(".")]
-            assert not debris, f"the run left {debris}"
-            shutil.rmtree(world / "hit")
+            finish()
             seen["runs"] += 1
             seen["hits of the run hit most"] = max(hits, seen["hits of the run hit most"])
             hits = 0
-    if (world / "hit").exists():
-        for _ in _events(config):
-            pass
-        assert _outcome(world / "hit") == wanted, "the run that was hit came to another end"
-        shutil.rmtree(world / "hit")
+    if hits:
+        finish()
         seen["runs"] += 1
     return seen
 

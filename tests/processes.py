@@ -33,7 +33,7 @@ def together(count: int, code: str, *arguments: object) -> list[tuple[int, str, 
         for rank in range(count)
     ]
     try:
-        ended = [process.communicate(timeout=120) for process in running]
+        ended = [process.communicate(timeout=300) for process in running]
     finally:
         for process in running:
             process.kill()

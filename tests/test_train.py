@@ -226,3 +226,11 @@ def test_broken_questions_name_the_line(world):
     (world / "numct.jsonl").write_text('{"question": 1}\n')
     with pytest.raises((TrainError, DataError), match="line 1"):
         list(train(config(world)))
+
+
+@pytest.mark.parametrize("loss", ["letter", "likelihood"])
+def test_questions_longer_than_a_row_are_told(world, loss):
+    events = list(train(config(world, steps=3, length=24 if loss == "letter" else 12, loss=loss)))
+    (warning,) = [e["message"] for e in events if e["event"] == "warning"]
+    assert "is longer than --length" in warning and "loses its beginning" in warning
+    assert not [e for e in train(config(world, "fits", steps=3, loss=loss)) if e["event"] == "warning"]

@@ -47,7 +47,7 @@ def test_adapters_have_their_own_ends_and_schedules(world):
     ({"save_minutes": 0.0}, "save_minutes must be a positive"),
     ({"orthogonality": 1.0, "adapters": ("domain",)}, "between two adapters"),
     ({"spike": float("nan")}, "spike must be a number of at least 0"),
-    ({"checkpointing": "some"}, "checkpointing must be none, selective or full"),
+    ({"checkpointing": "some"}, "checkpointing must be auto, none, selective or full"),
 ])
 def test_settings_that_cannot_be_are_refused(world, changes, message):
     with pytest.raises(ConfigError, match=message):
@@ -116,6 +116,23 @@ def test_data_that_changes_during_the_run_is_told(world):
         list(train(tiny.settings(world), resume=True))
 
 
+def test_prepared_tokens_that_change_during_the_run_stop_it(world):
+    tokens = world / "run" / "tokens" / "tokens.bin"
+    events = train(tiny.settings(world))
+    while next(events).get("step") != 7:
+        pass
+    kept = tokens.read_bytes()
+    tokens.write_bytes(kept[2:] + kept[:2])
+    with pytest.raises(TrainError, match="tokens.bin changed during the run, which reads it"):
+        list(events)
+    with pytest.raises(TrainError, match="tokens.bin: damaged; remove .* and it is made anew"):
+        list(train(tiny.settings(world), resume=True))
+    for path in tokens.parent.iterdir():
+        path.unlink()
+    assert next(train(tiny.settings(world), resume=True))["step"] == 5
+    assert tokens.read_bytes() == kept
+
+
 def test_two_processes_do_not_train_into_one_folder(world):
     events = train(tiny.settings(world))
     next(events)
@@ -140,6 +157,20 @@ def test_a_read_only_place_is_refused_in_one_line(world):
     with pytest.raises(TrainError, match="cannot be written") as caught:
         list(train(tiny.settings(world, "file/run")))
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_killed_process_left_is_put_back_or_cleared(world):
+    list(train(tiny.settings(world)))
+    expected = tiny.adapter_bytes(world / "run" / "adapters")
+    run = world / "run"
+    # Killed while the last checkpoint was being replaced, and while an adapter was being written.
+    os.replace(run / "checkpoints" / "step-12", run / "checkpoints" / ".step-12.old-7")
+    os.replace(run / "adapters" / "domain", run / "adapters" / ".domain.partial-7")
+    (run / ".metrics.jsonl.partial-7").write_text("{")
+    assert next(train(tiny.settings(world), resume=True))["step"] == 12
+    list(train(tiny.settings(world), resume=True))
+    assert tiny.adapter_bytes(run / "adapters") == expected
+    assert [path.name for path in run.rglob(".*")] == [".lock"]
 
 
 def test_kills_and_failing_disks_leave_runs_that_resume_to_the_same_bytes(world):

@@ -146,3 +146,20 @@ def test_the_rows_marked_heldout_are_validated_on_and_none_that_is_trained_on(wo
 def test_patience_without_validation_is_refused(world):
     with pytest.raises(ConfigError, match="patience needs validation"):
         tiny.settings(world, patience=2)
+
+
+def test_a_person_sees_validations_ends_skips_and_warnings(world, capsys):
+    from numllm.cli.training import run_training
+
+    config = tiny.settings(
+        world, steps=8, validate_every=2, patience=1, numeric_rate=1e-9, adapters=("numeric",), **tiny.heldout(world),
+    )
+    run_training(config)
+    err = capsys.readouterr().err
+    assert "step 2, numeric: perplexity" in err and ", the best so far" in err
+    assert "the numeric adapter stopped improving and ends" in err
+    with pytest.raises(TrainError):
+        run_training(tiny.settings(world, "other", domain_rate=1e30, clip=1e30, warmup=0.0, max_skips=2))
+    assert "step 2: the domain adapter's step was skipped: nan" in capsys.readouterr().err
+    run_training(tiny.settings(world, "short", steps=2, length=24))
+    assert "Warning: question" in capsys.readouterr().err

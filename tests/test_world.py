@@ -6,7 +6,6 @@ import itertools
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,17 +21,18 @@ from numllm.train import World, micro_batches, train
 
 RUNS = {
     "plain": {"loss": "likelihood", "text_weight": 0.5},
-    "letters": {"rows": 3, "questions": 1, "micro_tokens": 96},
-    "sharded": {"shard": True, "checkpointing": "full", "offload": True},
+    "sharded": {
+        "rows": 3, "questions": 1, "micro_tokens": 96, "shard": True, "checkpointing": "full", "offload": True,
+    },
     "sharded-selective": {
-        "loss": "likelihood", "shard": True, "checkpointing": "selective", "micro_tokens": 192, "validate_every": 8,
+        "loss": "likelihood", "shard": True, "checkpointing": "selective", "micro_tokens": 192, "validate_every": 6,
     },
 }
 CODE = """
 import sys
 from pathlib import Path
 import tiny
-from test_world import RUNS, settings, seventh
+from test_world import RUNS, settings, fourth
 from numllm.model import load_model
 from numllm.train import Meeting, joined, train
 world = Path(sys.argv[1])
@@ -43,10 +43,10 @@ with joined("cpu", Meeting.from_environment()) as processes:
     model = load_model(world / "base", placed=processes.sharder())
     whole = sum(weight.numel() for weight in model.model.layers.parameters())
     assert sum(weight.to_local().numel() for weight in model.model.layers.parameters()) == whole // 2
-    events = list(train(settings(world, "begun-by-two"), world=processes, stop=seventh()))
+    events = list(train(settings(world, "begun-by-two"), world=processes, stop=fourth()))
     assert events[-1]["event"] == "interrupted"
     events = list(train(settings(world, "begun-by-one"), world=processes, resume=True))
-    assert [event["step"] for event in events if event["event"] == "start"] == [7]
+    assert [event["step"] for event in events if event["event"] == "start"] == [4]
     print(sent)
 """
 
@@ -55,13 +55,13 @@ def settings(world: Path, out: str, **changes):
     """A short run; on what is held out where it validates."""
     heldout = {"heldout_corpus": "heldout.jsonl", "heldout_numct": "heldout-numct.jsonl"}
     found = {key: str(world / name) for key, name in heldout.items()} if "validate_every" in changes else {}
-    return tiny.settings(world, out, **{"steps": 8, **changes, **found})
+    return tiny.settings(world, out, **{"steps": 6, **changes, **found})
 
 
-def seventh():
-    """A stop that turns true after seven steps."""
+def fourth():
+    """A stop that turns true after four steps."""
     count = itertools.count()
-    return lambda: next(count) >= 7
+    return lambda: next(count) >= 4
 
 
 def adapters(run: Path) -> dict[str, torch.Tensor]:
@@ -83,7 +83,7 @@ def finished(tmp_path_factory):
         plain = {key: value for key, value in changes.items() if key not in ("shard", "checkpointing", "offload")}
         list(train(settings(world, f"one-{name}", **plain)))
     list(train(settings(world, "whole")))
-    list(train(settings(world, "begun-by-one"), stop=seventh()))
+    list(train(settings(world, "begun-by-one"), stop=fourth()))
     ended = together(2, CODE, world)
     assert [code for code, _, _ in ended] == [0, 0], ended
     list(train(settings(world, "begun-by-two"), resume=True))
@@ -114,7 +114,7 @@ def test_only_the_adapters_gradients_travel(finished):
     world, sent = finished
     elements = sum(value.numel() for value in adapters(world / "two-plain").values())
     losses = 2
-    assert sent == [8 * 4 * (elements + losses)] * 2
+    assert sent == [6 * 4 * (elements + losses)] * 2
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -162,12 +162,12 @@ def test_one_failing_process_ends_all_with_one_line(tmp_path):
         f"os.chdir({str(tmp_path)!r})\n"
         "cli.main()\n"
     )
-    began = time.monotonic()
     ended = together(2, code)
     assert [code for code, _, _ in ended] == [1, 1], ended
     said = "".join(err for _, _, err in ended)
     assert said.count("Error:") == 1 and "process 1 of 2: the roof fell in" in said and "Traceback" not in said
-    assert time.monotonic() - began < 60
+    assert [row["step"] for row in tiny.metrics(tmp_path / "run")] == [1, 2, 3]
+    assert not (tmp_path / "run" / "adapters").exists()
 
 
 def test_torchrun_starts_it_and_the_first_process_alone_prints(tmp_path):
@@ -177,7 +177,7 @@ def test_torchrun_starts_it_and_the_first_process_alone_prints(tmp_path):
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "numllm",
          "train", "--model", "base", "--corpus", "corpus", "--adapters", "domain", "--out", "run", "--length", "96",
          "--rank", "2", "--steps", "2", "--device", "cpu", "--events"],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
     )
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]

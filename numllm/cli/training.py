@@ -214,6 +214,8 @@ def run_training(
             for event in events(config, resume=resume, stop=lambda: bool(asked), progress=progress, world=world):
                 if world.first:
                     tell(event)
+                    if (note := _note(event)) is not None:
+                        shown.write(note, file=sys.stderr)
                 if event["event"] == "start":
                     shown.update(event["step"])
                 elif event["event"] == "step":
@@ -231,6 +233,25 @@ def run_training(
     if last["event"] == "interrupted":
         return last, f"interrupted at step {last['step']}; saved; continue with --resume"
     return last, "\n".join(f"{name}: {folder}" for name, folder in last["adapters"].items())
+
+
+def _note(event: dict[str, Any]) -> str | None:
+    """The line for an event that a person should see pass by, beside the bar; None for the others."""
+    if event["event"] == "warning":
+        return f"Warning: {event['message']}"
+    if event["event"] == "ended":
+        return f"step {event['step']}: the {event['adapter']} adapter stopped improving and ends"
+    if event["event"] == "step" and event["skipped"] is not None:
+        return f"step {event['step']}: the {event['adapter']} adapter's step was skipped: {event['skipped']}"
+    if event["event"] == "validation":
+        figures = {"perplexity": "{:.3f}", "accuracy": "{:.1%}", "numeric_accuracy": "{:.1%}", "choice_loss": "{:.4f}"}
+        shown = [
+            f"{key.replace('_', ' ')} {form.format(event[key])}" for key, form in figures.items()
+            if event.get(key) is not None
+        ]
+        best = ", the best so far" if event["best"] else ""
+        return f"step {event['step']}, {event['adapter']}: {', '.join(shown)}{best}"
+    return None
 
 
 def _speed(event: dict[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..questions import LETTERS, Question, encode_letters, encode_options, letter_ids
+from ..questions import LETTERS, Question, encode_options, fit_letters, letter_ids
 from ..tokenizer import Tokenizer
 from .batch import Batch, Choice
 from .packing import Draw, Piece, lay_out, pack
@@ -32,7 +32,8 @@ class ChoiceBatches:
     loss "letter": one piece a question, FinEval's prompt and the answer's letter, which alone is scored; the
     options are shuffled afresh each epoch. loss "likelihood": one piece an option, the text with the blank
     filled by it, scored as `questions.Encoded` says (see `train.choice_loss`); with `text`, the right option's
-    whole text is scored too. size: questions a step; or tokens: as many as have that many tokens.
+    whole text is scored too. size: questions a step; or tokens: as many as have that many tokens. cut: ids of the
+    questions met so far that are longer than `length` and lose their beginning.
     """
 
     def __init__(
@@ -46,10 +47,15 @@ class ChoiceBatches:
             raise DataError("there are no questions with an answer to train on")
         self._tokenizer = tokenizer
         self.size, self.length, self.loss, self.text, self.seed = size, length, loss, text, seed
+        self.cut: set[str] = set()
         if loss == "letter":
             self._letters = letter_ids(tokenizer)
         else:
             self._options = [encode_options(q, tokenizer, max_length=length) for q in self._questions]
+            self.cut = {
+                question.id for question, options in zip(self._questions, self._options, strict=True)
+                if any(option.cut for option in options)
+            }
         # The lengths cost an encoding of every question; they matter to a token budget only.
         lengths = [1] * len(self._questions) if tokens is None else [self._length(i) for i in range(len(self))]
         self._draw = Draw(lengths, size=size, tokens=tokens, seed=seed, salt="choice")
@@ -80,7 +86,10 @@ class ChoiceBatches:
             options=tuple(question.options[index] for index in order),
             answer=LETTERS[order.index(right)],
         )
-        prompt = encode_letters(shuffled, self._tokenizer, max_length=self.length - 1)
+        fitted = fit_letters(shuffled, self._tokenizer, max_length=self.length - 1)
+        prompt = fitted.ids
+        if fitted.cut:
+            self.cut.add(question.id)
         return (*prompt, self._letters[LETTERS.index(shuffled.answer)]), len(prompt)
 
     def __call__(self, step: int) -> Batch:

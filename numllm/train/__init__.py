@@ -9,9 +9,9 @@ import types
 from typing import Any
 
 from .losses import batch_loss, choice_loss, forward_losses
+from .marks import fingerprint
 from .plan import plan
 from .run import train
-from .state import fingerprint
 from .trainer import Event, Source, Trainer, micro_batches
 from .world import Meeting, World, joined
 

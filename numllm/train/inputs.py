@@ -19,7 +19,7 @@ from ..model import load_model
 from ..questions import read_questions
 from ..tokenizer import Tokenizer
 from ..train_config import TrainConfig
-from .state import Watch, data_files, data_marks, fingerprint, settings_mark
+from .marks import Watch, data_files, data_marks, fingerprint, settings_mark
 from .trainer import Source
 from .validation import Validation
 from .world import World

@@ -13,8 +13,9 @@ from ..files import Progress, no_progress
 from ..train_config import TrainConfig
 from .board import Board
 from .inputs import Inputs
+from .marks import Watch
 from .meter import Meter
-from .state import NoFolder, RunFolder, Watch
+from .state import NoFolder, RunFolder
 from .trainer import Event, Source, Trainer
 from .validation import Validation, score
 from .world import World
@@ -71,6 +72,9 @@ def train(
             if board is not None:
                 board.note(event)
             yield event
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise TrainError(f"{place}{error.strerror or error}; mend that and continue with --resume") from error
     finally:
         if board is not None:
             board.close()
@@ -88,7 +92,7 @@ def _loop(
     """The steps from where the trainer stands to the end, each event when it has happened and is on disk."""
     config, world = trainer.config, trainer.world
     mapped = Watch({name: folder.tokens / name for name in ("tokens.bin", "ends.bin")})
-    saved, saved_at = (trainer.step, trainer.validated), time.monotonic()
+    saved, saved_at, warned = (trainer.step, trainer.validated), time.monotonic(), False
 
     def stoppable(items: Iterable[Any], *arguments: Any, **named: Any) -> Iterator[Any]:
         for item in progress(items, *arguments, **named):
@@ -97,6 +101,11 @@ def _loop(
             yield item
 
     while trainer.active or trainer.unvalidated():
+        for name in mapped.changed():
+            raise TrainError(
+                f"{mapped.files[name]} changed during the run, which reads it; what was done since the last "
+                "checkpoint is dropped; continue with --resume"
+            )
         interrupted, due = world.any(stop()), False
         if not interrupted and not trainer.unvalidated():
             rows = trainer.advance()
@@ -104,6 +113,13 @@ def _loop(
             used = meter(rows)
             for row in rows:
                 yield {"event": "step", **row, **used}
+            for source in trainer.sources.values():
+                if (cut := getattr(source, "cut", None)) and not warned:
+                    warned = True
+                    yield {"event": "warning", "message": (
+                        f"question {min(cut)} is longer than --length {config.length}: it loses its beginning, and so "
+                        "may others"
+                    )}
             if (name := trainer.stuck()) is not None:
                 raise _stuck(trainer, folder, name, rows)
             due = trainer.step % config.save_every == 0
@@ -124,11 +140,6 @@ def _loop(
                 due = due or any(row["best"] for row in rows)
         due = due or interrupted or not (trainer.active or trainer.unvalidated())
         if due and (trainer.step, trainer.validated) != saved:
-            for name in mapped.changed():
-                raise TrainError(
-                    f"{mapped.files[name]} changed during the run, which reads it; what was done since the last "
-                    "checkpoint is dropped; continue with --resume"
-                )
             world.check_equal([p for name in config.adapters for p in trainer.adapters.parameters(name)])
             path = folder.save(trainer)
             saved, saved_at = (trainer.step, trainer.validated), time.monotonic()

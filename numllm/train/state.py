@@ -1,11 +1,10 @@
-"""What a run keeps on disk to go on from: its folder, its checkpoints, and what must not have changed."""
+"""What a run keeps on disk to go on from: its folder and its checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -14,107 +13,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Checkpoint, write_safetensors
+from ..checkpoint import write_safetensors
 from ..errors import DataError, NumLLMError, TrainError
 from ..files import new_folder, parse_json, read_json, sha256, write_aside, write_json
 from ..settings import to_toml
 from ..train_config import TrainConfig
+from .marks import checksum, differences
 from .trainer import Event, Trainer
-
-FREE = (
-    "out", "save_every", "save_minutes", "keep", "device", "impl", "model", "corpus", "numct", "heldout_corpus",
-    "heldout_numct", "micro_tokens", "checkpointing", "offload", "shard", "tensorboard", "peak_tflops",
-)
-"""Settings that may differ when a run goes on: where things are, and what changes no result but its rounding."""
-_TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "qwen.tiktoken",
-    "tokenizer.model",
-)
-_SAMPLE = 4096
-"""Bytes of each tensor of the frozen model that go into its fingerprint."""
-
-
-def data_files(config: TrainConfig) -> dict[str, Path]:
-    """Setting → file, of the data a run reads."""
-    found = {}
-    for name in ("corpus", "numct", "heldout_corpus", "heldout_numct"):
-        if (value := getattr(config, name)) is not None:
-            path = Path(value)
-            found[name] = path / "corpus.jsonl" if path.is_dir() else path
-    return found
-
-
-class Watch:
-    """Tells which of some files changed since it was made or last asked, by size, time and inode."""
-
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self.files = dict(files)
-        self._seen = {name: self._look(path) for name, path in files.items()}
-
-    @staticmethod
-    def _look(path: Path) -> tuple[int, int, int] | None:
-        try:
-            found = path.stat()
-        except OSError:
-            return None
-        return found.st_size, found.st_mtime_ns, found.st_ino
-
-    def changed(self) -> list[str]:
-        """The names of the files that changed."""
-        now = {name: self._look(path) for name, path in self.files.items()}
-        found = [name for name, seen in self._seen.items() if now[name] != seen]
-        self._seen = now
-        return found
-
-
-def settings_mark(config: TrainConfig) -> dict[str, Any]:
-    """The settings that must not change, as JSON reads them back."""
-    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE}
-    return {"settings": json.loads(json.dumps(settings))}
-
-
-def data_marks(config: TrainConfig) -> dict[str, str]:
-    """Setting → SHA-256 of the data file it names."""
-    return {name: sha256(path) for name, path in data_files(config).items()}
-
-
-def fingerprint(config: TrainConfig, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a resumed run must find unchanged: the settings, the data's bytes, the model.
-
-    Of the model: its config, the header and some bytes from the middle of every tensor, and the tokenizer's
-    files: enough to tell apart two models of one shape without reading all of them.
-    """
-    found = settings_mark(config) | data_marks(config)
-    digest = hashlib.sha256(json.dumps(checkpoint.raw_config, sort_keys=True).encode())
-    for info in sorted(checkpoint.tensors.values(), key=lambda info: info.name):
-        digest.update(f"{info.name} {info.dtype} {info.shape} {info.file.name} {info.start}".encode())
-        with open(info.file, "rb") as file:
-            file.seek(info.start + max(info.nbytes - _SAMPLE, 0) // 2)
-            digest.update(file.read(min(_SAMPLE, info.nbytes)))
-    found["model"] = digest.hexdigest()
-    tokenizer = [path for path in sorted(checkpoint.folder.iterdir()) if path.name in _TOKENIZER]
-    found["tokenizer"] = _seal({path.name: sha256(path) for path in tokenizer})
-    return found
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two fingerprints, for people: settings by name with both values."""
-    found = []
-    old, new = before.get("settings", {}), now["settings"]
-    for key in sorted({*old, *new}):
-        was, is_now = old.get(key), new.get(key)
-        if isinstance(was, dict) and isinstance(is_now, dict):
-            found += [f"{key}.{k} was {was.get(k)!r} and is now {v!r}" for k, v in is_now.items() if was.get(k) != v]
-        elif was != is_now:
-            found.append(f"{key} was {was!r} and is now {is_now!r}")
-    for key in sorted({*before, *now} - {"settings"}):
-        if before.get(key) != now.get(key):
-            found.append(f"the {key} changed")
-    return found
-
-
-def _seal(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def verified(folder: Path) -> dict[str, Any]:
@@ -122,7 +27,7 @@ def verified(folder: Path) -> dict[str, Any]:
     try:
         content = read_json(folder / "state.json")
         seal = content.pop("sha256")
-        if seal != _seal(content):
+        if seal != checksum(content):
             raise TrainError(f"{folder / 'state.json'}: damaged, its checksum is wrong")
         for name, wanted in content["files"].items():
             if sha256(folder / name) != wanted:
@@ -132,6 +37,19 @@ def verified(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise TrainError(f"{error.filename}: cannot be read: {error.strerror}") from error
     return content["state"]
+
+
+def _tidy(folder: Path) -> None:
+    """Clears what a killed process left beside the files and folders it was writing (see `files`)."""
+    for old in folder.glob(".*.old-*"):
+        replaced = folder / old.name[1:].rpartition(".old-")[0]
+        if not replaced.exists():  # killed between the two renames that put a folder in another's place
+            os.replace(old, replaced)
+    for debris in [path for kind in ("partial", "old", "gone") for path in folder.glob(f".*.{kind}-*")]:
+        if debris.is_dir():
+            shutil.rmtree(debris)
+        else:
+            debris.unlink()
 
 
 class RunFolder:
@@ -155,7 +73,7 @@ class RunFolder:
         if resume and self._new:
             raise TrainError(f"{self.path}: there is no run to resume")
         if resume:
-            different = _differences(read_json(self.path / "config.json")["fingerprint"], marks)
+            different = differences(read_json(self.path / "config.json")["fingerprint"], marks)
             if different:
                 raise TrainError(
                     f"{self.path}: cannot resume: {'; '.join(different)}; set it back or start a new run"
@@ -180,8 +98,8 @@ class RunFolder:
             settings = {"settings": dataclasses.asdict(self._config), "fingerprint": self._marks}
             write_json(self.path / "config.json", settings)
             self._new = False
-        for debris in self.checkpoints.glob(".step-*"):
-            shutil.rmtree(debris, ignore_errors=True)
+        for folder in (self.path, self.checkpoints, self.path / "adapters"):
+            _tidy(folder)
 
     def close(self) -> None:
         """Lets other processes have the folder; what never came to be a run goes."""
@@ -258,18 +176,17 @@ class RunFolder:
                     path.relative_to(aside).as_posix(): sha256(path)
                     for path in sorted(aside.rglob("*")) if path.is_file()
                 }
-                write_json(aside / "state.json", content | {"sha256": _seal(content)})
+                write_json(aside / "state.json", content | {"sha256": checksum(content)})
             best = {best.step for best in trainer.best.values()}
             for step in self._steps()[: -self._config.keep]:
                 if step not in best:
                     # Renamed first, so that a kill in between leaves no half checkpoint under its name.
-                    doomed = self.checkpoints / f".step-{step}.old-{os.getpid()}"
+                    doomed = self.checkpoints / f".step-{step}.gone-{os.getpid()}"
                     os.replace(self.step(step), doomed)
                     shutil.rmtree(doomed)
         except (OSError, NumLLMError) as error:
             raise TrainError(f"{error}; mend that and continue with --resume") from error
         return folder
-
 
     def write_adapter(self, trainer: Trainer, name: str) -> Path:
         """Writes a finished adapter, the best where it was validated; its folder."""
