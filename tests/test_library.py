@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 import tiny
 import torch
-from processes import environment
+from processes import ROOT, environment
 from torch import Tensor, nn
 
 import numllm
@@ -98,6 +99,17 @@ def test_a_run_with_them_resumes_to_the_bit_and_knows_its_model(world):
         list(numllm.train(tiny.settings(world, "parts", **settings), resume=True, **other))
     list(numllm.train(tiny.settings(world, "parts", **settings), resume=True, **given()))
     assert tiny.adapter_bytes(world / "whole" / "adapters") == tiny.adapter_bytes(world / "parts" / "adapters")
+
+
+def test_the_readme_example_runs(world):
+    page = (ROOT / "numllm" / "train" / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(from numllm.data import Batch.*?)```", page, re.DOTALL)
+    config = tiny.settings(world, adapters=("domain",), corpus=None, numct=None, steps=2)
+    exec(example, {
+        "torch": torch, "numllm": numllm, "config": config,
+        "my_tokens": lambda step: torch.randint(400, (2, 128), generator=torch.Generator().manual_seed(step)),
+    })
+    assert [row["labels"] for row in tiny.metrics(world / "run")] == [254, 254]
 
 
 def test_batches_must_be_those_of_the_adapters(world):

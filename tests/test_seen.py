@@ -136,3 +136,10 @@ def test_a_plan_is_the_same_run_that_training_begins_with(world):
     (start, *_) = train(tiny.settings(world))
     assert found["trained_parameters"] == start["trained_parameters"] and found["processes"] == 1
     assert found["bytes_per_step"] == 0
+
+
+def test_a_plan_counts_to_each_adapters_end(world):
+    found = plan(tiny.settings(world, domain_steps=2, numeric_steps=3))
+    each = found["adapters"]
+    assert found["steps"] == 3 and each["numeric"]["epochs"] == 1.5
+    assert found["tokens"] == pytest.approx(2 * each["domain"]["tokens"] + 3 * each["numeric"]["tokens"], rel=0.1)

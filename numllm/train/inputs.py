@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, resolve
 from ..corpus import read_corpus
 from ..data import ChoiceBatches, TextBatches, in_memory, prepared
 from ..errors import ConfigError, DataError, TrainError
@@ -19,7 +19,7 @@ from ..model import load_model
 from ..questions import read_questions
 from ..tokenizer import Tokenizer
 from ..train_config import TrainConfig
-from .marks import Watch, data_files, data_marks, fingerprint, settings_mark
+from .marks import Watch, data_files, data_marks, fingerprint, settings_mark, tokenizer_mark
 from .trainer import Source
 from .validation import Validation
 from .world import World
@@ -61,6 +61,8 @@ class Inputs:
         try:
             if self._checkpoint is None:
                 self.marks = settings_mark(config) | data_marks(config) | {"model": _mark(model)}
+                if self._tokenizer is not None:
+                    self.marks["tokenizer"] = tokenizer_mark(resolve(config.model))
             else:
                 self.marks = fingerprint(config, self._checkpoint)
         except OSError as error:
@@ -96,7 +98,7 @@ class Inputs:
             shown = progress(texts, description="tokens", unit="document")
             sources["domain"] = TextBatches(
                 in_memory(shown, self._tokenizer) if folder is None else
-                prepared(shown, self._tokenizer, folder, f"{self.marks['corpus']} {self.marks.get('tokenizer')}"),
+                prepared(shown, self._tokenizer, folder, f"{self.marks['corpus']} {self.marks['tokenizer']}"),
                 self._tokenizer, rows=config.rows, tokens=config.tokens, length=config.length, seed=config.seed,
             )
         if "numeric" in config.adapters:

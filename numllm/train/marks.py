@@ -70,6 +70,11 @@ def data_marks(config: TrainConfig) -> dict[str, str]:
     return {name: sha256(path) for name, path in data_files(config).items()}
 
 
+def tokenizer_mark(folder: Path) -> str:
+    """Of the tokenizer's files in a checkpoint's folder."""
+    return checksum({path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name in _TOKENIZER})
+
+
 def fingerprint(config: TrainConfig, checkpoint: Checkpoint) -> dict[str, Any]:
     """What a resumed run must find unchanged: the settings, the data's bytes, the model.
 
@@ -84,9 +89,7 @@ def fingerprint(config: TrainConfig, checkpoint: Checkpoint) -> dict[str, Any]:
             file.seek(info.start + max(info.nbytes - _SAMPLE, 0) // 2)
             digest.update(file.read(min(_SAMPLE, info.nbytes)))
     found["model"] = digest.hexdigest()
-    tokenizer = [path for path in sorted(checkpoint.folder.iterdir()) if path.name in _TOKENIZER]
-    found["tokenizer"] = checksum({path.name: sha256(path) for path in tokenizer})
-    return found
+    return found | {"tokenizer": tokenizer_mark(checkpoint.folder)}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

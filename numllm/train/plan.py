@@ -39,29 +39,33 @@ def plan(
     trainer = Trainer(config, inputs.load(world, progress), inputs.batches, world)
     meter = Meter(trainer.model, config.peak_tflops, world.size)
     first = {name: source(0) for name, source in inputs.batches.items()}
-    measured = []
-    for _ in progress(range(min(MEASURED + 1, config.steps)), description="measuring", unit="step"):
-        measured.append(trainer.advance())
+    steps = max(config.end(name) for name in config.adapters)
+    shown = progress(range(min(MEASURED + 1, steps)), description="measuring", unit="step")
+    measured = [trainer.advance() for _ in shown]
     steady = measured[1:] or measured
     seconds = statistics.median(rows[0]["seconds"] for rows in steady)
-    tokens = statistics.mean(sum(row["tokens"] for row in rows) for rows in measured)
+    tokens = sum(
+        statistics.mean(row["tokens"] for rows in measured for row in rows if row["adapter"] == name) * config.end(name)
+        for name in config.adapters
+    )
     used = [meter(rows) for rows in steady]
     needed = trainer.need(trainer.checkpointing)
     trained = sum(p.numel() for name in config.adapters for p in trainer.adapters.parameters(name))
     return {
-        "event": "plan", "steps": config.steps, "checkpointing": trainer.checkpointing, "processes": world.size,
+        "event": "plan", "steps": steps, "checkpointing": trainer.checkpointing, "processes": world.size,
         "trained_parameters": trained,
         "checkpoint_bytes": 12 * trained,  # factors and two moments, fp32
         "bytes_per_step": world.sent // len(measured),
         "adapters": {name: _adapter(config, name, batch, inputs.batches[name]) for name, batch in first.items()},
-        "tokens": round(tokens * config.steps),
+        "tokens": round(tokens),
         "memory": {
             "estimated": None if needed is None else dataclasses.asdict(needed) | {"total": needed.total},
             "measured": used[-1]["memory"],
         },
-        "seconds_per_step": seconds, "tokens_per_second": round(tokens / seconds, 1),
+        "seconds_per_step": seconds,
+        "tokens_per_second": statistics.median(rows[0]["tokens_per_second"] for rows in steady),
         "mfu": None if used[0]["mfu"] is None else statistics.median(step["mfu"] for step in used),
-        "seconds": seconds * config.steps,
+        "seconds": seconds * steps,
     }
 
 
@@ -69,5 +73,5 @@ def _adapter(config: TrainConfig, name: str, batch: Batch, source: Source) -> di
     epoch = getattr(source, "epoch_steps", None)
     return {
         "rows": len(batch.tokens), "tokens": int((batch.documents >= 0).sum()), "labels": len(batch.labels),
-        "epochs": None if epoch is None else round(config.steps / epoch, 2),
+        "epochs": None if epoch is None else round(config.end(name) / epoch, 2),
     }
