@@ -27,7 +27,7 @@ class LoRAConfig:
     rank: int = 16
     alpha: float = 32.0
     targets: tuple[str, ...] = TARGETS
-    """Last part of the names of the linears it sits on."""
+    """Ends of the names of the linears it sits on: the checkpoint's own, or Llama's (`ModelConfig.linear_names`)."""
 
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:

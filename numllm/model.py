@@ -154,10 +154,10 @@ class Plan:
             )
         if rope.kind != "qwen" or self.cache is None:
             return found
-        if self.cache.lengths is None:
-            self.cache.lengths = found[:, -1:]
-            return found
-        return self.cache.lengths
+        if self.start and self.cache.lengths is not None:
+            return self.cache.lengths
+        self.cache.lengths = found[:, -1:]
+        return found
 
 
 def _run_lengths(documents: Tensor) -> Tensor:

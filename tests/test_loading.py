@@ -13,9 +13,11 @@ from models import save, transformers_model
 from safetensors.torch import load_file
 
 from numllm import checkpoint as checkpoints
+from numllm.adapter import write_adapter
 from numllm.checkpoint import Checkpoint, all_finite, expected_shapes, write_safetensors
 from numllm.config import ModelConfig
 from numllm.errors import CheckpointError
+from numllm.merge import merge
 from numllm.model import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,6 +103,13 @@ def test_a_single_file_is_a_checkpoint(tmp_path):
     model = load_model(folder / "consolidated.safetensors")
     stored = load_file(folder / "consolidated.safetensors")
     assert torch.equal(model.model.norm.weight, stored["model.norm.weight"])
+    write_adapter(
+        tmp_path / "a", {"model.layers.0.mlp.up_proj": (torch.ones(1, 64), torch.ones(96, 1))}, rank=1, alpha=1.0,
+        targets=["up_proj"],
+    )
+    merge(folder / "consolidated.safetensors", [(tmp_path / "a", 1.0)], tmp_path / "out", verify=True)
+    merged = load_model(tmp_path / "out").get_parameter("model.layers.0.mlp.up_proj.weight")
+    assert torch.allclose(merged, stored["model.layers.0.mlp.up_proj.weight"] + 1)
     (folder / "config.json").rename(tmp_path / "config.json")
     with pytest.raises(CheckpointError, match="with config.json beside it"):
         Checkpoint.open(folder / "consolidated.safetensors")
