@@ -412,9 +412,9 @@ def load_model(
 ) -> Transformer:
     """The model of a checkpoint, frozen, read a block of one weight at a time into its place on `device`.
 
-    dtype None keeps the embedding's dtype on disk for all weights. Memory: the weights in `dtype`, and some tens of MB where they are converted.
-    Everything the headers can tell is checked first. CheckpointError when a tensor is missing, left over, of another
-    shape, or not finite; ConfigError when the architecture is not supported.
+    dtype None keeps the embedding's dtype on disk for all weights. Memory: the weights in `dtype`, and some tens of
+    MB where they are converted. Everything the headers can tell is checked first. CheckpointError when a tensor is
+    missing, left over, of another shape, or not finite; ConfigError when the architecture is not supported.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
