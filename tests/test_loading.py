@@ -44,6 +44,7 @@ for folder, dtype in (pair.split("=") for pair in sys.argv[1:]):
     model = load_model(folder, dtype=getattr(torch, dtype))
     print(status("VmHWM") - before, sum(w.numel() * w.element_size() for w in model.parameters()))
     del model
+assert "torch._dynamo" not in sys.modules, "loading imports the compiler, which takes seconds"
 """
 
 
