@@ -347,7 +347,7 @@ class Checkpoint:
     def open(cls, name: str | Path) -> Checkpoint:
         """Resolves `name` (see `resolve`) and checks config, index and headers. CheckpointError, DataError."""
         folder, path = resolve(name), Path(name)
-        return cls(folder, path.name if path.is_file() else SINGLE)
+        return cls(folder, path.name if path.suffix == ".safetensors" and path.is_file() else SINGLE)
 
     @functools.cached_property
     def config(self) -> ModelConfig:

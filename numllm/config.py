@@ -30,7 +30,7 @@ class LoRAConfig:
     alpha: float = 32.0
     """The scale is alpha / rank."""
     targets: tuple[str, ...] = TARGETS
-    """Last part of the names of the linears it sits on."""
+    """Ends of the names of the linears it sits on: the checkpoint's own, or Llama's (`ModelConfig.linear_names`)."""
     exclude: tuple[str, ...] = ()
     """Modules left out all the same: whole names, or their ends after a dot."""
     ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)

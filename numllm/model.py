@@ -2,7 +2,7 @@
 
 Module names are those of the checkpoint's tensors, so a tensor's name is its place, and adapters speak of the
 checkpoint's own linears, those that compute q, k and v at once among them. The code speaks of all by Llama's names:
-see `Part`. The linears are plain `torch.nn.Linear`, frozen; `lora.attach` puts adapters on them.
+see `Part`. The linears are `torch.nn.Linear`, frozen; `lora.attach` puts adapters on them.
 
 Shapes: B rows, T positions, D hidden size, H heads, G key/value heads, E head size, V vocabulary.
 """
@@ -47,6 +47,20 @@ class Part(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         return super().__getattr__(self.__dict__.get("names", {}).get(name, name))
+
+
+class Linear(nn.Linear):
+    """A linear whose weights are read, so none are drawn: on the meta device that alone takes seconds of imports."""
+
+    def reset_parameters(self) -> None:
+        """Nothing."""
+
+
+class Embedding(nn.Embedding):
+    """An embedding whose weights are read, so none are drawn."""
+
+    def reset_parameters(self) -> None:
+        """Nothing."""
 
 
 class RMSNorm(nn.Module):
@@ -160,10 +174,10 @@ class Plan:
             )
         if rope.kind != "qwen" or self.cache is None:
             return found
-        if self.cache.lengths is None:
-            self.cache.lengths = found[:, -1:]
-            return found
-        return self.cache.lengths
+        if self.start and self.cache.lengths is not None:
+            return self.cache.lengths
+        self.cache.lengths = found[:, -1:]
+        return found
 
 
 def _run_lengths(documents: Tensor) -> Tensor:
@@ -222,7 +236,7 @@ class Attention(Part):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config.family.names)
         for name, (outputs, inputs, bias) in config.attention_linears().items():
-            setattr(self, name, nn.Linear(inputs, outputs, bias=bias))
+            setattr(self, name, Linear(inputs, outputs, bias=bias))
         self.q_norm = self.k_norm = None
         if config.family.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
@@ -282,7 +296,7 @@ class MLP(Part):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.family.names)
         for name, (outputs, inputs, bias) in config.mlp_linears().items():
-            setattr(self, name, nn.Linear(inputs, outputs, bias=bias))
+            setattr(self, name, Linear(inputs, outputs, bias=bias))
         self.fused = config.family.fused_gate_up
         self.act = SwiGLU()
 
@@ -320,7 +334,7 @@ class Body(Part):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.family.names)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
@@ -349,7 +363,7 @@ class Transformer(Part):
         if config.family.normalised_head:
             self.lm_head = NormalisedHead(config.hidden_size, config.vocab_size)
         else:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.requires_grad_(False)
@@ -443,9 +457,9 @@ def load_model(
     """The model of a checkpoint, frozen, read a block of one weight at a time into its place on `device`.
 
     placed: called with each block as soon as it has its weights, so that it can be sharded before the next is read.
-    dtype None keeps the embedding's dtype on disk for all weights. Memory: the weights in `dtype` and a few MB.
-    Everything the headers can tell is checked first. CheckpointError when a tensor is missing, left over, of another
-    shape, or not finite; ConfigError when the architecture is not supported.
+    dtype None keeps the embedding's dtype on disk for all weights. Memory: the weights in `dtype`, and some tens of
+    MB where they are converted. Everything the headers can tell is checked first. CheckpointError when a tensor is
+    missing, left over, of another shape, or not finite; ConfigError when the architecture is not supported.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)

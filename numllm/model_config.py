@@ -156,11 +156,14 @@ class ModelConfig:
                 raise ConfigError(f"config.json: {name} must be a positive whole number, got {short(value)}")
         if self.heads % self.kv_heads:
             raise ConfigError(f"config.json: {self.heads} heads cannot share {self.kv_heads} key/value heads")
-        if self.head_dim % 2 or self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
+        least = 4 if self.rope.by_length else 2
+        if self.head_dim % 2 or self.rotary_dim % 2 or not least <= self.rotary_dim <= self.head_dim:
             raise ConfigError(
-                f"config.json: rotary positions need an even head_dim, got {self.head_dim} and {self.rotary_dim} of "
-                "it rotated"
+                f"config.json: rotary positions need an even head_dim of at least {least}, got {self.head_dim} and "
+                f"{self.rotary_dim} of it rotated"
             )
+        if self.rope.kind == "qwen" and self.architecture != "QWenLMHeadModel":
+            raise ConfigError(f"rope scaling 'qwen' is not supported in {self.architecture}")
 
     @property
     def family(self) -> Family:

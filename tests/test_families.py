@@ -257,6 +257,8 @@ def test_every_row_names_parts_that_exist_and_keys_that_are_known():
     ("internlm2", {"rope_scaling": {"type": "dynamic", "factor": "2"}}, "factor must be a number above 0"),
     ("internlm2", {"rope_scaling": {"type": "dynamic", "factor": 0}}, "factor must be a number above 0"),
     ("internlm2", {"rope_scaling": [2.0]}, "must be an object"),
+    ("internlm2", {"num_attention_heads": 32, "num_key_value_heads": 32}, "head_dim of at least 4"),
+    ("internlm2", {"rope_scaling": {"type": "qwen", "original_max_position_embeddings": 8}}, "'qwen' is not supported"),
     ("internlm2", {"architectures": ["InternLM3ForCausalLM"]}, "supported: LlamaForCausalLM"),
     ("internlm2", {"scale_emb": 2.0}, "does not honour: scale_emb"),
 ])

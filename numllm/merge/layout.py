@@ -35,7 +35,7 @@ class OutFile:
 
 
 def like_base(base: Checkpoint) -> list[OutFile]:
-    """The base's own files, shards and headers."""
+    """The base's own files, shards and headers; a single file has the name that is looked for."""
     found = []
     for path in base.files:
         infos = [info for info in base.tensors.values() if info.file == path]
@@ -43,7 +43,8 @@ def like_base(base: Checkpoint) -> list[OutFile]:
         first = min((info.start for info in infos), default=size)
         with open(path, "rb") as file:
             header = file.read(first)
-        found.append(OutFile(path.name, header, {info.name: info.start for info in infos}, size))
+        name = path.name if base.sharded else SINGLE
+        found.append(OutFile(name, header, {info.name: info.start for info in infos}, size))
     return found
 
 
