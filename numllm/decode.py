@@ -102,13 +102,17 @@ class _FixedStep:
 
     def graph(self) -> Decode:
         """The step as one replay."""
+        with torch.cuda.device(self.model.device):
+            return self._graph()
+
+    def _graph(self) -> Decode:
         state = (self.positions, self.place, self.cache.documents)
         before = [tensor.clone() for tensor in state]
-        side = torch.cuda.Stream(self.model.device)
-        side.wait_stream(torch.cuda.current_stream(self.model.device))
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries and kernels get ready outside the graph
             self.run()
-        torch.cuda.current_stream(self.model.device).wait_stream(side)
+        torch.cuda.current_stream().wait_stream(side)
         for tensor, old in zip(state, before, strict=True):
             tensor.copy_(old)
         graph = torch.cuda.CUDAGraph()

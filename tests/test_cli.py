@@ -287,8 +287,8 @@ def test_several_prompts_and_chats(chatty, capfd):
     (("--prompt", "甲\udcff"), 1, "the text is not UTF-8 at character 2"),
 ])
 def test_prompts_that_are_refused(arguments, code, message, chatty, capfd):
-    found, _, err = run(capfd, "generate", "--model", chatty, *arguments)
-    assert found == code and message in err and "Traceback" not in err
+    found, out, err = run(capfd, "generate", "--model", chatty, *arguments)
+    assert found == code and message in err and "Traceback" not in err and not out
 
 
 def test_a_template_that_reaches_for_python_is_one_line(chatty, tmp_path, capfd):

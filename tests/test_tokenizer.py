@@ -77,7 +77,7 @@ def sentencepiece_folder(folder, **options):
     {"remove_extra_whitespaces": False, "add_dummy_prefix": False, "split_digits": True},
     {"remove_extra_whitespaces": True, "split_by_unicode_script": False},
     {"byte_fallback": False, "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True},
-    {"remove_extra_whitespaces": False, "user_defined_symbols": ["<0x0A>的", "万元", "  ", "▁▁", "<think>"],
+    {"remove_extra_whitespaces": False, "user_defined_symbols": ["<0x0A>的", "万元", "  ", "▁▁", "<think>", "年", "3"],
      "control_symbols": ["<|im_start|>", "<|im_end|>"], "add_dummy_prefix": False},
     {"remove_extra_whitespaces": True, "user_defined_symbols": ["万元", "%。"], "split_by_whitespace": False},
 ], ids=["llama", "baichuan", "squeezed", "unknown", "symbols", "squeezed-symbols"])

@@ -59,18 +59,19 @@ def generate(
         before = [{"role": "system", "content": system}] if system is not None else []
         given = [template.encode(template.render([*before, {"role": "user", "content": p}])) for p in prompts]
     alone = len(prompts) == 1
-    if alone and not chat:
-        click.echo(prompts[0], nl=False)
+    lead = "" if chat else prompts[0]  # appears with the first piece, so that a refused prompt shows nothing
 
     def show(index: int, piece: str) -> None:
+        nonlocal lead
         if alone:
-            click.echo(piece, nl=False)
+            click.echo(lead + piece, nl=False)
+            lead = ""
 
     with adapters_on(attached):
         texts = continue_(loaded, tokenizer, given, stream=show, **options)
     results = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
     if alone:
-        finish(results[0], "", as_json)  # ends the line
+        finish(results[0], lead, as_json)
     else:
         whole = [text if chat else prompt + text for prompt, text in zip(prompts, texts, strict=True)]
         finish({"results": results}, "\n\n".join(whole), as_json)

@@ -1,4 +1,4 @@
-"""tokenizer.model of sentencepiece (Llama 1 and 2, Mistral, Yi, Baichuan2, InternLM2, MiniCPM) as BPE merges."""
+"""tokenizer.model of sentencepiece as BPE merges."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from .protobuf import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED,
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """What sentencepiece writes for a space."""
-
-
 _ALL = 2**31
+"""As many spaces as there are, for the decoder that strips them."""
 
 
 def from_sentencepiece(model: SentencePiece, names: dict[int, str], where: Path) -> Backend:
@@ -79,7 +78,7 @@ def _merges(pieces: list[Piece], where: Path) -> list[tuple[str, str]]:
     """
     normal = [piece for piece in pieces if piece.kind == NORMAL]
     known = {piece.text for piece in normal}
-    letters = set("".join(known)) - known
+    letters = set("".join(known)) - known - {piece.text for piece in pieces if piece.kind == USER_DEFINED}
     if letters:
         raise TokenizerError(f"{where}: the letter {short(min(letters))} stands in pieces but is none itself")
     longer = sorted((piece for piece in normal if len(piece.text) > 1), key=lambda piece: -piece.score)
