@@ -16,6 +16,12 @@ MAX_RATIO = 150
 """A part over MAX_PART that packs better than this is a bomb: pictures do not, and text packs about 5 to 1."""
 
 
+def brief(error: Exception) -> str:
+    """What a library's error says, on one line of modest length."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 160 else text[:159] + "…"
+
+
 class Archive:
     """An open ZIP file. DataError when it is none, is encrypted, or would unpack beyond the limits."""
 
@@ -23,7 +29,7 @@ class Archive:
         try:
             self.zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise DataError(f"damaged: not a ZIP file inside ({error})") from error
+            raise DataError(f"damaged: not a ZIP file inside ({brief(error)})") from error
         self.parts = {info.filename: info for info in self.zip.infolist()}
         self.unpacked = 0
         for info in self.parts.values():
@@ -61,7 +67,7 @@ class Archive:
         except MemoryError:
             raise
         except Exception as error:  # zipfile, zlib, lzma and bz2 each raise their own
-            raise DataError(f"damaged: the part {name!r} cannot be unpacked ({error})") from error
+            raise DataError(f"damaged: the part {name!r} cannot be unpacked ({brief(error)})") from error
 
     def xml(self, name: str) -> Any:
         """The root element of an XML part; entities are not expanded, slips in the markup are passed over."""
@@ -73,7 +79,7 @@ class Archive:
         try:
             root = etree.fromstring(self.read(name), parser)
         except (etree.LxmlError, ValueError) as error:
-            raise DataError(f"damaged: the part {name!r} is not XML ({error})") from error
+            raise DataError(f"damaged: the part {name!r} is not XML ({brief(error)})") from error
         if root is None:
             raise DataError(f"damaged: the part {name!r} is not XML")
         return root

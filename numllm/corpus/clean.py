@@ -70,6 +70,8 @@ _BINARY = "binary file (it holds NUL characters)"
 _CHINESE = {"gb18030": "GB18030", "big5hkscs": "Big5", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16"}
 """Encodings that are tried where nothing says which it is, and their names."""
 _MIN_SHARE = 0.7
+_MAX_BROKEN = 0.001
+"""Largest share of broken characters with which a text still counts as UTF-8."""
 _DECLARED = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9_.:-]{2,30})""", re.IGNORECASE)
 _SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "cp936": "gb18030", "big5": "big5hkscs", "cp950": "big5hkscs"}
 
@@ -79,7 +81,8 @@ def decode(data: bytes, *, markup: bool = False) -> str:
 
     In this order: a byte-order mark (UTF-8, UTF-16, UTF-32); UTF-8, when the bytes are valid; with `markup`,
     what an HTML page declares; else the one of GB18030, Big5 and UTF-16 under which the text is Chinese:
-    nearly all of it everyday characters. DataError, without a file name, for empty files, binary files
+    nearly all of it everyday characters; else UTF-8 with up to one broken character in a thousand, each of which
+    becomes U+FFFD. DataError, without a file name, for empty files, binary files
     and other encodings.
     """
     if not data:
@@ -138,6 +141,9 @@ def _decode_unmarked(data: bytes, markup: bool) -> str:
             best, share = text, found
     if share >= _MIN_SHARE:
         return best
+    mended = "" if binary else data.decode("utf-8", "replace")
+    if mended.count("\ufffd") <= _MAX_BROKEN * len(mended) and common_share(mended[:200_000]) >= _MIN_SHARE:
+        return mended
     if binary:
         raise DataError(_BINARY)
     raise DataError(
@@ -147,9 +153,10 @@ def _decode_unmarked(data: bytes, markup: bool) -> str:
 
 
 def _plausible(text: str) -> float:
-    """`common_share`, or the share of printable ASCII in text that has next to nothing else."""
-    ascii_share = sum(" " <= c <= "~" or c in "\t\r\n" for c in text) / len(text)
-    return ascii_share if ascii_share > 0.97 else common_share(text)
+    """`common_share`, or the share of printable characters in text of ASCII alone."""
+    if not text.isascii():
+        return common_share(text)
+    return sum(c.isprintable() or c in "\t\r\n" for c in text) / len(text)
 
 
 # ── normal forms ─────────────────────────────────────────────────────────────────────────────────────

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DataError
+from .archive import brief
 
 MAX_PAGES = 20_000
 MAX_GLYPHS = 60_000
@@ -89,11 +90,11 @@ class Document:
         except PDFPasswordIncorrect as error:
             raise DataError("an encrypted PDF: it opens with a password only") from error
         except PDFEncryptionError as error:
-            raise DataError(f"an encrypted PDF: {error}") from error
+            raise DataError(f"an encrypted PDF ({brief(error)})") from error
         except MemoryError:
             raise
         except Exception as error:  # whatever a parser meets in a damaged file
-            raise DataError(f"not a readable PDF ({type(error).__name__}: {error})") from error
+            raise DataError(f"not a readable PDF ({brief(error)})") from error
         if not self.pdf.is_extractable:
             raise DataError("an encrypted PDF whose owner forbids taking text out of it")
         if len(self.sheets) > MAX_PAGES:

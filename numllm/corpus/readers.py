@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DataError
+from .archive import brief
 from .blocks import Block, Reading
 from .clean import decode, normalise
 from .docx import read_docx
@@ -53,23 +54,25 @@ def read_plain(text: str) -> list[Block]:
     return blocks
 
 
-def _decoded(path: Path, *, markup: bool = False) -> str:
+def _read_text(reader: Callable[[str], list[Block]], path: Path) -> Reading:
     size = path.stat().st_size
     if size > MAX_TEXT:
         raise DataError(f"a text of {size} bytes; at most {MAX_TEXT} are read: split it into several files")
-    return decode(path.read_bytes(), markup=markup)
+    text = decode(path.read_bytes(), markup=reader is read_html)
+    broken = text.count("\ufffd")
+    return Reading(reader(text), [f"{broken} characters are broken and stand as \ufffd"] if broken else [])
 
 
 def _read_markdown(path: Path) -> Reading:
-    return Reading(read_markdown(_decoded(path)))
+    return _read_text(read_markdown, path)
 
 
 def _read_plain(path: Path) -> Reading:
-    return Reading(read_plain(_decoded(path)))
+    return _read_text(read_plain, path)
 
 
 def _read_html(path: Path) -> Reading:
-    return Reading(read_html(_decoded(path, markup=True)))
+    return _read_text(read_html, path)
 
 
 READERS: dict[str, Callable[[Path], Reading]] = (
@@ -86,19 +89,21 @@ _OWN = (_read_markdown, _read_plain)
 def read(path: Path) -> Reading:
     """What a file holds, headings found, tables of contents gone. DataError, without the path, says why not.
 
-    MemoryError passes. Time and memory are for the caller to limit, in a process of their own.
+    Time and memory are for the caller to limit, in a process of their own.
     """
     reader = READERS[path.suffix.lower()]
     try:
         found = reader(path)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}") from error
-    except (DataError, MemoryError):
+    except DataError:
         raise
+    except MemoryError as error:
+        raise DataError("needs more memory than the process that reads it may take") from error
     except Exception as error:  # whatever a library raises on a damaged file
         if reader in _OWN:
             raise
-        raise DataError(f"damaged: cannot be read ({type(error).__name__}: {error})") from error
+        raise DataError(f"damaged: cannot be read ({brief(error)})") from error
     return Reading(_compact(_without_contents(_without_echo(_promote(found.blocks)))), found.notes)
 
 

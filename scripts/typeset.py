@@ -1,4 +1,4 @@
-"""One run of blocks as HTML, EPUB, DOCX and PDF, by public tools: what the readers are compared on."""
+"""Writes one run of blocks as HTML, EPUB, DOCX and PDF by public tools: what the readers are compared on."""
 
 from __future__ import annotations
 
@@ -115,8 +115,11 @@ def write_docx(path: Path, blocks: list[Block]) -> Path:
 # ── PDF ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def write_pdf(path: Path, blocks: list[Block], columns: int = 1, head: str = "教材读本") -> Path:
-    """Typeset by reportlab: first lines set in, page numbers below; with two columns, running heads above."""
+def write_pdf(path: Path, blocks: list[Block], columns: int = 1, head: str = "教材读本", packed: int = 1) -> Path:
+    """Typeset by reportlab: first lines set in, page numbers below; with two columns, running heads above.
+
+    packed: 0 leaves the pages' instructions uncompressed.
+    """
     from reportlab.lib.pagesizes import A4
     from reportlab.pdfbase import pdfmetrics
     from reportlab.pdfbase.cidfonts import UnicodeCIDFont
@@ -137,7 +140,7 @@ def write_pdf(path: Path, blocks: list[Block], columns: int = 1, head: str = "�
             canvas.line(left, high - 50, wide - left, high - 50)
 
     story = [piece for block in blocks for piece in _flowables(block, each)]
-    document = BaseDocTemplate(str(path), pagesize=A4, invariant=1)
+    document = BaseDocTemplate(str(path), pagesize=A4, invariant=1, pageCompression=packed)
     document.addPageTemplates(PageTemplate(frames=frames, onPage=furniture))
     document.build(story)
     return path
