@@ -125,7 +125,7 @@ class _Book:
         """The lines without running heads and page numbers.
 
         A height near the upper or lower edge at which most lines say, page numbers apart, what another page says
-        there holds furniture, and every line at that height goes. Body text never says the same again.
+        there holds furniture: all small type at that height goes. Body text hardly ever says the same again.
         """
         edges: dict[int, tuple[float, float]] = {}
         rows: dict[int, set[float]] = {}
@@ -149,7 +149,8 @@ class _Book:
                 seen.setdefault(key, set()).add(self.places[k][0])
             repeated = sum(len(seen[key]) > 1 for key in keys)
             if repeated > 0.6 * len(members):
-                gone.update(members)
+                small = zip(members, keys, strict=True)
+                gone.update(k for k, key in small if len(seen[key]) > 1 or self.flow[k].size <= 1.05 * self.size)  # type: ignore[union-attr]
         for k, item in enumerate(self.flow):
             ys = rows[self.places[k][0]]
             if k in gone:
