@@ -628,7 +628,7 @@ PAGES = [
     ),
     (
         "powers-in-cells",
-        "<table><tr><td>10<sup>8</sup>元</td><td>m<sup>2</sup><sup>[1]</sup></td></tr></table>",
+        "<table><tr><td>10<sup>8</sup>元</td><td>m<sup>2</sup><sup>[1]</sup><sup>**</sup></td></tr></table>",
         [("table", "10^8元 | m^2")],
     ),
     (
