@@ -182,24 +182,21 @@ def _table() -> dict[int, str | None]:
 
 
 _CHARACTERS = _table()
-_CHANGED = re.compile(f"[{''.join(re.escape(chr(code)) for code, to in _CHARACTERS.items() if chr(code) != to)}．]")
-"""A character that has another normal form; most texts hold none."""
 
 _UNITS = "%‰年月日号时分秒元角万亿千百个条章节款项目期天周倍股份户吨次名人位家种台件套批类级岁折成档页笔米克"
 _WIDE_POINT = re.compile(r"(?<=\d)．(?=\d)")
 _WIDE_COMMAS = re.compile(r"(?<![０-９，])[０-９]{1,3}(?:，[０-９]{3})+(?![０-９，])")
 _SPACING: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(" {2,}"), " "),
-    (re.compile(" ?\n ?"), "\n"),
+    (re.compile(r" ?\n ?"), "\n"),
     # No space beside Chinese punctuation. Quotes and dashes belong to both scripts and keep theirs.
-    (re.compile(f" (?<=[{HAN}\\dA-Za-z%] )(?=[，。、；：？！）》」』】〕])"), ""),
-    (re.compile(f" (?<=[，。、；：？！（《「『【〔）》」』】〕] )(?=[{HAN}\\dA-Za-z（《「『【〔])"), ""),
+    (re.compile(f"(?<=[{HAN}\\dA-Za-z%]) (?=[，。、；：？！）》」』】〕])"), ""),
+    (re.compile(f"(?<=[，。、；：？！（《「『【〔）》」』】〕]) (?=[{HAN}\\dA-Za-z（《「『【〔])"), ""),
     # A number and its unit, and the Chinese text beside them, are written without spaces.
-    (re.compile(f" (?<=\\d )(?=[{_UNITS}])"), ""),
-    (re.compile(f" (?<=\\d[%‰] )(?=[{HAN}])"), ""),
-    (re.compile(f" (?<=[{HAN}] )(?=\\d[\\d,.]*[{_UNITS}])"), ""),
+    (re.compile(f"(?<=\\d) (?=[{_UNITS}])"), ""),
+    (re.compile(f"(?<=\\d[%‰]) (?=[{HAN}])"), ""),
+    (re.compile(f"(?<=[{HAN}]) (?=\\d[\\d,.]*[{_UNITS}])"), ""),
 )
-"""Each begins with the space, which is quick to find; what stands before it is looked at behind it."""
 _SPACED_OUT = re.compile(f"(?<![{HAN}])[{HAN}](?: [{HAN}]){{2,}}(?![{HAN}])")
 _INNER_SPACE = re.compile(f"(?<=[{HAN}]) (?=[{HAN}])")
 _PROSE = re.compile("[，。；]")
@@ -215,10 +212,8 @@ def _close_up(line: str) -> str:
 
 
 def _prose(text: str) -> str:
-    text = unicodedata.normalize("NFC", text)
-    if _CHANGED.search(text):
-        text = _WIDE_COMMAS.sub(lambda found: found[0].replace("，", ","), text)
-        text = _WIDE_POINT.sub(".", text.translate(_CHARACTERS))
+    text = _WIDE_COMMAS.sub(lambda found: found[0].replace("，", ","), unicodedata.normalize("NFC", text))
+    text = _WIDE_POINT.sub(".", text.translate(_CHARACTERS))
     if " " not in text:
         return text
     for pattern, by in _SPACING:

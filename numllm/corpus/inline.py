@@ -29,15 +29,14 @@ _AUTOLINK = re.compile(r"<(?:https?://|mailto:)[^<>\s]*>")
 _ATTRIBUTES = re.compile(r"\{:?\s*(?:[.#][\w-]+\s*)+\}|\{%.*?%\}")
 _STRUCK = re.compile(r"~~(?=\S).{1,5000}?~~", re.DOTALL)
 _EMPHASIS = (
-    ("***", re.compile(r"( ?)(?<![0-9A-Za-z)\]*])(\*\*\*)(?=[^\s*])([^*]{1,4000}?)\*\*\*( ?)")),
-    ("**", re.compile(r"( ?)(?<![0-9A-Za-z)\]*])(\*\*)(?=[^\s*])((?:[^*]|\*(?!\*)){1,4000}?)\*\*( ?)")),
-    ("__", re.compile(r"( ?)(?<![\w_])(__)(?=[^\s_])([^_]{1,4000}?)__(?!\w)( ?)")),
-    ("*", re.compile(r"( ?)(?<![0-9A-Za-z)\]*])(\*)(?=[^\s*\d])([^*\n]{1,2000}?)(?<=[^\s*])\*(?![0-9*])( ?)")),
-    ("*", re.compile(r"( ?)(?<![0-9A-Za-z)\]*])(\*)(\d[^*\s]{0,40})\*(?![0-9A-Za-z(*])( ?)")),
-    ("_", re.compile(r"( ?)(?<![\w_])(_)(?=[^\s_])([^_\n]{1,2000}?)(?<=[^\s_])_(?!\w)( ?)")),
-    ("==", re.compile(r"( ?)(==)(?=[^\s=])([^=\n]{1,2000}?)(?<=[^\s=])==( ?)")),
+    re.compile(r"( ?)(?<![0-9A-Za-z)\]*])(\*\*\*)(?=[^\s*])([^*]{1,4000}?)\*\*\*( ?)"),
+    re.compile(r"( ?)(?<![0-9A-Za-z)\]*])(\*\*)(?=[^\s*])((?:[^*]|\*(?!\*)){1,4000}?)\*\*( ?)"),
+    re.compile(r"( ?)(?<![\w_])(__)(?=[^\s_])([^_]{1,4000}?)__(?!\w)( ?)"),
+    re.compile(r"( ?)(?<![0-9A-Za-z)\]*])(\*)(?=[^\s*\d])([^*\n]{1,2000}?)(?<=[^\s*])\*(?![0-9*])( ?)"),
+    re.compile(r"( ?)(?<![0-9A-Za-z)\]*])(\*)(\d[^*\s]{0,40})\*(?![0-9A-Za-z(*])( ?)"),
+    re.compile(r"( ?)(?<![\w_])(_)(?=[^\s_])([^_\n]{1,2000}?)(?<=[^\s_])_(?!\w)( ?)"),
+    re.compile(r"( ?)(==)(?=[^\s=])([^=\n]{1,2000}?)(?<=[^\s=])==( ?)"),
 )
-"""(what must stand in the text, pattern): most texts are spared most patterns."""
 _STRAY_STARS = re.compile(r"\*{3,}|(?<![0-9A-Za-z)\]\s*])\*\*(?!\*)|(?<!\*)\*\*(?![0-9A-Za-z(\[\s*])")
 _STYLE_RULES = re.compile(r"[.#\w][\w .#,>:-]{0,80}\{(?:\s*[\w-]{2,30}\s*:[^{};]{1,120};?){1,40}\s*\}")
 _KEPT = re.compile("( ?)\0(\\d+)\1( ?)")
@@ -113,9 +112,7 @@ def inline(text: str, labels: Mapping[str, str] = MappingProxyType({})) -> str:
         stash.append(kept)
         return f"\0{len(stash) - 1}\1"
 
-    text = text.replace("\0", "").replace("\1", "")
-    if any(map(text.__contains__, "`$\\")):
-        text = _STASHED.sub(keep, text)
+    text = _STASHED.sub(keep, text.replace("\0", "").replace("\1", ""))
     if "{" in text and ":" in text:
         text = _STYLE_RULES.sub("", text)
     if "[" in text:
@@ -125,12 +122,9 @@ def inline(text: str, labels: Mapping[str, str] = MappingProxyType({})) -> str:
     text = _ATTRIBUTES.sub("", text) if "{" in text else text
     text = _STRUCK.sub("", text) if "~~" in text else text
     if "*" in text or "_" in text or "==" in text:
-        for mark, pattern in _EMPHASIS:
-            if mark in text:
-                text = pattern.sub(_unmark, text)
-        text = _STRAY_STARS.sub("", text) if "*" in text else text
-    if "<" in text:
-        text = strip_tags(_AUTOLINK.sub("", text))
-    text = unescape(text) if "&" in text else text
-    text = _KEPT.sub(lambda found: _restore(found, stash), text) if stash else text
+        for pattern in _EMPHASIS:
+            text = pattern.sub(_unmark, text)
+        text = _STRAY_STARS.sub("", text)
+    text = unescape(strip_tags(_AUTOLINK.sub("", text)))
+    text = _KEPT.sub(lambda found: _restore(found, stash), text)
     return normalise(text)
