@@ -604,6 +604,8 @@ def test_word_encrypted_or_damaged(tmp_path: Path) -> None:
     path.write_bytes(b"PK\x03\x04nonsense")
     with pytest.raises(DataError, match="damaged"):
         read(path)
+    with pytest.raises(DataError, match="'word/document.xml' is not whole XML"):
+        read(word(path, p(PROSE) + "<w:p><w:r>" + p(PROSE)))
 
 
 # ── HTML ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -661,6 +663,17 @@ def test_html(tmp_path: Path, source: str, expected: list[tuple[str, str]]) -> N
     path = tmp_path / "a.html"
     path.write_text(f"<html><body>{source}</body></html>", "utf-8")
     assert shown(read_file(path)) == expected
+
+
+def test_html_nested_deeply(tmp_path: Path) -> None:
+    path = tmp_path / "a.html"
+    for depth, found in ((1500, True), (5000, False)):
+        path.write_text("<div>" * depth + f"<p>{PROSE}</p>" + "</div>" * depth, "utf-8")
+        if found:
+            assert shown(read_file(path)) == [("text", PROSE)]
+        else:  # the parser stops there: what follows must not be lost unsaid
+            with pytest.raises(DataError, match="nested deeper"):
+                read(path)
 
 
 WORD_PAGE = """<html xmlns:o="urn:schemas-microsoft-com:office:office"><head>
