@@ -212,13 +212,14 @@ def test_pdf_watermark_and_twice_printed_type(tmp_path: Path) -> None:
         write_lines(canvas, [PROSE] * 2)
         write_lines(canvas, ["重点提示"], 600)
         canvas.drawString(60.4, 600, "重点提示")  # a shadow that makes it bold
+        canvas.drawString(900, 600, "裁切标记")  # beside the page
         canvas.translate(200, 200)
         canvas.rotate(45)
         canvas.setFont(FONT, 60)
         canvas.drawString(0, 0, "内部资料")
 
     text = "".join(block.text for block in read_file(draw(tmp_path / "a.pdf", [page])))
-    assert "内部资料" not in text
+    assert "内部资料" not in text and "裁切标记" not in text
     assert text.count("重点提示") == 1
 
 

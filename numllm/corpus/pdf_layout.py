@@ -236,7 +236,7 @@ def gutter(items: Sequence[Run | Table], size: float) -> float | None:
     width = right - left
     if width < 18 * size:
         return None
-    step = max(size / 4, 1.0)
+    step = max(size / 4, width / 4000)
     bins = [0] * (int(width / step) + 2)
     for item in items:
         bins[int((item.x0 - left) / step)] += 1
