@@ -148,6 +148,17 @@ def test_pdf_paragraph_over_two_pages_with_a_note_between(tmp_path: Path) -> Non
     assert [block.page for block in blocks] == ["1", "1", "2"]
 
 
+def test_pdf_numbers_that_begin_the_line_of_a_note_stay(tmp_path: Path) -> None:
+    def page(canvas: Any) -> None:
+        write_lines(canvas, prose_lines(sentences(3, 8)))
+        write_lines(canvas, ["1 本注释说明折旧方法的选择，共涉及", "3家公司与", "2 另一注释。"], 90, size=8)
+
+    assert [block.text for block in read_file(draw(tmp_path / "a.pdf", [page]))][1:] == [
+        "本注释说明折旧方法的选择，共涉及3家公司与",
+        "另一注释。",
+    ]
+
+
 def test_pdf_running_heads_that_change_and_page_numbers_go(tmp_path: Path) -> None:
     def page(number: int) -> Callable[[Any], None]:
         def paint(canvas: Any) -> None:
@@ -636,8 +647,8 @@ PAGES = [
     ),
     (
         "note-marks",
-        "<p>净额<sup><a href='#n1'>1</a></sup>和毛额<sup>2</sup>，x<sup>2</sup></p>",
-        [("text", "净额和毛额，x^2")],
+        "<p>净额<sup><a href='#n1'>1</a></sup>和毛额<sup>2</sup>，x<sup>2</sup>，厘米<sup>3</sup></p>",
+        [("text", "净额和毛额，x^2，厘米^3")],
     ),
     ("start", "<ol start='3'><li>甲<li>乙</ol>", [("list", "3. 甲\n4. 乙")]),
     (

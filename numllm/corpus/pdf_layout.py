@@ -169,8 +169,8 @@ def tables(page: Page, glyphs: list[Glyph]) -> tuple[list[Table], list[Glyph]]:
             continue
         chosen = set(map(id, inside))
         glyphs = [g for g in glyphs if id(g) not in chosen]
-        rows = _cells(inside, xs, ys, level, upright)
-        found.append(Table(rows, xs[0], xs[-1], ys[0], ys[-1], page.number))
+        if rows := _cells(inside, xs, ys, level, upright):
+            found.append(Table(rows, xs[0], xs[-1], ys[0], ys[-1], page.number))
     return found, glyphs
 
 
@@ -352,7 +352,8 @@ def line_text(line: Sequence[Run]) -> str:
         inner = "".join(g.text for g in raised)
         up = raised[0].y > base
         raised.clear()
-        if up and _NOTE_MARK.fullmatch(inner) and (_WIDE.match(text[-1:]) or not inner.isdigit()):
+        power = text.endswith("米") or not _WIDE.match(text[-1:])  # 厘米³, x²
+        if up and _NOTE_MARK.fullmatch(inner) and not (power and inner.isdecimal()):
             return ""
         if up and not text:
             return inner + " "
