@@ -456,6 +456,19 @@ def test_epub_with_a_part_missing(tmp_path: Path) -> None:
         read(rewritten(tmp_path / "a.epub", {"META-INF/container.xml": None, "OEBPS/book.opf": None}))
 
 
+def test_epub_lines_that_every_part_ends_with_go(tmp_path: Path) -> None:
+    blocks = [
+        block
+        for k in range(4)
+        for block in (Block("heading", f"第{k}章", 1), Block("text", sentences(k, 3)), Block("text", "扫码关注公众号"))
+    ]
+    blocks.insert(2, Block("text", "扫码关注公众号"))
+    blocks.insert(3, Block("text", "章中的话"))
+    texts = [block.text for block in read_file(write_epub(tmp_path / "a.epub", blocks))]
+    assert texts.count("扫码关注公众号") == 1  # within the chapter it is text
+    assert len(texts) == 10
+
+
 def bomb(path: Path, like: Path, name: str, packed: int) -> Path:
     """A ZIP with a part of `packed` bytes of zeros, packed about 1000 to 1, as a deflate stream of equal pieces."""
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)

@@ -270,7 +270,8 @@ class _Walker:
         text = _text(node).strip()
         before = "".join(self.words[-3:]).rstrip()[-1:]
         linked = any((link.get("href") or "").startswith("#") for link in node.iter("a"))
-        note = re.fullmatch(r"\[.{1,6}\]", text) or (_MARK.fullmatch(text) and (linked or (han_count(before) and before != "米")))
+        after_word = han_count(before) and before != "米"  # 厘米³ is no note
+        note = re.fullmatch(r"\[.{1,6}\]", text) or (_MARK.fullmatch(text) and (linked or after_word))
         if text and not (name == "sup" and note):
             self.words.append(raised(name, text))
 
