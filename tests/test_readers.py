@@ -286,6 +286,23 @@ def test_pdf_table_with_merged_cells_over_two_pages(tmp_path: Path) -> None:
     ]
 
 
+def test_pdf_columns_between_text_of_the_full_width(tmp_path: Path) -> None:
+    texts = [sentences(20 + k, 6) for k in range(6)]
+
+    def page(canvas: Any) -> None:
+        write_lines(canvas, ["商业银行经营管理研究与实务操作指南"], 770, 90, 22)
+        for k, (x, y) in enumerate(((60, 730), (314, 723), (60, 400), (314, 400))):  # the baselines differ
+            write_lines(canvas, prose_lines(texts[k], 21), y, x)
+        write_lines(canvas, prose_lines(texts[4], 45), 530)
+        write_lines(canvas, prose_lines(texts[5], 45), 200)
+
+    order = [0, 1, 4, 2, 3, 5]
+    assert [block.text for block in read_file(draw(tmp_path / "a.pdf", [page]))] == [
+        "商业银行经营管理研究与实务操作指南",
+        *[texts[k] for k in order],
+    ]
+
+
 def test_pdf_bookmarks_give_the_depth_of_headings(tmp_path: Path) -> None:
     def page(canvas: Any) -> None:
         for depth, title, y in ((0, "货币与信用", 760), (1, "货币的职能", 600)):

@@ -249,7 +249,7 @@ def gutter(items: Sequence[Run | Table], size: float) -> float | None:
     if last <= first:
         return None
     most = min(cover[first:last]) + max(1, 0.03 * len(items))  # a title or a page number may stand across
-    if most > 0.3 * max(cover) + 1:
+    if most > 0.6 * max(cover) + 1:
         return None
     best, start = (0, 0), None
     for k in range(first, last + 1):
