@@ -12,7 +12,8 @@ from pathlib import Path
 from ..errors import DataError
 from .blocks import Block, Reading
 from .clean import common_share, han_count
-from .pdf_layout import Line, Run, Table, column_lines, columns, crossing, gutter, runs, tables
+from .pdf_layout import column_lines, columns, crossing, gutter, tables
+from .pdf_lines import Line, Run, Table, runs
 from .pdf_page import Document, Page
 from .pdf_text import paragraphs
 

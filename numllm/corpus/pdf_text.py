@@ -10,7 +10,7 @@ from .blocks import Block
 from .clean import HAN, normalise
 from .lines import TOC_LEADER
 from .markup import format_rows
-from .pdf_layout import Line, Table, join, spread_table
+from .pdf_lines import Line, Table, join, spread_table
 
 _BULLET = re.compile(r"[•●▪■◆◇○–·] *(?=\S)|- (?=\S)")
 _MARK = re.compile(
