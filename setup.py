@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 EXTRAS = {
-    "textbooks": ["beautifulsoup4>=4.12", "lxml>=5.0"],
+    "textbooks": ["lxml>=5.0", "pdfminer.six>=20231228"],
     "plots": ["matplotlib>=3.8"],
     "chat": ["jinja2>=3.1"],
     "tensorboard": ["tensorboard>=2.16"],
@@ -16,8 +16,13 @@ EXTRAS["test"] = [
     *(name for names in EXTRAS.values() for name in names),
     "cn2an>=0.5.24",
     "hypothesis>=6.100",
+    "opencc-python-reimplemented>=0.1.7",
     "peft>=0.21",
+    "pypdf>=5.0",
     "pytest>=8.0",
+    "python-docx>=1.1",
+    "rapidfuzz>=3.9",
+    "reportlab>=4.2",
     "ruff>=0.9",
     "sentencepiece>=0.2",
     "tiktoken>=0.8",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from .blocks import Block
-from .clean import han_count
 from .inline import inline
 from .lines import (
     DIRECTIVE,
@@ -13,10 +12,12 @@ from .lines import (
     NAMED,
     TARGET,
     TOC_LEADER,
+    counted,
     depths,
     directive_kind,
     front_matter,
     is_code_fence,
+    is_readable_code,
     join_lines,
     labels,
     split_row,
@@ -95,9 +96,8 @@ class _Reader:
             self.add("text", text)
         if self.items:
             lines = []
-            for depth, (_, item) in zip(
-                depths([indent for indent, _ in self.items]), self.items, strict=True
-            ):
+            places = depths([indent for indent, _ in self.items])
+            for depth, item in zip(places, counted([item for _, item in self.items], places), strict=True):
                 text = self.inline(item)
                 if re.sub(r"^(?:-|\d+[.)])\s*", "", text):
                     lines += ["  " * depth + line for line in text.split("\n")]
@@ -276,11 +276,9 @@ class _Reader:
     def code(self, info: str, body: list[str]) -> None:
         """Code goes; a block without a language that is Chinese prose or journal entries is kept as text."""
         text = "\n".join(line.strip() for line in body if line.strip())
-        solid = "".join(text.split())
         written = info.split(" ")[0].lower() in ("", "text", "txt", "markdown", "md")
-        program = any(mark in solid for mark in ("=>", "->", "();", "print(", "├", "│"))
         self.flush()
-        if written and not program and solid and han_count(solid) >= 0.3 * len(solid):
+        if written and is_readable_code(text):
             self.add("text", self.inline(text))
 
     # ── formulas, tables, contents ──
