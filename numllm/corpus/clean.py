@@ -1,4 +1,4 @@
-"""Characters: decoding bytes, normal forms of Chinese text, and the filters that judge a document."""
+"""Characters: decoding bytes and normal forms of Chinese text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ CJK_MARKS = (
 """Inside a character class: punctuation of Chinese text."""
 
 _HAN = re.compile(f"[{HAN}]+")
-_LATIN = re.compile("[A-Za-z]+")
 
 MATH = re.compile(
     r"\$\$.{1,5000}?\$\$"
@@ -190,36 +189,3 @@ def normalise(text: str) -> str:
     Latin text at most one space stays, where the author put it.
     """
     return outside_math(text.replace("\r\n", "\n").replace("\r", "\n"), _prose).strip()
-
-
-# ── filters ──────────────────────────────────────────────────────────────────────────────────────────
-
-MIN_CHARACTERS = 40
-"""Fewer characters than this, headings and spaces not counted, make no document."""
-MIN_HAN = 20
-"""Fewer Chinese characters than this make no document."""
-MIN_HAN_SHARE = 0.3
-"""Least share of Chinese characters among Chinese and Latin letters, LaTeX not counted."""
-MAX_GARBLED_SHARE = 0.005
-"""Largest share of characters that no text holds: replacement and private-use ones, mojibake."""
-
-_BROKEN = re.compile(
-    "[\ufffd\ue000-\uf8ff\U000f0000-\U0010ffff]|锟斤拷|烫烫烫|屯屯屯"
-    "|[ÃÂâäåæçèé][\u0080-\u00bf‚-›€™œž]{1,2}"  # UTF-8 read as Latin-1 or Windows-1252
-)
-_HEADING_LINE = re.compile(r"^#{1,6} .*$", re.MULTILINE)
-
-
-def reason_to_drop(text: str) -> str | None:
-    """Why a document is unfit for training: "garbled", "too short", "too little Chinese"; None when it is fit."""
-    body = "".join(_HEADING_LINE.sub("", text).split())
-    broken = sum(len(found) for found in _BROKEN.findall(body))
-    if broken > MAX_GARBLED_SHARE * len(body) and broken > 1:
-        return "garbled"
-    if len(body) < MIN_CHARACTERS:
-        return "too short"
-    prose = MATH.sub("", body)
-    han, latin = han_count(prose), len(prose) - len(_LATIN.sub("", prose))
-    if han < MIN_HAN or han < MIN_HAN_SHARE * (han + latin):
-        return "too little Chinese"
-    return None

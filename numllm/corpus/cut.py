@@ -12,21 +12,29 @@ _REPEATED_HEADER = 200
 """Longest table header, in characters, that is said again where a table is cut."""
 
 
+Heading = tuple[int, str]
+"""(level, text); level 0 is the name of a file."""
+
+
 @dataclass(frozen=True)
 class Section:
     """A heading (or several, when the upper ones have no text of their own) and the blocks below it."""
 
-    path: tuple[str, ...]
+    path: tuple[Heading, ...]
     level: int
     blocks: tuple[Block, ...]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A document: its title (`chapter > section`) and its text."""
+    """A document: its title (`chapter > section`, the headings that all of it is under) and its text."""
 
     title: str
     text: str
+    chapter: str
+    """The heading of the file's chapters that it is under; "" above them, or where the file has none."""
+    section: str
+    """The lowest heading below the chapter that all of it is under, or ""."""
 
 
 def length(blocks: tuple[Block, ...] | list[Block]) -> int:
@@ -37,9 +45,10 @@ def length(blocks: tuple[Block, ...] | list[Block]) -> int:
 def sections(blocks: list[Block], name: str) -> list[Section]:
     """The sections of a file; `name` is the path of text above the first heading."""
     found: list[Section] = []
-    stack: list[tuple[int, str]] = []
+    stack: list[Heading] = []
     current: list[Block] = []
-    level, path = 0, (name,)
+    level = 0
+    path: tuple[Heading, ...] = ((0, name),)
     for block in blocks:
         if block.kind != "heading":
             current.append(block)
@@ -54,7 +63,7 @@ def sections(blocks: list[Block], name: str) -> list[Section]:
         stack.append((block.level, block.text))
         if not current:
             level = block.level
-        path = tuple(text for _, text in stack)
+        path = tuple(stack)
         current.append(block)
     if current:
         found.append(Section(path, level, tuple(current)))
@@ -112,7 +121,7 @@ def _split_section(section: Section, target: int) -> list[Section]:
     return [Section(section.path, section.level if k == 0 else 99, tuple(b)) for k, b in enumerate(found)]
 
 
-def _common(paths: list[tuple[str, ...]]) -> tuple[str, ...]:
+def _common(paths: list[tuple[Heading, ...]]) -> tuple[Heading, ...]:
     shared = paths[0]
     for path in paths[1:]:
         k = 0
@@ -142,7 +151,7 @@ def cut(blocks: list[Block], name: str, target: int) -> list[Piece]:
             size = -2
         groups[-1].append(part)
         size += 2 + new
-    return [_piece(group) for group in _joined(groups, target)]
+    return [_piece(group, chapter) for group in _joined(groups, target)]
 
 
 def _joined(groups: list[list[Section]], target: int) -> list[list[Section]]:
@@ -161,6 +170,13 @@ def _joined(groups: list[list[Section]], target: int) -> list[list[Section]]:
     return kept
 
 
-def _piece(group: list[Section]) -> Piece:
-    title = " > ".join(_common([part.path for part in group]))
-    return Piece(title, "\n\n".join(block.render() for part in group for block in part.blocks))
+def _piece(group: list[Section], chapter: int) -> Piece:
+    path = _common([part.path for part in group])
+    above = [level for level, _ in path].index(chapter) + 1 if (chapter in dict(path)) else 0
+    below = path[above:] if above else ()
+    return Piece(
+        " > ".join(text for _, text in path),
+        "\n\n".join(block.render() for part in group for block in part.blocks),
+        path[above - 1][1] if above else "",
+        below[-1][1] if below else "",
+    )

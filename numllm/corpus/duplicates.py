@@ -8,6 +8,7 @@ one hash an n-gram, not one for each bin.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -75,27 +76,26 @@ def _jaccard(a: Hashes, b: Hashes) -> float:
 
 
 class Sketches:
-    """Sketches in a file, in the order they are added."""
+    """Sketches in a file, one behind the other, in the order they are added."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = open(path, "wb")  # noqa: SIM115  (open as long as the object)
+        self.path = path
+        self._file = open(path, "w+b")  # noqa: SIM115  (open as long as the object)
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     def add(self, sketches: bytes) -> None:
-        """Adds sketches as bytes, one behind the other."""
+        """Adds sketches as bytes."""
+        self._file.seek(0, os.SEEK_END)
         self._file.write(sketches)
         self._count += len(sketches) // (2 * BINS)
 
     def read(self, start: int, stop: int) -> Sketch:
         """Sketches start to stop, (n, 128)."""
-        self._file.flush()
-        count = max(0, min(stop, self._count) - start)
-        read = np.fromfile(self._path, np.uint16, count * BINS, offset=2 * BINS * start)
-        return read.reshape(count, BINS)
+        self._file.seek(2 * BINS * start)
+        return np.frombuffer(self._file.read(2 * BINS * (stop - start)), np.uint16).reshape(-1, BINS)
 
     def close(self) -> None:
         """Closes the file."""

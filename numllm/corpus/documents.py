@@ -1,0 +1,243 @@
+"""One file on its way: read into blocks, cut into documents, and what is known of each document by itself."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from ..overlap import RUN, Runs, gram_hashes, letters
+from .blocks import Block
+from .clean import han_count
+from .cut import Piece, cut
+from .duplicates import BINS, sketch
+from .filters import reason_to_drop
+from .readers import read_file
+from .relevance import Relevance
+from .shelf import encodable
+from .store import Store, code, fingerprint
+
+OFF_TOPIC = "not about finance"
+ASKED = "shares a run with a question"
+SAMPLE = 8
+"""One in so many runs of 20 letters is kept to find held-out text that stands in other documents."""
+_EDGE = 6
+"""Blocks at either end of a file that may be a repeated header or footer."""
+_EDGE_CHARACTERS = 300
+
+
+@dataclass(frozen=True)
+class Read:
+    """What reading a file gave: the name of its blocks in the store, or the reason why there are none."""
+
+    name: str
+    reason: str | None
+    size: int
+    """Bytes of the file."""
+    edges: tuple[str, ...] = ()
+    """Digests of the blocks at its edges."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What documents depend on beside their file."""
+
+    target: int
+    runs: Runs | None
+    """The runs of letters of the questions that no document may share."""
+    relevance: Relevance | None
+    tokenizer: str | None
+    names: tuple[Any, ...]
+    """Fingerprint of the above."""
+
+
+def read(folder: Path, path: Path) -> Read:
+    """Reads a file into the store, unless its blocks are there from before."""
+    store = Store(folder)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return Read("", f"cannot be read: {error.strerror}", 0)
+    name = fingerprint("blocks", code(), path.suffix.lower(), hashlib.sha256(data).hexdigest())
+    size = len(data)
+    if (found := store.load(name)) is not None:
+        return Read(name, None, size, tuple(found[0]))
+    del data
+    try:
+        blocks = read_file(path)
+    except DataError as error:
+        return Read("", str(error), size)
+    except MemoryError:
+        return Read("", "needs more memory than a file may take", size)
+    if not blocks:
+        return Read("", "no text in it", size)
+    edges = tuple(sorted({_digest(blocks[k].text) for k in _edges(blocks)}))
+    text = json.dumps([[b.kind, b.text, b.level] for b in blocks], ensure_ascii=False)
+    store.save(name, edges, text.encode("utf-8", "surrogatepass"))
+    return Read(name, None, size, edges)
+
+
+def _digest(text: str) -> str:
+    body = "".join(text.split()).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(body, digest_size=16).hexdigest()
+
+
+def _edges(blocks: Sequence[Block]) -> Iterator[int]:
+    """Places of the blocks that could be a running header or footer, from the outside in."""
+    bodies = [k for k, block in enumerate(blocks) if block.kind != "heading"]
+    for k in dict.fromkeys([*bodies[:_EDGE], *bodies[-_EDGE:]]):
+        if len(blocks[k].text) <= _EDGE_CHARACTERS:
+            yield k
+
+
+def trim_edges(blocks: list[Block], repeated: set[str]) -> tuple[list[Block], list[str]]:
+    """Blocks without the repeated ones that lie at the very beginning or end, and the texts taken away.
+
+    A run of repeated blocks that does not end within reach is no header or footer: the file is a copy or
+    another edition of others, and keeps it.
+    """
+    bodies = [k for k, block in enumerate(blocks) if block.kind != "heading"]
+    gone: set[int] = set()
+    for order in (bodies[:_EDGE], bodies[::-1][:_EDGE]):
+        run: list[int] = []
+        for k in order:
+            if len(blocks[k].text) > _EDGE_CHARACTERS or _digest(blocks[k].text) not in repeated:
+                gone.update(run)
+                break
+            run.append(k)
+    return [b for k, b in enumerate(blocks) if k not in gone], [blocks[k].text for k in sorted(gone)]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document as the store keeps it: its row, and what the choice between documents needs."""
+
+    ordinal: int
+    reason: str | None
+    """Why it is dropped whatever the others are."""
+    found: dict[str, str]
+    """With ASKED: the question and the run."""
+    characters: int
+    han: int
+    tokens: int
+    digest: str
+    head: str
+    """The row as JSON up to its split."""
+    tail: str
+    """The row as JSON behind its split."""
+
+    def line(self, split: str) -> str:
+        """The document's line in corpus.jsonl."""
+        return f'{self.head}"split": "{split}", {self.tail}\n'
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The row without its split."""
+        return json.loads(self.head + self.tail)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The documents of a file, with the sketches and sampled runs of those that no filter drops, in order."""
+
+    documents: list[Document]
+    footers: list[str]
+    sketches: list[bytes]
+    runs: list[bytes]
+    """uint32 each."""
+
+
+def document_id(source: str, ordinal: int) -> str:
+    """The id of a document: a hash of its source's name, and its place there."""
+    return f"{hashlib.sha256(source.encode()).hexdigest()[:12]}-{ordinal:04d}"
+
+
+def cut_file(folder: Path, settings: Settings, task: tuple[str, str, tuple[str, ...]]) -> str:
+    """Cuts a file's blocks into documents and judges them, unless they are in the store; their name there.
+
+    task: (name of the blocks, name of the source, digests of its edges that many files share).
+    """
+    blocks_name, source, repeated = task
+    store = Store(folder)
+    name = fingerprint("documents", code(), blocks_name, source, repeated, settings.names)
+    if (folder / name).exists() and store.load(name) is not None:
+        return name
+    found = store.load(blocks_name)
+    assert found is not None, "the blocks of a file are kept until its documents are cut"
+    blocks = [Block(*block) for block in json.loads(bytes(found[1][0]).decode("utf-8", "surrogatepass"))]
+    blocks, footers = trim_edges(blocks, set(repeated))
+    pieces = cut(blocks, Path(source).stem, settings.target)
+    texts = [encodable(piece.text) for piece in pieces]
+    on_topic = settings.relevance is None or settings.relevance.book(texts)
+    documents, sketches, runs = [], [], []
+    for ordinal, (piece, text) in enumerate(zip(pieces, texts, strict=True)):
+        reason, shared = reason_to_drop(text), {}
+        if reason is None and not on_topic and settings.relevance is not None and not settings.relevance(text):
+            reason = OFF_TOPIC
+        if reason is None:
+            plain = letters(text)
+            hashes = gram_hashes(plain, RUN)
+            if settings.runs is not None and (asked := settings.runs.find(plain, hashes)):
+                question, run = next(iter(asked.items()))
+                reason, shared = ASKED, {"question": question, "run": run}
+            else:
+                sketches.append(sketch(plain).tobytes())
+                runs.append(hashes[hashes % SAMPLE == 0].astype(np.uint32).tobytes())
+        documents.append(_document(ordinal, source, piece, text, reason, shared))
+    if settings.tokenizer is not None:
+        documents = _with_tokens(documents, settings.tokenizer)
+    rows = json.dumps([list(vars(document).values()) for document in documents], ensure_ascii=False)
+    store.save(
+        name, {"footers": footers, "runs": [len(run) for run in runs]}, rows.encode(), b"".join(sketches), b"".join(runs)
+    )
+    return name
+
+
+def _document(
+    ordinal: int, source: str, piece: Piece, text: str, reason: str | None, shared: dict[str, str]
+) -> Document:
+    row = {"id": document_id(source, ordinal), "text": text, "source": source, "title": encodable(piece.title)}
+    head = json.dumps(row, ensure_ascii=False)
+    tail = json.dumps(
+        {"sha256": hashlib.sha256(text.encode("utf-8")).hexdigest(), "chapter": encodable(piece.chapter),
+         "section": encodable(piece.section)}, ensure_ascii=False,
+    )
+    return Document(
+        ordinal, reason, shared, len(text), han_count(text), 0, _digest(text), head[:-1] + ", ", tail[1:]
+    )
+
+
+def _with_tokens(documents: list[Document], tokenizer: str) -> list[Document]:
+    counted = (len(ids) for ids in _tokenizer(tokenizer).encode_batch([document.row["text"] for document in documents]))
+    return [
+        Document(**(vars(document) | {"tokens": count})) for document, count in zip(documents, counted, strict=True)
+    ]
+
+
+@functools.cache
+def _tokenizer(name: str) -> Any:
+    from ..tokenizer import Tokenizer
+
+    return Tokenizer.open(name)
+
+
+def load_cut(store: Store, name: str) -> Cut:
+    """The documents of a file from the store."""
+    found = store.load(name)
+    assert found is not None, "the documents of a file are kept until the corpus is written"
+    head, (rows, sketches, joined) = found
+    documents = [Document(*values) for values in json.loads(bytes(rows))]
+    return Cut(documents, head["footers"], _split(sketches, [2 * BINS] * len(head["runs"])), _split(joined, head["runs"]))
+
+
+def _split(joined: memoryview, sizes: Sequence[int]) -> list[bytes]:
+    ends = itertools.accumulate(sizes)
+    return [bytes(joined[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
