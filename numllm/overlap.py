@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,10 +81,18 @@ def gram_hashes(text: Letters, n: int) -> Hashes:
     return mixed(found)
 
 
+def spelled(text: Letters) -> str:
+    """Letters as a string."""
+    return text.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+
+
 class Runs:
     """The runs of `length` letters in named texts, to be found in others; memory is 20 bytes a letter."""
 
     def __init__(self, texts: Iterable[tuple[str, str]], length: int = RUN) -> None:
+        """texts: (name, text); a name may come several times."""
+        if length < 1:
+            raise ValueError(f"a run has at least one letter, got {length}")
         self.length = length
         self.names: list[str] = []
         parts, hashes, starts, bounds, at = [], [], [], [0], 0
@@ -109,19 +117,16 @@ class Runs:
     def __len__(self) -> int:
         return len(self._hashes)
 
-    def find(self, text: Letters, hashes: Hashes) -> dict[str, str]:
-        """Name → the first run that a text (its letters, their `gram_hashes` of this length) shares with it."""
-        found: dict[str, str] = {}
+    def find(self, text: Letters, hashes: Hashes) -> Iterator[tuple[int, str]]:
+        """(place of its first letter, name) of every run that a text shares: its letters, and their `gram_hashes` of
+        this length."""
         likely = np.flatnonzero(self._filter[hashes >> np.uint64(64 - _FILTER_BITS)])
         if not len(likely):
-            return found
+            return
         first = np.searchsorted(self._hashes, hashes[likely], "left")
         last = np.searchsorted(self._hashes, hashes[likely], "right")
-        for place, low, high in zip(likely[first < last], first[first < last], last[first < last], strict=True):
+        for place, low, high in zip(likely.tolist(), first.tolist(), last.tolist(), strict=True):
             run = text[place : place + self.length]
-            for start in self._starts[low:high]:
+            for start in self._starts[low:high].tolist():
                 if np.array_equal(self._letters[start : start + self.length], run):
-                    name = self.names[np.searchsorted(self._bounds, start, "right") - 1]
-                    if name not in found:
-                        found[name] = "".join(map(chr, run))
-        return found
+                    yield place, self.names[np.searchsorted(self._bounds, start, "right") - 1]

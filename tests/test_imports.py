@@ -15,7 +15,7 @@ HEAVY = {"torch", "triton", "click", "transformers", "peft", "safetensors", "tok
 # For each module of numllm, the modules of numllm it may import: those before it on the way data flows.
 CORE = {"errors", "files"}
 CHECKPOINT = CORE | {"config", "checkpoint"}
-TEXT = CORE | {"numbers", "corpus", "questions"}
+TEXT = CORE | {"overlap", "numbers", "corpus", "questions"}
 MODEL = CHECKPOINT | {"tokenizer", "reference", "ops", "model"}
 ALLOWED = {
     "__init__": set(),

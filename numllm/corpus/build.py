@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +17,7 @@ from ..errors import DataError, NumLLMError
 from ..files import Progress, exclusive, new_folder, no_progress, write_json
 from ..overlap import Hashes, Runs
 from .choice import Choice
-from .documents import Cut, Read, Settings, cut_file, document_id, load_cut, read
+from .documents import ASKED, Cut, Document, Read, Settings, cut_file, document_id, load_cut, read
 from .duplicates import gram_set
 from .relevance import Relevance
 from .shelf import Source, find_files, held_out
@@ -37,7 +37,7 @@ def build_corpus(
     seed: int = 0,
     jobs: int = 1,
     target_chars: int = 2000,
-    against: Mapping[str, str] | None = None,
+    against: Sequence[tuple[str, str]] = (),
     finance: bool = True,
     terms: Sequence[str] = (),
     tokenizer: str | None = None,
@@ -55,7 +55,7 @@ def build_corpus(
     jobs: worker processes; the bytes written do not depend on it. With more than one, a file whose reader
         crashes, runs out of memory or takes ten minutes is named as failed.
     target_chars: greatest length of a document, in characters; a single formula may exceed it.
-    against: name → text of evaluation questions; a document that shares 20 letters in a row with one is dropped.
+    against: (name, text) of evaluation questions; paragraphs that share 20 letters in a row with one are dropped.
     finance: drop documents that are not about finance, of books that are not; `terms` adds to the terms it goes by.
     tokenizer: checkpoint whose tokens are counted.
     strict: stop at the first file that cannot be read.
@@ -78,8 +78,14 @@ def build_corpus(
     settings = _settings(target_chars, against, finance, terms, tokenizer)
     out = Path(out)
     folder = Path(work) if work is not None else out.with_name(f".{out.name}.unfinished")
-    with exclusive(out), new_folder(out, overwrite=overwrite) as target, _kept_until_done(folder, work is not None):
-        builder = _Builder(files, folder, settings, holdout, seed, strict)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(exclusive(out))
+        aside = out.with_name(f".{out.name}.writing")
+        shutil.rmtree(aside, ignore_errors=True)  # what a killed run was writing
+        target = stack.enter_context(new_folder(out, overwrite=overwrite, aside=aside))
+        stack.enter_context(_finished_files(folder, keep=work is not None))
+        choice = stack.enter_context(contextlib.closing(Choice(folder)))
+        builder = _Builder(files, folder, settings, choice, holdout, seed, strict)
         builder.read(jobs, progress)
         builder.cut(jobs, progress)
         builder.choose(progress)
@@ -87,18 +93,18 @@ def build_corpus(
         stats["skipped"] = dict(sorted(skipped.items()))
         stats["settings"] = {
             "holdout": holdout, "seed": seed, "target_chars": target_chars, "finance": finance,
-            "terms": len(terms), "against": len(against or ()), "tokenizer": tokenizer,
+            "terms": len(terms), "against": len({name for name, _ in against}), "tokenizer": tokenizer,
         }
         write_json(target / "stats.json", stats)
     return stats | {"seconds": round(time.perf_counter() - started, 3)}
 
 
 def _settings(
-    target: int, against: Mapping[str, str] | None, finance: bool, terms: Sequence[str], tokenizer: str | None
+    target: int, against: Sequence[tuple[str, str]], finance: bool, terms: Sequence[str], tokenizer: str | None
 ) -> Settings:
-    names = (target, fingerprint(sorted((against or {}).items())), finance, list(terms), _state(tokenizer))
+    names = (target, fingerprint(*against), finance, list(terms), _state(tokenizer))
     return Settings(
-        target, Runs(against.items()) if against else None, Relevance(terms) if finance else None, tokenizer, names
+        target, Runs(against) if against else None, Relevance(terms) if finance else None, tokenizer, names
     )
 
 
@@ -113,25 +119,29 @@ def _state(tokenizer: str | None) -> list[Any] | None:
 
 
 @contextlib.contextmanager
-def _kept_until_done(folder: Path, always: bool) -> Iterator[None]:
-    """The folder of finished files: it stays when the block is interrupted, and goes when it is done or hopeless."""
-    try:
-        yield
-    except DataError:
-        if not always:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    if not always:
-        shutil.rmtree(folder)
+def _finished_files(folder: Path, *, keep: bool) -> Iterator[None]:
+    """The folder of finished files, for one process; unless kept, it goes when the block is done or hopeless, and
+    stays when the block is interrupted."""
+    with exclusive(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        except DataError:
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if not keep:
+            shutil.rmtree(folder)
 
 
 class _Builder:
     """The passes over the shelf."""
 
     def __init__(
-        self, files: list[Source], folder: Path, settings: Settings, holdout: float, seed: int, strict: bool
+        self, files: list[Source], folder: Path, settings: Settings, choice: Choice, holdout: float, seed: int,
+        strict: bool,
     ) -> None:
-        self.files, self.folder, self.settings = files, folder, settings
+        self.files, self.folder, self.settings, self.choice = files, folder, settings, choice
         self.holdout, self.seed, self.strict = holdout, seed, strict
         self.store = Store(folder)
         self.statistics = Statistics(file.group for file in files)
@@ -141,7 +151,6 @@ class _Builder:
         """Group → digests of the blocks that many of its files begin or end with."""
         self.documents: dict[int, str] = {}
         """Number of a file → name of its documents in the store."""
-        self.choice = Choice(folder)
         self._load = functools.lru_cache(maxsize=16)(functools.partial(load_cut, self.store))
 
     def read(self, jobs: int, progress: Progress) -> None:
@@ -223,7 +232,6 @@ class _Builder:
                 for line in self._lines(number, dropped):
                     digest.update(line)
                     corpus.write(line)
-        self.choice.close()
         if not self.statistics.totals["documents"]:
             reasons = ", ".join(f"{part['count']} {reason}" for reason, part in self.statistics.dropped().items())
             raise DataError(f"no document is left after cleaning ({reasons or 'the files hold no text'})")
@@ -237,7 +245,9 @@ class _Builder:
         found = load_cut(self.store, self.documents[number])
         self.statistics.footers.update(found.footers)
         for place, document in enumerate(found.documents):
-            reason, details = document.reason, dict(document.found)
+            for passage in document.asked:
+                self._drop(source, document, ASKED, passage, dropped)
+            reason, details = document.reason, {}
             if reason is None and (verdict := self.choice.verdict(number, place)) is not None:
                 reason, (kept_file, kept_place) = verdict
                 details["kept"] = document_id(self.files[kept_file].name, kept_place)
@@ -247,8 +257,15 @@ class _Builder:
                 self.statistics.keep(source, document, split, line)
                 yield line.encode("utf-8")
                 continue
-            row = document.row
-            entry = {"id": row["id"], "source": row["source"], "reason": reason, **details, "title": row["title"]}
-            entry["text"] = row["text"][:_BEGINNING]
-            dropped.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            self.statistics.drop(source, entry, document.characters)
+            self._drop(source, document, reason, details, dropped)
+
+    def _drop(
+        self, source: Source, document: Document, reason: str, details: dict[str, str], dropped: IO[str]
+    ) -> None:
+        """Lists a document, or a passage of one when `details` holds its text."""
+        row = document.row
+        text = details.get("text", row["text"])
+        entry = {"id": row["id"], "source": row["source"], "reason": reason, "title": row["title"], **details}
+        entry["text"] = text[:_BEGINNING]
+        dropped.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.statistics.drop(source, entry, len(text))

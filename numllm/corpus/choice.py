@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -147,5 +146,5 @@ class Choice:
         """Closes and removes the files."""
         for side in (self._train, self._held):
             side.close()
-            side.path.unlink()
-            side.sketches.path.unlink()
+            side.path.unlink(missing_ok=True)
+            side.sketches.path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from ..overlap import RUN, Runs, gram_hashes, letters
+from ..overlap import RUN, Runs, gram_hashes, letters, spelled
 from .blocks import Block
 from .clean import han_count
 from .cut import Piece, cut
@@ -123,8 +123,8 @@ class Document:
     ordinal: int
     reason: str | None
     """Why it is dropped whatever the others are."""
-    found: dict[str, str]
-    """With ASKED: the question and the run."""
+    asked: list[dict[str, str]]
+    """The passages left out for a question that they share a run with: question, run, text."""
     characters: int
     han: int
     tokens: int
@@ -179,30 +179,47 @@ def cut_file(folder: Path, settings: Settings, task: tuple[str, str, tuple[str, 
     on_topic = settings.relevance is None or settings.relevance.book(texts)
     documents, sketches, runs = [], [], []
     for ordinal, (piece, text) in enumerate(zip(pieces, texts, strict=True)):
-        reason, shared = reason_to_drop(text), {}
+        asked: list[dict[str, str]] = []
+        if settings.runs is not None:
+            text, asked = without_asked(text, settings.runs)
+        reason = reason_to_drop(text)
         if reason is None and not on_topic and settings.relevance is not None and not settings.relevance(text):
             reason = OFF_TOPIC
         if reason is None:
             plain = letters(text)
             hashes = gram_hashes(plain, RUN)
-            if settings.runs is not None and (asked := settings.runs.find(plain, hashes)):
-                question, run = next(iter(asked.items()))
-                reason, shared = ASKED, {"question": question, "run": run}
-            else:
-                sketches.append(sketch(plain).tobytes())
-                runs.append(hashes[hashes % SAMPLE == 0].astype(np.uint32).tobytes())
-        documents.append(_document(ordinal, source, piece, text, reason, shared))
+            sketches.append(sketch(plain).tobytes())
+            runs.append(hashes[hashes % SAMPLE == 0].astype(np.uint32).tobytes())
+        documents.append(_document(ordinal, source, piece, text, reason, asked))
     if settings.tokenizer is not None:
         documents = _with_tokens(documents, settings.tokenizer)
     rows = json.dumps([list(vars(document).values()) for document in documents], ensure_ascii=False)
-    store.save(
-        name, {"footers": footers, "runs": [len(run) for run in runs]}, rows.encode(), b"".join(sketches), b"".join(runs)
-    )
+    head = {"footers": footers, "runs": [len(run) for run in runs]}
+    store.save(name, head, rows.encode(), b"".join(sketches), b"".join(runs))
     return name
 
 
+def without_asked(text: str, asked: Runs) -> tuple[str, list[dict[str, str]]]:
+    """A text without the paragraphs that a run of a question touches, and those: question, run, text."""
+    gone: list[dict[str, str]] = []
+    while True:
+        parts = text.split("\n\n")
+        plain = letters(text)
+        ends = np.cumsum([len(letters(part)) for part in parts])
+        touched: dict[int, dict[str, str]] = {}
+        for place, name in asked.find(plain, gram_hashes(plain, asked.length)):
+            run = spelled(plain[place : place + asked.length])
+            first, last = np.searchsorted(ends, (place, place + asked.length - 1), "right").tolist()
+            for part in range(first, last + 1):
+                touched.setdefault(part, {"question": name, "run": run, "text": parts[part]})
+        if not touched:
+            return text, gone
+        gone += [touched[part] for part in sorted(touched)]
+        text = "\n\n".join(part for k, part in enumerate(parts) if k not in touched)
+
+
 def _document(
-    ordinal: int, source: str, piece: Piece, text: str, reason: str | None, shared: dict[str, str]
+    ordinal: int, source: str, piece: Piece, text: str, reason: str | None, asked: list[dict[str, str]]
 ) -> Document:
     row = {"id": document_id(source, ordinal), "text": text, "source": source, "title": encodable(piece.title)}
     head = json.dumps(row, ensure_ascii=False)
@@ -211,7 +228,7 @@ def _document(
          "section": encodable(piece.section)}, ensure_ascii=False,
     )
     return Document(
-        ordinal, reason, shared, len(text), han_count(text), 0, _digest(text), head[:-1] + ", ", tail[1:]
+        ordinal, reason, asked, len(text), han_count(text), 0, _digest(text), head[:-1] + ", ", tail[1:]
     )
 
 
@@ -235,7 +252,8 @@ def load_cut(store: Store, name: str) -> Cut:
     assert found is not None, "the documents of a file are kept until the corpus is written"
     head, (rows, sketches, joined) = found
     documents = [Document(*values) for values in json.loads(bytes(rows))]
-    return Cut(documents, head["footers"], _split(sketches, [2 * BINS] * len(head["runs"])), _split(joined, head["runs"]))
+    sizes = head["runs"]
+    return Cut(documents, head["footers"], _split(sketches, [2 * BINS] * len(sizes)), _split(joined, sizes))
 
 
 def _split(joined: memoryview, sizes: Sequence[int]) -> list[bytes]:

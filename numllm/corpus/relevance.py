@@ -1,4 +1,4 @@
-"""Whether a text is about finance: by terms of accounting, banking, markets, tax, insurance, law and economics."""
+"""Whether a text is about finance: by terms of accounting, banking, markets, tax, insurance and economics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ TERMS: tuple[str, ...] = tuple(
     资本 风险 收益 合同 企业 经济 均衡 通货膨胀 宏观 微观 边际 效用 弹性 消费 储蓄 就业 失业 工资 贸易 关税 进口
     出口 国际收支 外汇 借方 贷方 分录 科目 账户 过账 记账 凭证 总账 明细账 账簿 对账 结账 报表 资产负债表 利润表
     现金流量 所有者权益 留存收益 应收 应付 预收 预付 坏账 减值 公允价值 历史成本 可变现净值 账面价值 净值 残值 商誉
-    无形资产 固定资产 使用权资产 租赁 承租 出租 股权 子公司 母公司 联营 合营 控股 少数股东 长期股权投资 金融工具 金融资产
+    无形资产 固定资产 使用权资产 租赁 承租 出租 股权 子公司 母公司 联营 合营 控股 少数股东 长期股权投资 金融工具
+    金融资产
     套期 衍生 摊余成本 实际利率 折现 贴现 现值 终值 年金 净现值 内部收益率 回收期 杠杆 财务费用 管理费用 销售费用
     营业收入 营业成本 毛利 净利 每股收益 市盈率 市净率 股利 分红 纳税 征税 税法 税务 税收 免税 抵扣 进项 销项 消费税
     印花税 契税 房产税 土地增值税 个人所得税 企业所得税 递延 计税 发票 申报 票据 汇票 本票 支票 承兑 背书 贴息 结算
@@ -31,9 +32,11 @@ TERMS: tuple[str, ...] = tuple(
     监盘 注册会计师 准则 披露 附注 会计政策 会计估计 会计期间 权责发生制 收付实现制 捐赠 补助 政府补助 职工薪酬 股份支付
     或有事项 预计负债 资产处置 投资性房地产 生物资产 在建工程 借款费用 外币 折算 汇兑 分部 经营 利得 损失 盈余 亏损 收支
     筹资 资金 账款 余额 金额 币种 人民币 美元 万元 亿元 百分点 同比 环比
+    概率 统计 随机 回归 矩阵 向量 特征值 均值 正态分布 期望值 最大化 最小化
+    最优化 拉格朗日 马尔可夫 马尔科夫 贝叶斯 时间序列 动态规划 微分方程
     """.split()
 )
-"""Chinese terms of finance in the wide sense of the field's textbooks, from accounting to economics."""
+"""Chinese terms of finance in the wide sense of the field's textbooks: from accounting to economics and its methods."""
 
 MOST = 3
 """Different terms that are enough for a text of any length."""

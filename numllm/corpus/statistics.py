@@ -109,7 +109,8 @@ class Statistics:
             "characters": characters,
             "variable_per_thousand": _per_thousand(variable, characters),
             "per_thousand": {
-                kind: _per_thousand(count, characters) for kind, count in sorted(kinds.items(), key=lambda k: (-k[1], k[0]))
+                kind: _per_thousand(count, characters)
+                for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
             },
         }
 
@@ -150,7 +151,8 @@ class Statistics:
                 for group, counts in sorted(self.groups.items())
             },
             "samples": [
-                {key: row[key] for key in ("id", "source", "title", "split")} | {"text": row["text"][:_SAMPLE_CHARACTERS]}
+                {key: row[key] for key in ("id", "source", "title", "split")}
+                | {"text": row["text"][:_SAMPLE_CHARACTERS]}
                 for row in map(json.loads, self._samples.items())
             ],
         }
