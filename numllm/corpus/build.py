@@ -16,6 +16,7 @@ from typing import IO, Any
 from ..errors import DataError, NumLLMError
 from ..files import Progress, exclusive, new_folder, no_progress, write_json
 from ..overlap import Hashes, Runs
+from ..workers import Lost, ordered
 from .choice import Choice
 from .documents import ASKED, Cut, Document, Read, Settings, cut_file, document_id, load_cut, read
 from .duplicates import gram_set
@@ -23,7 +24,6 @@ from .relevance import Relevance
 from .shelf import Source, find_files, held_out
 from .statistics import Statistics
 from .store import Store, fingerprint
-from .workers import Lost, ordered
 
 _BEGINNING = 200
 """Characters of a dropped document in dropped.jsonl."""

@@ -172,7 +172,7 @@ def _joined(groups: list[list[Section]], target: int) -> list[list[Section]]:
 
 def _piece(group: list[Section], chapter: int) -> Piece:
     path = _common([part.path for part in group])
-    above = [level for level, _ in path].index(chapter) + 1 if (chapter in dict(path)) else 0
+    above = [level for level, _ in path].index(chapter) + 1 if chapter and chapter in dict(path) else 0
     below = path[above:] if above else ()
     return Piece(
         " > ".join(text for _, text in path),

@@ -9,7 +9,7 @@ one hash an n-gram, not one for each bin.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -59,17 +59,13 @@ def sketch(text: Letters) -> Sketch:
     return found
 
 
-def similarity(a: str, b: str) -> float:
-    """Jaccard similarity of the sets of 5 letters in a row of two texts; 1 when neither has any."""
-    return _jaccard(gram_set(a), gram_set(b))
-
-
 def gram_set(text: str) -> Hashes:
     """The distinct n-grams of a text, as hashes in order."""
     return np.unique(gram_hashes(letters(text), GRAM))
 
 
-def _jaccard(a: Hashes, b: Hashes) -> float:
+def jaccard(a: Hashes, b: Hashes) -> float:
+    """Similarity of two sets of n-grams, |A ∩ B| / |A ∪ B|; 1 when neither has any."""
     shared = len(np.intersect1d(a, b, assume_unique=True))
     total = len(a) + len(b) - shared
     return shared / total if total else 1.0
@@ -176,15 +172,7 @@ def _first_similar(
     agreeing = (joined[rivals] == joined[place]).mean(axis=1)
     for rival, share in zip(rivals, agreeing, strict=True):
         if share >= _SURE or (
-            share >= _UNLIKE and _jaccard(grams(int(names[place])), grams(int(names[rival]))) >= SIMILAR
+            share >= _UNLIKE and jaccard(grams(int(names[place])), grams(int(names[rival]))) >= SIMILAR
         ):
             return rival
     return None
-
-
-def pairs(texts: Iterable[str]) -> list[tuple[int, int, float]]:
-    """Every pair of texts with a similarity of at least 0.8, by comparing all: what the sketches are checked with."""
-    sets = [gram_set(text) for text in texts]
-    return [
-        (i, j, found) for j in range(len(sets)) for i in range(j) if (found := _jaccard(sets[i], sets[j])) >= SIMILAR
-    ]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
-from ..errors import NumLLMError
+from .errors import NumLLMError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,7 +28,7 @@ _AHEAD = 2
 """Items a process holds: one in work, one waiting, so that it never waits for the next."""
 _WINDOW = 64
 """Results for each process that may wait for an earlier one."""
-_SERVE = "from numllm.corpus.workers import serve; serve({})"
+_SERVE = "from numllm.workers import serve; serve({})"
 
 
 class Lost:
