@@ -402,41 +402,64 @@ def test_an_interrupted_run_is_taken_up(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "out", "shelf"]
 
 
-def test_a_killed_run_is_taken_up(tmp_path: Path) -> None:
+def test_a_killed_run_is_taken_up(tmp_path: Path, counted: list[str]) -> None:
     shelf = tmp_path / "shelf"
-    write(shelf, {f"{k}.md": "\n\n".join(f"## 第{j}节\n\n{prose(12 * k + j)}" for j in range(12)) for k in range(40)})
+    write(shelf, {f"{k}.md": "\n\n".join(f"## 第{j}节\n\n{prose(12 * k + j)}" for j in range(12)) for k in range(60)})
     command = [sys.executable, "-c", "from numllm.cli import main; main()", "corpus", str(shelf), "--out",
                str(tmp_path / "out"), "--jobs", "2"]
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
     work = tmp_path / ".out.unfinished"
+
+    def finished() -> int:
+        return len(Store(work).known) if work.is_dir() else 0
+
     limit = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < limit:
-        if work.is_dir() and sum(not path.name.startswith(".") for path in work.iterdir()) >= 10:
-            break
-        time.sleep(0.005)
+    while finished() < 20 and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)  # the workers too: nothing is tidied up
     process.wait()
-    before = {path.name: path.stat().st_mtime_ns for path in work.iterdir() if not path.name.startswith(".")}
-    assert len(before) >= 10 and not (tmp_path / "out").exists()
-    build_corpus([shelf], tmp_path / "taken-up", work=work)
-    after = {path.name: path.stat().st_mtime_ns for path in work.iterdir()}
-    assert {name: after.get(name) for name in before} == before
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    found = finished()
+    assert 20 <= found < 120 and not (tmp_path / "out").exists()
+    subprocess.run([*command, "--work", str(work)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert len(Store(work).known) == 120  # blocks and documents of each file
+    build_corpus([shelf], tmp_path / "again", work=work)
+    assert counted == []
+    build_corpus([shelf], tmp_path / "fresh")
     for name in ("corpus.jsonl", "dropped.jsonl", "stats.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "taken-up" / name).read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "shelf", "taken-up"]
+        written = (tmp_path / "fresh" / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes() == written
 
 
 def test_half_written_parts_are_as_good_as_absent(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
-    store.save("part", {"甲": [1]}, b"", b"\n\n\xff")
-    head, parts = store.load("part")
-    assert head == {"甲": [1]} and [bytes(part) for part in parts] == [b"", b"\n\n\xff"]
-    whole = (tmp_path / "store" / "part").read_bytes()
+    store, names = Store(tmp_path / "store"), ("a" * 32, "b" * 32)
+    places = [store.save(name, {"甲": [1]}, name.encode(), b"\n\n\xff") for name in names]
+    head, parts = store.load(places[1])
+    assert head == {"甲": [1]} and [bytes(part) for part in parts] == [names[1].encode(), b"\n\n\xff"]
+    store.close()
+    (log,) = (tmp_path / "store").iterdir()
+    whole = log.read_bytes()
     for cut_at in range(len(whole)):
-        (tmp_path / "store" / "part").write_bytes(whole[:cut_at])
-        assert store.load("part") is None
-    assert store.load("absent") is None
+        log.write_bytes(whole[:cut_at])
+        opened = Store(tmp_path / "store")
+        assert list(opened.known) == list(names[: cut_at >= places[0].size])
+        opened.close()
+    log.write_bytes(whole[:-1] + b"\xfe")
+    opened = Store(tmp_path / "store")
+    assert opened.load(opened.known[names[0]]) is not None and opened.load(opened.known[names[1]]) is None
+    opened.close()
+
+
+def test_the_store_forgets_what_is_not_needed(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    places = [store.save(f"{k:032x}", k, bytes(1000)) for k in range(10)]
+    store.keep_only(places[2:8])  # more than half
+    assert len(Store(tmp_path / "store").known) == 10
+    store.keep_only([places[7], places[3]])
+    store.close()
+    opened = Store(tmp_path / "store")
+    assert sorted(opened.known) == [f"{k:032x}" for k in (3, 7)]
+    assert opened.load(opened.known[f"{7:032x}"])[0] == 7
+    opened.close()
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:

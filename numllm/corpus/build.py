@@ -8,10 +8,13 @@ import hashlib
 import json
 import shutil
 import time
-from collections import Counter
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError, NumLLMError
 from ..files import Progress, exclusive, new_folder, no_progress, write_json
@@ -23,7 +26,7 @@ from .duplicates import gram_set
 from .relevance import Relevance
 from .shelf import Source, find_files, held_out
 from .statistics import Statistics
-from .store import Store, fingerprint
+from .store import Place, Store, fingerprint
 
 _BEGINNING = 200
 """Characters of a dropped document in dropped.jsonl."""
@@ -85,7 +88,8 @@ def build_corpus(
         target = stack.enter_context(new_folder(out, overwrite=overwrite, aside=aside))
         stack.enter_context(_finished_files(folder, keep=work is not None))
         choice = stack.enter_context(contextlib.closing(Choice(folder)))
-        builder = _Builder(files, folder, settings, choice, holdout, seed, strict)
+        store = stack.enter_context(contextlib.closing(Store(folder)))
+        builder = _Builder(files, store, settings, choice, holdout, seed, strict)
         builder.read(jobs, progress)
         builder.cut(jobs, progress)
         builder.choose(progress)
@@ -138,52 +142,54 @@ class _Builder:
     """The passes over the shelf."""
 
     def __init__(
-        self, files: list[Source], folder: Path, settings: Settings, choice: Choice, holdout: float, seed: int,
+        self, files: list[Source], store: Store, settings: Settings, choice: Choice, holdout: float, seed: int,
         strict: bool,
     ) -> None:
-        self.files, self.folder, self.settings, self.choice = files, folder, settings, choice
+        self.files, self.settings, self.choice = files, settings, choice
         self.holdout, self.seed, self.strict = holdout, seed, strict
-        self.store = Store(folder)
+        self.store = store
         self.statistics = Statistics(file.group for file in files)
-        self.blocks: dict[int, Read] = {}
-        """What reading gave, for each file that could be read."""
-        self.repeated: dict[str, set[str]] = {}
-        """Group → digests of the blocks that many of its files begin or end with."""
-        self.documents: dict[int, str] = {}
-        """Number of a file → name of its documents in the store."""
-        self._load = functools.lru_cache(maxsize=16)(functools.partial(load_cut, self.store))
+        self.readable: list[int] = []
+        """Numbers of the files that could be read."""
+        self.blocks: list[Place] = []
+        """Where the blocks of each of them lie, then its documents."""
+        self.documents: list[Place] = []
+        self.repeated: dict[str, NDArray[np.uint64]] = {}
+        """Group → hashes of the blocks that many of its files begin or end with."""
+        self._load = functools.lru_cache(maxsize=16)(functools.partial(load_cut, store))
 
     def read(self, jobs: int, progress: Progress) -> None:
         """Reads every file into the store and finds the blocks that many files begin or end with."""
-        counts: dict[str, Counter[str]] = {}
+        edges: dict[str, array[int]] = {}
         results = ordered(
-            functools.partial(read, self.folder), (file.path for file in self.files), min(jobs, len(self.files))
+            functools.partial(read, self.store), (file.path for file in self.files), min(jobs, len(self.files))
         )
         for number, result in enumerate(
             progress(results, total=len(self.files), description="reading", unit="file")
         ):
             file = self.files[number]
             if isinstance(result, Lost):
-                result = Read("", result.reason, file.path.stat().st_size)
+                result = Read(None, result.reason, file.path.stat().st_size)
             self.statistics.read(file, result)
-            if result.reason is None:
-                self.blocks[number] = result
-                counts.setdefault(file.group, Counter()).update(result.edges)
+            if result.place is not None:
+                self.readable.append(number)
+                self.blocks.append(result.place)
+                edges.setdefault(file.group, array("Q")).frombytes(result.edges)
             elif self.strict:
                 raise NumLLMError(f"{file.path}: {result.reason}; leave out --strict to go on without it")
-        if not self.blocks:
+        if not self.readable:
             first = self.statistics.failed[0]
             raise DataError(
                 f"none of {len(self.files)} files could be read; the first, {first['source']}: {first['reason']}"
             )
-        for group, counted in counts.items():
-            files = self.statistics.readable(group)
-            self.repeated[group] = {key for key, count in counted.items() if count >= max(3, 0.05 * files)}
+        for group, hashes in edges.items():
+            values, counts = np.unique(np.array(hashes, np.uint64), return_counts=True)
+            self.repeated[group] = values[counts >= max(3, 0.05 * self.statistics.readable(group))]
 
     @property
     def by_document(self) -> bool:
         """Whether single documents are held out: a shelf of one readable file has no other way."""
-        return len(self.blocks) == 1
+        return len(self.readable) == 1
 
     def held_out(self, source: Source, ordinal: int) -> bool:
         """Whether a document is held out: with its whole file, or by itself."""
@@ -192,26 +198,26 @@ class _Builder:
 
     def cut(self, jobs: int, progress: Progress) -> None:
         """Blocks in the store → documents in the store, judged each by itself."""
-        numbers = list(self.blocks)
-        tasks = (
-            (self.blocks[k].name, self.files[k].name,
-             tuple(edge for edge in self.blocks[k].edges if edge in self.repeated[self.files[k].group]))
-            for k in numbers
-        )
-        results = ordered(functools.partial(cut_file, self.folder, self.settings), tasks, min(jobs, len(numbers)))
-        for number, name in zip(
-            numbers, progress(results, total=len(numbers), description="cutting", unit="file"), strict=True
+        tasks = ((place, self.files[k]) for k, place in zip(self.readable, self.blocks, strict=True))
+        work = functools.partial(cut_file, self.store, self.settings, self.repeated)
+        results = ordered(work, tasks, min(jobs, len(self.readable)))
+        for number, place in zip(
+            self.readable, progress(results, total=len(self.readable), description="cutting", unit="file"), strict=True
         ):
-            if isinstance(name, Lost):
-                raise NumLLMError(f"{self.files[number].name}: {name.reason} while its documents were cut")
-            self.documents[number] = name
-            self._compare(number, self._load(name))
+            if isinstance(place, Lost):
+                raise NumLLMError(f"{self.files[number].name}: {place.reason} while its documents were cut")
+            self.documents.append(place)
+            self._compare(len(self.documents) - 1, self._load(place))
+
+    def _source(self, number: int) -> Source:
+        """The source of the documents with this number."""
+        return self.files[self.readable[number]]
 
     def _compare(self, number: int, found: Cut) -> None:
         rest = iter(zip(found.sketches, found.runs, strict=True))
         for place, document in enumerate(found.documents):
             if document.reason is None:
-                held = self.held_out(self.files[number], document.ordinal)
+                held = self.held_out(self._source(number), document.ordinal)
                 self.choice.add(number, place, held, document.digest, *next(rest))
 
     def choose(self, progress: Progress) -> None:
@@ -228,20 +234,21 @@ class _Builder:
             open(folder / "corpus.jsonl", "wb") as corpus,
             open(folder / "dropped.jsonl", "w", encoding="utf-8", newline="\n") as dropped,
         ):
-            for number in progress(self.documents, total=len(self.documents), description="writing", unit="file"):
+            numbers = range(len(self.documents))
+            for number in progress(numbers, total=len(numbers), description="writing", unit="file"):
                 for line in self._lines(number, dropped):
                     digest.update(line)
                     corpus.write(line)
         if not self.statistics.totals["documents"]:
             reasons = ", ".join(f"{part['count']} {reason}" for reason, part in self.statistics.dropped().items())
             raise DataError(f"no document is left after cleaning ({reasons or 'the files hold no text'})")
-        self.store.keep_only({*self.documents.values(), *(result.name for result in self.blocks.values())})
+        self.store.keep_only({*self.documents, *self.blocks})
         stats = self.statistics.result(by_document=self.by_document, tokens=self.settings.tokenizer is not None)
         return stats | {"corpus_sha256": digest.hexdigest()}
 
     def _lines(self, number: int, dropped: IO[str]) -> Iterator[bytes]:
         """The lines of a file's documents that stay; the others go to `dropped`."""
-        source = self.files[number]
+        source = self._source(number)
         found = load_cut(self.store, self.documents[number])
         self.statistics.footers.update(found.footers)
         for place, document in enumerate(found.documents):
@@ -250,7 +257,7 @@ class _Builder:
             reason, details = document.reason, {}
             if reason is None and (verdict := self.choice.verdict(number, place)) is not None:
                 reason, (kept_file, kept_place) = verdict
-                details["kept"] = document_id(self.files[kept_file].name, kept_place)
+                details["kept"] = document_id(self._source(kept_file).name, kept_place)
             if reason is None:
                 split = "heldout" if self.held_out(source, document.ordinal) else "train"
                 line = document.line(split)

@@ -6,12 +6,13 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..overlap import RUN, Runs, gram_hashes, letters, spelled
@@ -22,8 +23,8 @@ from .duplicates import BINS, sketch
 from .filters import reason_to_drop
 from .readers import read_file
 from .relevance import Relevance
-from .shelf import encodable
-from .store import Store, code, fingerprint
+from .shelf import Source, encodable
+from .store import Place, Store, code, fingerprint
 
 OFF_TOPIC = "not about finance"
 ASKED = "shares a run with a question"
@@ -34,16 +35,15 @@ _EDGE = 6
 _EDGE_CHARACTERS = 300
 
 
-@dataclass(frozen=True)
-class Read:
-    """What reading a file gave: the name of its blocks in the store, or the reason why there are none."""
+class Read(NamedTuple):
+    """What reading a file gave: where its blocks lie in the store, or the reason why there are none."""
 
-    name: str
+    place: Place | None
     reason: str | None
     size: int
     """Bytes of the file."""
-    edges: tuple[str, ...] = ()
-    """Digests of the blocks at its edges."""
+    edges: bytes = b""
+    """Hashes of the blocks at its edges, uint64 each."""
 
 
 @dataclass(frozen=True)
@@ -59,35 +59,37 @@ class Settings:
     """Fingerprint of the above."""
 
 
-def read(folder: Path, path: Path) -> Read:
+def read(store: Store, path: Path) -> Read:
     """Reads a file into the store, unless its blocks are there from before."""
-    store = Store(folder)
     try:
         data = path.read_bytes()
     except OSError as error:
-        return Read("", f"cannot be read: {error.strerror}", 0)
+        return Read(None, f"cannot be read: {error.strerror}", 0)
     name = fingerprint("blocks", code(), path.suffix.lower(), hashlib.sha256(data).hexdigest())
     size = len(data)
-    if (found := store.load(name)) is not None:
-        return Read(name, None, size, tuple(found[0]))
     del data
+    if (found := store.load(place := store.known.get(name))) is not None:
+        return Read(place, None, size, bytes(found[1][0]))
     try:
         blocks = read_file(path)
     except DataError as error:
-        return Read("", str(error), size)
+        return Read(None, str(error), size)
     except MemoryError:
-        return Read("", "needs more memory than a file may take", size)
+        return Read(None, "needs more memory than a file may take", size)
     if not blocks:
-        return Read("", "no text in it", size)
-    edges = tuple(sorted({_digest(blocks[k].text) for k in _edges(blocks)}))
+        return Read(None, "no text in it", size)
+    edges = np.unique(np.array([_hash(blocks[k].text) for k in _edges(blocks)], np.uint64)).tobytes()
     text = json.dumps([[b.kind, b.text, b.level] for b in blocks], ensure_ascii=False)
-    store.save(name, edges, text.encode("utf-8", "surrogatepass"))
-    return Read(name, None, size, edges)
+    return Read(store.save(name, name, edges, text.encode("utf-8", "surrogatepass")), None, size, edges)
 
 
-def _digest(text: str) -> str:
+def _digest(text: str) -> bytes:
     body = "".join(text.split()).encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(body, digest_size=16).hexdigest()
+    return hashlib.blake2b(body, digest_size=16).digest()
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(_digest(text)[:8], "little")
 
 
 def _edges(blocks: Sequence[Block]) -> Iterator[int]:
@@ -98,7 +100,7 @@ def _edges(blocks: Sequence[Block]) -> Iterator[int]:
             yield k
 
 
-def trim_edges(blocks: list[Block], repeated: set[str]) -> tuple[list[Block], list[str]]:
+def trim_edges(blocks: list[Block], repeated: set[int]) -> tuple[list[Block], list[str]]:
     """Blocks without the repeated ones that lie at the very beginning or end, and the texts taken away.
 
     A run of repeated blocks that does not end within reach is no header or footer: the file is a copy or
@@ -109,7 +111,7 @@ def trim_edges(blocks: list[Block], repeated: set[str]) -> tuple[list[Block], li
     for order in (bodies[:_EDGE], bodies[::-1][:_EDGE]):
         run: list[int] = []
         for k in order:
-            if len(blocks[k].text) > _EDGE_CHARACTERS or _digest(blocks[k].text) not in repeated:
+            if len(blocks[k].text) > _EDGE_CHARACTERS or _hash(blocks[k].text) not in repeated:
                 gone.update(run)
                 break
             run.append(k)
@@ -160,20 +162,24 @@ def document_id(source: str, ordinal: int) -> str:
     return f"{hashlib.sha256(source.encode()).hexdigest()[:12]}-{ordinal:04d}"
 
 
-def cut_file(folder: Path, settings: Settings, task: tuple[str, str, tuple[str, ...]]) -> str:
-    """Cuts a file's blocks into documents and judges them, unless they are in the store; their name there.
+def cut_file(
+    store: Store, settings: Settings, repeated: Mapping[str, NDArray[np.uint64]], task: tuple[Place, Source]
+) -> Place:
+    """Cuts a file's blocks into documents and judges them, unless they are in the store; where they lie.
 
-    task: (name of the blocks, name of the source, digests of its edges that many files share).
+    repeated: group → hashes of the blocks that many of its files begin or end with.
     """
-    blocks_name, source, repeated = task
-    store = Store(folder)
-    name = fingerprint("documents", code(), blocks_name, source, repeated, settings.names)
-    if (folder / name).exists() and store.load(name) is not None:
-        return name
-    found = store.load(blocks_name)
+    place, file = task
+    found = store.load(place)
     assert found is not None, "the blocks of a file are kept until its documents are cut"
-    blocks = [Block(*block) for block in json.loads(bytes(found[1][0]).decode("utf-8", "surrogatepass"))]
-    blocks, footers = trim_edges(blocks, set(repeated))
+    blocks_name, (edges, text) = found
+    footers_here = np.intersect1d(np.frombuffer(edges, np.uint64), repeated[file.group]).tolist()
+    source = file.name
+    name = fingerprint("documents", code(), blocks_name, source, footers_here, settings.names)
+    if (known := store.known.get(name)) is not None and store.load(known) is not None:
+        return known
+    blocks = [Block(*block) for block in json.loads(bytes(text).decode("utf-8", "surrogatepass"))]
+    blocks, footers = trim_edges(blocks, set(footers_here))
     pieces = cut(blocks, Path(source).stem, settings.target)
     texts = [encodable(piece.text) for piece in pieces]
     on_topic = settings.relevance is None or settings.relevance.book(texts)
@@ -195,8 +201,7 @@ def cut_file(folder: Path, settings: Settings, task: tuple[str, str, tuple[str, 
         documents = _with_tokens(documents, settings.tokenizer)
     rows = json.dumps([list(vars(document).values()) for document in documents], ensure_ascii=False)
     head = {"footers": footers, "runs": [len(run) for run in runs]}
-    store.save(name, head, rows.encode(), b"".join(sketches), b"".join(runs))
-    return name
+    return store.save(name, head, rows.encode(), b"".join(sketches), b"".join(runs))
 
 
 def without_asked(text: str, asked: Runs) -> tuple[str, list[dict[str, str]]]:
@@ -228,7 +233,7 @@ def _document(
          "section": encodable(piece.section)}, ensure_ascii=False,
     )
     return Document(
-        ordinal, reason, asked, len(text), han_count(text), 0, _digest(text), head[:-1] + ", ", tail[1:]
+        ordinal, reason, asked, len(text), han_count(text), 0, _digest(text).hex(), head[:-1] + ", ", tail[1:]
     )
 
 
@@ -246,9 +251,9 @@ def _tokenizer(name: str) -> Any:
     return Tokenizer.open(name)
 
 
-def load_cut(store: Store, name: str) -> Cut:
+def load_cut(store: Store, place: Place) -> Cut:
     """The documents of a file from the store."""
-    found = store.load(name)
+    found = store.load(place)
     assert found is not None, "the documents of a file are kept until the corpus is written"
     head, (rows, sketches, joined) = found
     documents = [Document(*values) for values in json.loads(bytes(rows))]
