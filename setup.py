@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 EXTRAS = {
-    "textbooks": ["beautifulsoup4>=4.12", "lxml>=5.0"],
+    "textbooks": ["lxml>=5.0", "pdfminer.six>=20231228"],
     "plots": ["matplotlib>=3.8"],
     "chat": ["jinja2>=3.1"],
 }
@@ -15,8 +15,12 @@ EXTRAS["test"] = [
     *(name for names in EXTRAS.values() for name in names),
     "cn2an>=0.5.24",
     "hypothesis>=6.100",
+    "opencc-python-reimplemented>=0.1.7",
     "peft>=0.21",
     "pytest>=8.0",
+    "python-docx>=1.1",
+    "rapidfuzz>=3.9",
+    "reportlab>=4.2",
     "ruff>=0.9",
     "transformers>=5.0",
 ]

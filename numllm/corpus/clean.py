@@ -6,6 +6,7 @@ import codecs
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import cache
 
 from ..errors import DataError
 
@@ -41,25 +42,47 @@ def han_count(text: str) -> int:
 # ── bytes → text ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _common_share(text: str) -> float:
-    """Share of the non-ASCII characters of `text` that are Chinese punctuation or everyday Chinese characters.
+@cache
+def _everyday() -> frozenset[str]:
+    """The everyday characters of both scripts: the first level of GB 2312 (3,755) and of Big5 (5,401)."""
+    found = set()
+    for encoding, leads, trails in (
+        ("gb2312", range(0xB0, 0xD8), range(0xA1, 0xFF)),
+        ("big5", range(0xA4, 0xC7), (*range(0x40, 0x7F), *range(0xA1, 0xFF))),
+    ):
+        for lead in leads:
+            found |= set(bytes(code for trail in trails for code in (lead, trail)).decode(encoding, "ignore"))
+    return frozenset(found)
 
-    GB 2312 lists its 3,755 everyday characters first (lead byte below 0xD8). Bytes of another encoding
-    read as GB18030 fall all over the table, real Chinese text falls into that part.
+
+def common_share(text: str) -> float:
+    """Share of everyday Chinese characters among the letters of `text` that are not ASCII.
+
+    Text in the right encoding has over 0.9: bytes of another encoding fall all over the tables. Characters
+    that no text holds, private and unassigned ones, count as letters.
     """
-    foreign = [c for c in text if c > "\x7f" and not c.isspace()]
-    good = 0
-    for c in foreign:
-        code = c.encode("gb2312", "ignore")
-        good += len(code) == 2 and code[0] < 0xD8
-    return good / len(foreign) if foreign else 0.0
+    foreign = [c for c in text if c > "\x7f" and (c.isalpha() or not (c.isprintable() or c.isspace()))]
+    return sum(map(_everyday().__contains__, foreign)) / len(foreign) if foreign else 0.0
 
 
-def decode(data: bytes) -> str:
-    """The text of a file's bytes: UTF-8, UTF-16 or UTF-32 by its byte-order mark, or GB18030 Chinese text.
+_BINARY = "binary file (it holds NUL characters)"
+_CHINESE = {"gb18030": "GB18030", "big5hkscs": "Big5", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16"}
+"""Encodings that are tried where nothing says which it is, and their names."""
+_MIN_SHARE = 0.7
+_MAX_BROKEN = 0.001
+"""Largest share of broken characters with which a text still counts as UTF-8."""
+_DECLARED = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9_.:-]{2,30})""", re.IGNORECASE)
+_SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "cp936": "gb18030", "big5": "big5hkscs", "cp950": "big5hkscs"}
 
-    GB18030 is tried only when the bytes are not UTF-8, and taken only when the result is mostly everyday
-    Chinese. DataError, without a file name, for empty files, binary files and other encodings.
+
+def decode(data: bytes, *, markup: bool = False) -> str:
+    """The text of a file's bytes, whatever encoding Chinese text comes in.
+
+    In this order: a byte-order mark (UTF-8, UTF-16, UTF-32); UTF-8, when the bytes are valid; with `markup`,
+    what an HTML page declares; else the one of GB18030, Big5 and UTF-16 under which the text is Chinese:
+    nearly all of it everyday characters; else UTF-8 with up to one broken character in a thousand, each of which
+    becomes U+FFFD. DataError, without a file name, for empty files, binary files
+    and other encodings.
     """
     if not data:
         raise DataError("the file is empty")
@@ -80,28 +103,59 @@ def decode(data: bytes) -> str:
                 ) from error
             break
     else:
-        text = _decode_unmarked(data)
+        text = _decode_unmarked(data, markup)
     if "\0" in text:
-        raise DataError("binary file (it holds NUL characters)")
+        raise DataError(_BINARY)
     if not text.strip():
         raise DataError("the file is empty")
     return text
 
 
-def _decode_unmarked(data: bytes) -> str:
-    if b"\0" in data:
-        raise DataError("binary file (it holds NUL bytes)")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        where = error.start
-    try:
-        text = data.decode("gb18030")
-    except UnicodeDecodeError:
-        text = ""
-    if text and _common_share(text[:200_000]) >= 0.7:
-        return text
-    raise DataError(f"neither UTF-8 (byte {where}) nor GB18030 Chinese text; convert it to UTF-8 first")
+def _decode_unmarked(data: bytes, markup: bool) -> str:
+    binary = b"\0" in data
+    where = -1
+    if not binary:
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            where = error.start
+    declared = _DECLARED.search(data[:2048]) if markup and not binary else None
+    if declared:
+        name = declared[1].decode("ascii").lower().replace("_", "-")
+        try:
+            text = data.decode(_SUPERSETS.get(name, name))
+            if common_share(text[:200_000]) >= _MIN_SHARE:
+                return text
+        except (UnicodeDecodeError, LookupError):
+            pass  # pages often name the wrong one
+    best, share = "", 0.0
+    for encoding in _CHINESE:
+        if binary and not encoding.startswith("utf-16"):
+            continue
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text and (found := _plausible(text[:200_000])) > share:
+            best, share = text, found
+    if share >= _MIN_SHARE:
+        return best
+    mended = "" if binary else data.decode("utf-8", "replace")
+    if mended.count("\ufffd") <= _MAX_BROKEN * len(mended) and common_share(mended[:200_000]) >= _MIN_SHARE:
+        return mended
+    if binary:
+        raise DataError(_BINARY)
+    raise DataError(
+        f"neither UTF-8 (byte {where}) nor Chinese text in {', '.join(dict.fromkeys(_CHINESE.values()))};"
+        " convert it to UTF-8 first"
+    )
+
+
+def _plausible(text: str) -> float:
+    """`common_share`, or the share of printable characters in text of ASCII alone."""
+    if not text.isascii():
+        return common_share(text)
+    return sum(c.isprintable() or c in "\t\r\n" for c in text) / len(text)
 
 
 # ── normal forms ─────────────────────────────────────────────────────────────────────────────────────

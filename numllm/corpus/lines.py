@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from .clean import han_count
 from .markup import TAG
 
 FENCE = re.compile(r"^[ \t]*(?:>[ \t]?)*(`{3,}|~{3,}|:{3,})[ \t]*(.*)$")
@@ -32,6 +33,13 @@ _EQUATION_LABEL = re.compile(r"\$\$[ \t]*\(([\w:.\-]+)\)\s*$")
 def is_code_fence(found: re.Match[str]) -> bool:
     """Whether a match of FENCE opens or closes a fence; ``` code ``` on one line does not."""
     return not (found[1][0] == "`" and "`" in found[2])
+
+
+def is_readable_code(text: str) -> bool:
+    """Whether text set as code is Chinese prose or journal entries, and no program."""
+    solid = "".join(text.split())
+    program = any(mark in solid for mark in ("=>", "->", "();", "print(", "├", "│"))
+    return not program and bool(solid) and han_count(solid) >= 0.3 * len(solid)
 
 
 def front_matter(lines: list[str]) -> tuple[list[str], str]:

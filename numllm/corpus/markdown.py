@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from .blocks import Block
-from .clean import han_count
 from .inline import inline
 from .lines import (
     DIRECTIVE,
@@ -17,6 +16,7 @@ from .lines import (
     directive_kind,
     front_matter,
     is_code_fence,
+    is_readable_code,
     join_lines,
     labels,
     split_row,
@@ -276,11 +276,9 @@ class _Reader:
     def code(self, info: str, body: list[str]) -> None:
         """Code goes; a block without a language that is Chinese prose or journal entries is kept as text."""
         text = "\n".join(line.strip() for line in body if line.strip())
-        solid = "".join(text.split())
         written = info.split(" ")[0].lower() in ("", "text", "txt", "markdown", "md")
-        program = any(mark in solid for mark in ("=>", "->", "();", "print(", "├", "│"))
         self.flush()
-        if written and not program and solid and han_count(solid) >= 0.3 * len(solid):
+        if written and is_readable_code(text):
             self.add("text", self.inline(text))
 
     # ── formulas, tables, contents ──

@@ -30,12 +30,15 @@ _RAISED = re.compile(r"<(su[bp])\b[^<>]*>(.{0,200}?)</\1\s*>", re.IGNORECASE | r
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
 
+def raised(tag: str, inner: str) -> str:
+    """The text of a `sup` or `sub` element in a line: ^2, _i, ^(n-1)."""
+    mark = "^" if tag == "sup" else "_"
+    return mark + (inner if len(inner) == 1 or inner.isdigit() else f"({inner})")
+
+
 def _raise(found: re.Match[str]) -> str:
     inner = TAG.sub("", found[2]).strip()
-    if not inner:
-        return ""
-    mark = "^" if found[1].lower() == "sup" else "_"
-    return mark + (inner if len(inner) == 1 or inner.isdigit() else f"({inner})")
+    return raised(found[1].lower(), inner) if inner else ""
 
 
 def unescape(text: str) -> str:
@@ -144,6 +147,8 @@ class _TableParser(HTMLParser):
         self.tables: list[_Table] = []
         self.outside: list[str] = []
         self.ignored = 0
+        self.lifted: list[tuple[str, list[str], int]] = []
+        """Open `sup` and `sub` elements: their tag, where their text goes, and from which place on."""
 
     def parse_marked_section(self, i: int, report: int = 1) -> int:
         """Skips Word's `<![if …]>`, on which the standard parser raises AssertionError."""
@@ -169,7 +174,9 @@ class _TableParser(HTMLParser):
             self.tables[-1].spans = (_span(values.get("colspan"), 60), _span(values.get("rowspan"), 400))
             self.tables[-1].cell = []
         elif (sink := self._sink()) is not None:
-            if tag == "li":
+            if tag in ("sup", "sub"):
+                self.lifted.append((tag, sink, len(sink)))
+            elif tag == "li":
                 sink.append("\n- ")
             elif _BREAKS.match(tag):
                 sink.append("\n")
@@ -183,8 +190,20 @@ class _TableParser(HTMLParser):
             self.tables[-1].close_row()
         elif tag in ("td", "th") and self.tables:
             self.tables[-1].close_cell()
+        elif tag in ("sup", "sub"):
+            self._lower(tag)
         elif (sink := self._sink()) is not None and _BREAKS.match(tag):
             sink.append("\n")
+
+    def _lower(self, tag: str) -> None:
+        """Ends a `sup` or `sub`: its text gets its mark; that of a note, [3], goes."""
+        while self.lifted:
+            opened, sink, at = self.lifted.pop()
+            if opened == tag:
+                inner = "".join(sink[at:]).strip()
+                note = tag == "sup" and re.fullmatch(r"\[[^\[\]]{1,6}\]", inner)
+                sink[at:] = [raised(tag, inner)] if inner and not note else []
+                return
 
     def handle_data(self, data: str) -> None:
         sink = self._sink()

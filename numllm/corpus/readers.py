@@ -1,20 +1,25 @@
-"""Files as blocks: Markdown, plain text and HTML, chosen by suffix."""
+"""Files as blocks, chosen by suffix: Markdown, plain text, HTML, PDF, EPUB and Word files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DataError
-from .blocks import Block
+from .archive import brief
+from .blocks import Block, Reading
 from .clean import decode, normalise
+from .docx import read_docx
+from .epub import read_epub
 from .lines import TOC_LEADER, join_lines
 from .markdown import read_markdown
+from .pdf import read_pdf
 from .webpage import read_html
 
-READERS: dict[str, Callable[[str], list[Block]]] = {}
-"""Suffix → reader of decoded text; filled below."""
+MAX_TEXT = 64 * 2**20
+"""Bytes of the largest text file that is read; its text is held in memory several times over."""
 
 _NUMBER = "[一二三四五六七八九十百零〇两\\d]"
 _CHAPTER = re.compile(
@@ -49,20 +54,62 @@ def read_plain(text: str) -> list[Block]:
     return blocks
 
 
-READERS.update(
-    {".md": read_markdown, ".markdown": read_markdown, ".txt": read_plain, ".text": read_plain}
-    | {".html": read_html, ".htm": read_html, ".xhtml": read_html}
+def _read_text(reader: Callable[[str], list[Block]], path: Path) -> Reading:
+    size = path.stat().st_size
+    if size > MAX_TEXT:
+        raise DataError(f"a text of {size} bytes; at most {MAX_TEXT} are read: split it into several files")
+    text = decode(path.read_bytes(), markup=reader is read_html)
+    broken = text.count("\ufffd")
+    return Reading(reader(text), [f"{broken} characters are broken and stand as \ufffd"] if broken else [])
+
+
+def _read_markdown(path: Path) -> Reading:
+    return _read_text(read_markdown, path)
+
+
+def _read_plain(path: Path) -> Reading:
+    return _read_text(read_plain, path)
+
+
+def _read_html(path: Path) -> Reading:
+    return _read_text(read_html, path)
+
+
+READERS: dict[str, Callable[[Path], Reading]] = (
+    {suffix: _read_markdown for suffix in (".md", ".markdown")}
+    | {suffix: _read_plain for suffix in (".txt", ".text")}
+    | {suffix: _read_html for suffix in (".html", ".htm", ".xhtml")}
+    | {".pdf": read_pdf, ".epub": read_epub, ".docx": read_docx}
 )
+"""Suffix → reader of a file."""
+_OWN = (_read_markdown, _read_plain)
+"""Readers that rest on no library: what they raise is a mistake of ours, not the file's."""
+
+
+def read(path: Path) -> Reading:
+    """What a file holds, headings found, tables of contents gone. DataError, without the path, says why not.
+
+    Time and memory are for the caller to limit, in a process of their own.
+    """
+    reader = READERS[path.suffix.lower()]
+    try:
+        found = reader(path)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}") from error
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError("needs more memory than the process that reads it may take") from error
+    except Exception as error:  # whatever a library raises on a damaged file
+        if reader in _OWN:
+            raise
+        raise DataError(f"damaged: cannot be read ({brief(error)})") from error
+    return Reading(_compact(_without_contents(_without_echo(_promote(found.blocks)))), found.notes)
 
 
 def read_file(path: Path) -> list[Block]:
-    """The blocks of a file, headings found, tables of contents gone. DataError, without the path, says why not."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}") from error
-    blocks = READERS[path.suffix.lower()](decode(data))
-    return _compact(_without_contents(_without_echo(_promote(blocks))))
+    """The blocks of a file, as `read` finds them."""
+    return read(path).blocks
 
 
 def _heading_depth(text: str) -> int:
@@ -81,7 +128,7 @@ def _promote(blocks: list[Block]) -> list[Block]:
         if block.kind == "heading":
             base = block.level
         elif block.kind == "text" and (depth := _heading_depth(block.text)):
-            block = Block("heading", block.text, base + depth)
+            block = replace(block, kind="heading", level=base + depth)
         found.append(block)
     return found
 
@@ -132,4 +179,4 @@ def _compact(blocks: list[Block]) -> list[Block]:
         blocks = blocks[:-1]
     levels = sorted({block.level for block in blocks if block.kind == "heading"})
     rank = {level: min(k, 6) for k, level in enumerate(levels, 1)}
-    return [Block("heading", b.text, rank[b.level]) if b.kind == "heading" else b for b in blocks]
+    return [replace(b, level=rank[b.level]) if b.kind == "heading" else b for b in blocks]
