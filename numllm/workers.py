@@ -140,15 +140,15 @@ class _Pool(Generic[Item, Result]):
 
 
 def ordered(
-    work: Callable[[Item], Result], items: Iterable[Item], jobs: int, *, seconds: float = SECONDS
+    work: Callable[[Item], Result], items: Iterable[Item], jobs: int, *, apart: bool = True, seconds: float = SECONDS
 ) -> Iterator[Result | Lost]:
     """`map(work, items)` on `jobs` processes, in order; few results wait in memory.
 
     work is importable by name (or a `functools.partial` of such a function). An item whose process dies, or that
-    takes longer than `seconds`, gives a `Lost` and the others go on; an exception of `work` is raised. With one job
+    takes longer than `seconds`, gives a `Lost` and the others go on; an exception of `work` is raised. Not `apart`,
     everything happens in this process, without that protection.
     """
-    if jobs == 1:
+    if not apart:
         yield from map(work, items)
         return
     pool: _Pool[Item, Result] = _Pool(work, jobs, seconds)

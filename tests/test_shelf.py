@@ -329,7 +329,8 @@ def test_workers_outlive_what_goes_wrong() -> None:
     ]
     with pytest.raises(DataError, match="negative"):
         list(ordered(misbehave, [1, -1], 2))
-    assert list(ordered(misbehave, [1, 2], 1)) == [1, 4]
+    assert list(ordered(misbehave, [1, 2], 1, apart=False)) == [1, 4]
+    assert isinstance(list(ordered(misbehave, [2, 7], 1))[1], Lost)
     assert list(ordered(misbehave, [], 2)) == []
 
 
@@ -340,13 +341,13 @@ def test_workers_outlive_what_goes_wrong() -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are read, in this process."""
     names: list[str] = []
-    plain = documents.read_file
+    plain = documents.read_path
 
-    def read_file(path: Path):  # noqa: ANN202
+    def read_path(path: Path):  # noqa: ANN202
         names.append(path.name)
         return plain(path)
 
-    monkeypatch.setattr(documents, "read_file", read_file)
+    monkeypatch.setattr(documents, "read_path", read_path)
     return names
 
 

@@ -56,6 +56,8 @@ def corpus(
     write_corpus_report(stats, out / "report.html", title=f"Corpus {out.name}")
     for file in stats["failed"]:
         say(f"not read: {file['source']}: {file['reason']}")
+    for part in stats["notes"]:
+        say(f"{part['source']}: {part['note']}")
     for why, count in stats["skipped"].items():
         say(f"skipped: {count} file(s), {why}")
     keys = ("files", "documents", "characters", "chinese_characters", "tokens")

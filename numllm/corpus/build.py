@@ -23,6 +23,7 @@ from ..workers import Lost, ordered
 from .choice import Choice
 from .documents import ASKED, Cut, Document, Read, Settings, cut_file, document_id, load_cut, read
 from .duplicates import gram_set
+from .readers import PLAIN
 from .relevance import Relevance
 from .shelf import Source, find_files, held_out
 from .statistics import Statistics
@@ -55,8 +56,9 @@ def build_corpus(
     holdout: share of files, 0 ≤ holdout < 1, whose documents have the split "heldout". A file's split is a
         hash of (seed, path below its source): it stays when files are added. When one file alone is
         readable, its documents are split one by one instead; "split_by" in the statistics says which.
-    jobs: worker processes; the bytes written do not depend on it. With more than one, a file whose reader
-        crashes, runs out of memory or takes ten minutes is named as failed.
+    jobs: worker processes; the bytes written do not depend on it. One job works in this process when all files
+        are Markdown or plain text; in a process of its own, a file whose reader crashes, needs more than 1 GiB or
+        takes ten minutes is named as failed.
     target_chars: greatest length of a document, in characters; a single formula may exceed it.
     against: (name, text) of evaluation questions; paragraphs that share 20 letters in a row with one are dropped.
     finance: drop documents that are not about finance, of books that are not; `terms` adds to the terms it goes by.
@@ -161,8 +163,10 @@ class _Builder:
     def read(self, jobs: int, progress: Progress) -> None:
         """Reads every file into the store and finds the blocks that many files begin or end with."""
         edges: dict[str, array[int]] = {}
+        apart = jobs > 1 or any(file.path.suffix.lower() not in PLAIN for file in self.files)
         results = ordered(
-            functools.partial(read, self.store), (file.path for file in self.files), min(jobs, len(self.files))
+            functools.partial(read, self.store), (file.path for file in self.files), min(jobs, len(self.files)),
+            apart=apart,
         )
         for number, result in enumerate(
             progress(results, total=len(self.files), description="reading", unit="file")
@@ -200,7 +204,7 @@ class _Builder:
         """Blocks in the store → documents in the store, judged each by itself."""
         tasks = ((place, self.files[k]) for k, place in zip(self.readable, self.blocks, strict=True))
         work = functools.partial(cut_file, self.store, self.settings, self.repeated)
-        results = ordered(work, tasks, min(jobs, len(self.readable)))
+        results = ordered(work, tasks, min(jobs, len(self.readable)), apart=jobs > 1)
         for number, place in zip(
             self.readable, progress(results, total=len(self.readable), description="cutting", unit="file"), strict=True
         ):

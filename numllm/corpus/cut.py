@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .blocks import Block
 
@@ -35,6 +35,8 @@ class Piece:
     """The heading of the file's chapters that it is under; "" above them, or where the file has none."""
     section: str
     """The lowest heading below the chapter that all of it is under, or ""."""
+    page: str
+    """Where its first block begins in the file; "" in files without pages."""
 
 
 def length(blocks: tuple[Block, ...] | list[Block]) -> int:
@@ -90,7 +92,7 @@ def split_block(block: Block, limit: int) -> list[Block]:
         else:
             current = current + joint + part if current else part
     found.append(current)
-    return [Block(block.kind, text.strip("\n")) for text in found if text.strip()]
+    return [replace(block, text=text.strip("\n")) for text in found if text.strip()]
 
 
 def _hard_cut(text: str, limit: int) -> list[str]:
@@ -179,4 +181,5 @@ def _piece(group: list[Section], chapter: int) -> Piece:
         "\n\n".join(block.render() for part in group for block in part.blocks),
         path[above - 1][1] if above else "",
         below[-1][1] if below else "",
+        next((block.page for part in group for block in part.blocks if block.page), ""),
     )

@@ -21,7 +21,7 @@ from .clean import han_count
 from .cut import Piece, cut
 from .duplicates import BINS, sketch
 from .filters import reason_to_drop
-from .readers import read_file
+from .readers import read as read_path
 from .relevance import Relevance
 from .shelf import Source, encodable
 from .store import Place, Store, code, fingerprint
@@ -44,6 +44,8 @@ class Read(NamedTuple):
     """Bytes of the file."""
     edges: bytes = b""
     """Hashes of the blocks at its edges, uint64 each."""
+    notes: tuple[str, ...] = ()
+    """What of the file could not be read."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,18 @@ def read(store: Store, path: Path) -> Read:
     size = len(data)
     del data
     if (found := store.load(place := store.known.get(name))) is not None:
-        return Read(place, None, size, bytes(found[1][0]))
+        return Read(place, None, size, bytes(found[1][0]), tuple(found[0][1]))
     try:
-        blocks = read_file(path)
+        reading = read_path(path)
     except DataError as error:
         return Read(None, str(error), size)
-    except MemoryError:
-        return Read(None, "needs more memory than a file may take", size)
+    blocks = reading.blocks
     if not blocks:
-        return Read(None, "no text in it", size)
+        return Read(None, "; ".join(["no text in it", *reading.notes]), size)
     edges = np.unique(np.array([_hash(blocks[k].text) for k in _edges(blocks)], np.uint64)).tobytes()
-    text = json.dumps([[b.kind, b.text, b.level] for b in blocks], ensure_ascii=False)
-    return Read(store.save(name, name, edges, text.encode("utf-8", "surrogatepass")), None, size, edges)
+    text = json.dumps([[b.kind, b.text, b.level, b.page] for b in blocks], ensure_ascii=False)
+    place = store.save(name, [name, reading.notes], edges, text.encode("utf-8", "surrogatepass"))
+    return Read(place, None, size, edges, tuple(reading.notes))
 
 
 def _digest(text: str) -> bytes:
@@ -172,7 +174,7 @@ def cut_file(
     place, file = task
     found = store.load(place)
     assert found is not None, "the blocks of a file are kept until its documents are cut"
-    blocks_name, (edges, text) = found
+    (blocks_name, _), (edges, text) = found
     footers_here = np.intersect1d(np.frombuffer(edges, np.uint64), repeated[file.group]).tolist()
     source = file.name
     name = fingerprint("documents", code(), blocks_name, source, footers_here, settings.names)
@@ -228,10 +230,11 @@ def _document(
 ) -> Document:
     row = {"id": document_id(source, ordinal), "text": text, "source": source, "title": encodable(piece.title)}
     head = json.dumps(row, ensure_ascii=False)
-    tail = json.dumps(
-        {"sha256": hashlib.sha256(text.encode("utf-8")).hexdigest(), "chapter": encodable(piece.chapter),
-         "section": encodable(piece.section)}, ensure_ascii=False,
-    )
+    row = {
+        "sha256": hashlib.sha256(text.encode("utf-8")).hexdigest(), "chapter": encodable(piece.chapter),
+        "section": encodable(piece.section), **({"page": piece.page} if piece.page else {}),
+    }
+    tail = json.dumps(row, ensure_ascii=False)
     return Document(
         ordinal, reason, asked, len(text), han_count(text), 0, _digest(text).hex(), head[:-1] + ", ", tail[1:]
     )

@@ -48,6 +48,7 @@ class Statistics:
         self.groups: dict[str, Counter[str]] = {group: Counter() for group in groups}
         self.totals: Counter[str] = Counter()
         self.failed: list[dict[str, str]] = []
+        self.notes: list[dict[str, str]] = []
         self.footers: Counter[str] = Counter()
         self._dropped: dict[str, dict[str, Any]] = {}
         self._lengths: Counter[int] = Counter()
@@ -62,6 +63,7 @@ class Statistics:
             counter["failed"] += result.reason is not None
         if result.reason is not None:
             self.failed.append({"source": file.name, "reason": result.reason})
+        self.notes += ({"source": file.name, "note": note} for note in result.notes)
 
     def readable(self, group: str) -> int:
         """Files of a group that could be read."""
@@ -124,6 +126,7 @@ class Statistics:
             "files_read": self.totals["files"] - self.totals["failed"],
             "bytes": self.totals["bytes"],
             "failed": self.failed,
+            "notes": self.notes,
             **{key: self.totals[key] for key in counted},
             "splits": {
                 split: {key: self.totals[split if key == "documents" else f"{split}_{key}"] for key in sizes}

@@ -132,6 +132,9 @@ def _files(stats: Json) -> Iterator[str]:
     if stats["failed"]:
         yield "<h2>Files that could not be read</h2>"
         yield html_table([{"file": part["source"], "reason": part["reason"]} for part in stats["failed"]])
+    if stats["notes"]:
+        yield "<h2>Parts of files that could not be read</h2>"
+        yield html_table([{"file": part["source"], "what": part["note"]} for part in stats["notes"]])
     if stats["skipped"]:
         yield "<h2>Files passed over</h2>"
         yield html_table([{"why": why, "files": f"{count:,}"} for why, count in stats["skipped"].items()])
