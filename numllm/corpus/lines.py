@@ -118,6 +118,8 @@ def labels(lines: list[str]) -> dict[str, str]:
     Formulas, theorems and exercises are counted in order, each kind by itself, as the built book does.
     """
     found: dict[str, str] = {}
+    if not any(":label:" in line or ")=" in line or ("$$" in line and _EQUATION_LABEL.search(line)) for line in lines):
+        return found
     counts: dict[str, int] = {}
     kind, target = "", ""
     for line in lines:
@@ -198,6 +200,8 @@ def join_lines(lines: list[str]) -> str:
     or wrote a short line; text wrapped at a column is joined, without a space between Chinese characters.
     """
     joined = ""
+    if len(lines) == 1 and not (text := lines[0].strip()).endswith("\\"):
+        return text
     for line in lines:
         text = line.strip()
         hard = line.rstrip("\n").endswith("  ") or text.endswith("\\")

@@ -156,10 +156,10 @@ def _without_contents(blocks: list[Block]) -> list[Block]:
         if _CONTENTS.match(block.text):
             listing = True
             continue
-        again = last.get(_key(block.text), k)
-        bare = k + 1 == len(blocks) or blocks[k + 1].kind == "heading"
-        if block.kind == "heading" and again > k and (bare or listing):
-            continue
+        if block.kind == "heading":
+            bare = k + 1 == len(blocks) or blocks[k + 1].kind == "heading"
+            if last[_key(block.text)] > k and (bare or listing):
+                continue
         if listing and block.kind in ("text", "list") and _is_listing(block.text, last):
             continue
         listing = False
