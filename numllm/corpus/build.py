@@ -266,7 +266,7 @@ class _Builder:
                 split = "heldout" if self.held_out(source, document.ordinal) else "train"
                 line = document.line(split)
                 self.statistics.keep(source, document, split, line)
-                yield line.encode("utf-8")
+                yield line
                 continue
             self._drop(source, document, reason, details, dropped)
 

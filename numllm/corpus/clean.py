@@ -186,7 +186,9 @@ def _table() -> dict[int, str | None]:
 
 _CHARACTERS = _table()
 _CHANGED = re.compile("[" + re.escape("".join(chr(c) for c, by in _CHARACTERS.items() if by != chr(c))) + "]")
-_UNUSUAL = re.compile(r"[^\n -~\u3001-\u3003\u3008-\u3011\u4e00-\u9fff\uff08\uff09\uff0c\uff1a\uff1b\uff01\uff1f\u201c\u201d]")
+_UNUSUAL = re.compile(
+    r"[^\n -~\u3001-\u3003\u3008-\u3011\u4e00-\u9fff\uff08\uff09\uff0c\uff1a\uff1b\uff01\uff1f\u201c\u201d]"
+)
 """Looked for first: most texts hold nothing but these characters, which stand as they are."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,11 @@ class Section:
     level: int
     blocks: tuple[Block, ...]
 
+    @functools.cached_property
+    def size(self) -> int:
+        """Characters of the blocks as one text."""
+        return length(self.blocks)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -41,7 +47,12 @@ class Piece:
 
 def length(blocks: tuple[Block, ...] | list[Block]) -> int:
     """Characters of the blocks as one text."""
-    return sum(len(block.render()) + 2 for block in blocks) - 2 if blocks else 0
+    return sum(map(_size, blocks)) - 2 if blocks else 0
+
+
+def _size(block: Block) -> int:
+    """Characters of a block and the empty line behind it."""
+    return len(block.text) + 2 + (block.level + 1 if block.kind == "heading" else 0)
 
 
 def sections(blocks: list[Block], name: str) -> list[Section]:
@@ -108,18 +119,21 @@ def _hard_cut(text: str, limit: int) -> list[str]:
 
 def _split_section(section: Section, target: int) -> list[Section]:
     """A section longer than `target` as several of about equal length."""
-    if length(section.blocks) <= target:
+    if section.size <= target:
         return [section]
     blocks = [part for block in section.blocks for part in split_block(block, target)]
-    goal = length(blocks) / -(-length(blocks) // target)
+    whole = length(blocks)
+    goal = whole / -(-whole // target)
     found: list[list[Block]] = [[]]
+    here = -2
     for block in blocks:
-        here = length(found[-1])
-        size = len(block.render()) + 2
+        size = _size(block)
         full = here + size > target or here + size / 2 > goal
-        if here and full and found[-1][-1].kind != "heading":
+        if found[-1] and full and found[-1][-1].kind != "heading":
             found.append([])
+            here = -2
         found[-1].append(block)
+        here += size
     return [Section(section.path, section.level if k == 0 else 99, tuple(b)) for k, b in enumerate(found)]
 
 
@@ -147,7 +161,7 @@ def cut(blocks: list[Block], name: str, target: int) -> list[Piece]:
     groups: list[list[Section]] = []
     size = 0
     for part in parts:
-        new = length(part.blocks)
+        new = part.size
         if not groups or size + 2 + new > target or (part.level <= chapter and size >= target // 4):
             groups.append([])
             size = -2
@@ -159,16 +173,17 @@ def cut(blocks: list[Block], name: str, target: int) -> list[Piece]:
 def _joined(groups: list[list[Section]], target: int) -> list[list[Section]]:
     """Groups shorter than a quarter of `target` joined to the one before, else the one after, where they fit."""
 
-    def size(group: list[Section]) -> int:
-        return sum(length(part.blocks) + 2 for part in group) - 2
-
     kept: list[list[Section]] = []
+    before = 0
     for group in groups:
-        short = size(group) < target // 4 or (kept and size(kept[-1]) < target // 4)
-        if kept and short and size(kept[-1]) + 2 + size(group) <= target:
+        size = sum(part.size + 2 for part in group) - 2
+        short = size < target // 4 or (kept and before < target // 4)
+        if kept and short and before + 2 + size <= target:
             kept[-1] = kept[-1] + group
+            before += 2 + size
         else:
             kept.append(group)
+            before = size
     return kept
 
 

@@ -80,8 +80,9 @@ def read(store: Store, path: Path) -> Read:
     if not blocks:
         return Read(None, "; ".join(["no text in it", *reading.notes]), size)
     edges = np.unique(np.array([_hash(blocks[k].text) for k in _edges(blocks)], np.uint64)).tobytes()
-    text = json.dumps([[b.kind, b.text, b.level, b.page] for b in blocks], ensure_ascii=False)
-    place = store.save(name, [name, reading.notes], edges, text.encode("utf-8", "surrogatepass"))
+    frames = [[b.kind, len(b.text), b.level, b.page] for b in blocks]
+    texts = "".join(b.text for b in blocks)
+    place = store.save(name, [name, reading.notes, frames], edges, texts.encode("utf-8", "surrogatepass"))
     return Read(place, None, size, edges, tuple(reading.notes))
 
 
@@ -133,14 +134,14 @@ class Document:
     han: int
     tokens: int
     digest: str
-    head: str
+    head: bytes
     """The row as JSON up to its split."""
-    tail: str
+    tail: bytes
     """The row as JSON behind its split."""
 
-    def line(self, split: str) -> str:
+    def line(self, split: str) -> bytes:
         """The document's line in corpus.jsonl."""
-        return f'{self.head}"split": "{split}", {self.tail}\n'
+        return b'%b"split": "%b", %b\n' % (self.head, split.encode(), self.tail)
 
     @property
     def row(self) -> dict[str, Any]:
@@ -174,13 +175,18 @@ def cut_file(
     place, file = task
     found = store.load(place)
     assert found is not None, "the blocks of a file are kept until its documents are cut"
-    (blocks_name, _), (edges, text) = found
+    (blocks_name, _, frames), (edges, text) = found
     footers_here = np.intersect1d(np.frombuffer(edges, np.uint64), repeated[file.group]).tolist()
     source = file.name
     name = fingerprint("documents", code(), blocks_name, source, footers_here, settings.names)
     if (known := store.known.get(name)) is not None and store.load(known) is not None:
         return known
-    blocks = [Block(*block) for block in json.loads(bytes(text).decode("utf-8", "surrogatepass"))]
+    whole = str(text, "utf-8", "surrogatepass")
+    ends = itertools.accumulate(size for _, size, _, _ in frames)
+    blocks = [
+        Block(kind, whole[end - size : end], level, page)
+        for (kind, size, level, page), end in zip(frames, ends, strict=True)
+    ]
     blocks, footers = trim_edges(blocks, set(footers_here))
     pieces = cut(blocks, Path(source).stem, settings.target)
     texts = [encodable(piece.text) for piece in pieces]
@@ -201,9 +207,12 @@ def cut_file(
         documents.append(_document(ordinal, source, piece, text, reason, asked))
     if settings.tokenizer is not None:
         documents = _with_tokens(documents, settings.tokenizer)
-    rows = json.dumps([list(vars(document).values()) for document in documents], ensure_ascii=False)
-    head = {"footers": footers, "runs": [len(run) for run in runs]}
-    return store.save(name, head, rows.encode(), b"".join(sketches), b"".join(runs))
+    head = {
+        "footers": footers, "runs": [len(run) for run in runs], "rows": [[len(d.head), len(d.tail)] for d in documents],
+        "documents": [[d.ordinal, d.reason, d.asked, d.characters, d.han, d.tokens, d.digest] for d in documents],
+    }
+    rows = b"".join(part for document in documents for part in (document.head, document.tail))
+    return store.save(name, head, rows, b"".join(sketches), b"".join(runs))
 
 
 def without_asked(text: str, asked: Runs) -> tuple[str, list[dict[str, str]]]:
@@ -236,7 +245,8 @@ def _document(
     }
     tail = json.dumps(row, ensure_ascii=False)
     return Document(
-        ordinal, reason, asked, len(text), han_count(text), 0, _digest(text).hex(), head[:-1] + ", ", tail[1:]
+        ordinal, reason, asked, len(text), han_count(text), 0, _digest(text).hex(), head[:-1].encode() + b", ",
+        tail[1:].encode(),
     )
 
 
@@ -259,7 +269,8 @@ def load_cut(store: Store, place: Place) -> Cut:
     found = store.load(place)
     assert found is not None, "the documents of a file are kept until the corpus is written"
     head, (rows, sketches, joined) = found
-    documents = [Document(*values) for values in json.loads(bytes(rows))]
+    pieces = iter(_split(rows, [size for pair in head["rows"] for size in pair]))
+    documents = [Document(*values, next(pieces), next(pieces)) for values in head["documents"]]
     sizes = head["runs"]
     return Cut(documents, head["footers"], _split(sketches, [2 * BINS] * len(sizes)), _split(joined, sizes))
 

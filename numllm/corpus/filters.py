@@ -25,7 +25,7 @@ _BROKEN = re.compile(
     "[\ufffd\ue000-\uf8ff\U000f0000-\U0010ffff]|锟斤拷|烫烫烫|屯屯屯"
     "|[ÃÂâäåæçèé][\u0080-\u00bf‚-›€™œž]{1,2}"  # UTF-8 read as Latin-1 or Windows-1252
 )
-_HEADING_LINE = re.compile(r"^#{1,6} .*$", re.MULTILINE)
+_HEADING_LINE = re.compile(r"#{1,6} ")
 _SENTENCE_MARK = re.compile("[。！？；，]")
 
 
@@ -34,8 +34,10 @@ def reason_to_drop(text: str) -> str | None:
 
     "garbled", "too short", "too little Chinese" or "list without sentences". Tables and formulas are no lists.
     """
-    lines = _HEADING_LINE.sub("", text)
-    body = "".join(lines.split())
+    lines = text.split("\n")
+    if "#" in text:
+        lines = [line for line in lines if not _HEADING_LINE.match(line)]
+    body = "".join("".join(lines).split())
     if _SUSPECT.search(body):
         broken = sum(len(found) for found in _BROKEN.findall(body))
         if broken > MAX_GARBLED_SHARE * len(body) and broken > 1:
@@ -49,8 +51,8 @@ def reason_to_drop(text: str) -> str | None:
     return "list without sentences" if _is_bare_list(lines) else None
 
 
-def _is_bare_list(text: str) -> bool:
-    lines = [line for line in text.split("\n") if line.strip()]
+def _is_bare_list(lines: list[str]) -> bool:
+    lines = [line for line in lines if line.strip()]
     if len(lines) < _FEW_LINES or any(" | " in line or "$" in line or "\\" in line for line in lines):
         return False
     said = sum(len(line) for line in lines if _SENTENCE_MARK.search(line))

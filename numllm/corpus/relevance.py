@@ -61,8 +61,11 @@ class Relevance:
 
     def book(self, texts: Sequence[str]) -> bool:
         """Whether a book, given as its documents, is about finance: the documents that are make up half of it."""
-        relevant = sum(len(text) for text in texts if self(text))
-        return 2 * relevant >= sum(map(len, texts))
+        wanted = sum(map(len, texts))
+        for text in texts:
+            if wanted > 0 and self(text):
+                wanted -= 2 * len(text)
+        return wanted <= 0
 
 
 def read_terms(path: str | Path) -> list[str]:

@@ -16,7 +16,7 @@ from .shelf import Source
 EXAMPLES = 5
 LENGTH_STEP = 100
 """Characters of a bar of the histogram of lengths."""
-_NUMBERED = 2000
+_NUMBERED = 1000
 """Documents in which numbers are counted."""
 _SAMPLES = 10
 _SAMPLE_CHARACTERS = 1500
@@ -69,7 +69,7 @@ class Statistics:
         """Files of a group that could be read."""
         return self.groups[group]["files"] - self.groups[group]["failed"]
 
-    def keep(self, source: Source, document: Document, split: str, line: str) -> None:
+    def keep(self, source: Source, document: Document, split: str, line: bytes) -> None:
         """Counts a document of the corpus, written as `line`."""
         for counter in (self.totals, self.groups[source.group]):
             counter["documents"] += 1
