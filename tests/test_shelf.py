@@ -527,3 +527,22 @@ def test_statistics_and_report(tmp_path: Path) -> None:
     assert page.count("<svg") == 3 and "src=" not in page and "href=" not in page
     assert "bad &lt;b&gt;.md" in page and "duplicate" in page and f"{stats['tokens']:,}" in page
     assert page.count("<details>") == 10 + sum(len(part["examples"]) for part in stats["dropped"].values())
+
+
+# ── scale, in short ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_shelf_of_edited_copies(tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import shelf_scale
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+    source = write(tmp_path / "source", {f"{k}.md": book(k, 12) for k in range(12)})
+    size = sum(path.stat().st_size for path in source.iterdir())
+    found = shelf_scale.run(source, tmp_path, 5.2 * size / 1e6, 2, ["--holdout", "0", "--any-topic"])
+    assert found["files"] > 12 * 5 and found["kept"].get("light", 0) == 0
+    assert set(found["dropped"]["light"]) == {"near-duplicate"}
+    assert found["kept"]["original"] == found["kept"]["scrambled"] > 12  # scrambled copies are new text
+    assert found["largest_process_mb"] < 300
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
