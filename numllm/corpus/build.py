@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import DataError, NumLLMError
 from ..files import Progress, exclusive, new_folder, no_progress, write_json
@@ -156,7 +155,7 @@ class _Builder:
         self.blocks: list[Place] = []
         """Where the blocks of each of them lie, then its documents."""
         self.documents: list[Place] = []
-        self.repeated: dict[str, NDArray[np.uint64]] = {}
+        self.repeated: dict[str, frozenset[int]] = {}
         """Group → hashes of the blocks that many of its files begin or end with."""
         self._load = functools.lru_cache(maxsize=16)(functools.partial(load_cut, store))
 
@@ -188,7 +187,8 @@ class _Builder:
             )
         for group, hashes in edges.items():
             values, counts = np.unique(np.array(hashes, np.uint64), return_counts=True)
-            self.repeated[group] = values[counts >= max(3, 0.05 * self.statistics.readable(group))]
+            many = counts >= max(3, 0.05 * self.statistics.readable(group))
+            self.repeated[group] = frozenset(values[many].tolist())
 
     @property
     def by_document(self) -> bool:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..overlap import RUN, Runs, gram_hashes, letters, spelled
@@ -30,6 +29,7 @@ OFF_TOPIC = "not about finance"
 ASKED = "shares a run with a question"
 SAMPLE = 8
 """One in so many runs of 20 letters is kept to find held-out text that stands in other documents."""
+_JSON = json.JSONEncoder(ensure_ascii=False)
 _EDGE = 6
 """Blocks at either end of a file that may be a repeated header or footer."""
 _EDGE_CHARACTERS = 300
@@ -166,7 +166,7 @@ def document_id(source: str, ordinal: int) -> str:
 
 
 def cut_file(
-    store: Store, settings: Settings, repeated: Mapping[str, NDArray[np.uint64]], task: tuple[Place, Source]
+    store: Store, settings: Settings, repeated: Mapping[str, frozenset[int]], task: tuple[Place, Source]
 ) -> Place:
     """Cuts a file's blocks into documents and judges them, unless they are in the store; where they lie.
 
@@ -176,7 +176,7 @@ def cut_file(
     found = store.load(place)
     assert found is not None, "the blocks of a file are kept until its documents are cut"
     (blocks_name, _, frames), (edges, text) = found
-    footers_here = np.intersect1d(np.frombuffer(edges, np.uint64), repeated[file.group]).tolist()
+    footers_here = sorted(repeated[file.group].intersection(np.frombuffer(edges, np.uint64).tolist()))
     source = file.name
     name = fingerprint("documents", code(), blocks_name, source, footers_here, settings.names)
     if (known := store.known.get(name)) is not None and store.load(known) is not None:
@@ -219,17 +219,18 @@ def without_asked(text: str, asked: Runs) -> tuple[str, list[dict[str, str]]]:
     """A text without the paragraphs that a run of a question touches, and those: question, run, text."""
     gone: list[dict[str, str]] = []
     while True:
-        parts = text.split("\n\n")
         plain = letters(text)
+        found = list(asked.find(plain, gram_hashes(plain, asked.length)))
+        if not found:
+            return text, gone
+        parts = text.split("\n\n")
         ends = np.cumsum([len(letters(part)) for part in parts])
         touched: dict[int, dict[str, str]] = {}
-        for place, name in asked.find(plain, gram_hashes(plain, asked.length)):
+        for place, name in found:
             run = spelled(plain[place : place + asked.length])
             first, last = np.searchsorted(ends, (place, place + asked.length - 1), "right").tolist()
             for part in range(first, last + 1):
                 touched.setdefault(part, {"question": name, "run": run, "text": parts[part]})
-        if not touched:
-            return text, gone
         gone += [touched[part] for part in sorted(touched)]
         text = "\n\n".join(part for k, part in enumerate(parts) if k not in touched)
 
@@ -238,12 +239,12 @@ def _document(
     ordinal: int, source: str, piece: Piece, text: str, reason: str | None, asked: list[dict[str, str]]
 ) -> Document:
     row = {"id": document_id(source, ordinal), "text": text, "source": source, "title": encodable(piece.title)}
-    head = json.dumps(row, ensure_ascii=False)
+    head = _JSON.encode(row)
     row = {
         "sha256": hashlib.sha256(text.encode("utf-8")).hexdigest(), "chapter": encodable(piece.chapter),
         "section": encodable(piece.section), **({"page": piece.page} if piece.page else {}),
     }
-    tail = json.dumps(row, ensure_ascii=False)
+    tail = _JSON.encode(row)
     return Document(
         ordinal, reason, asked, len(text), han_count(text), 0, _digest(text).hex(), head[:-1].encode() + b", ",
         tail[1:].encode(),

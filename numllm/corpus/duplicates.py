@@ -32,8 +32,8 @@ _ROUNDS = 16
 """Rounds that hash into every bin; after them each empty bin has a round of its own."""
 _SURE, _UNLIKE = 0.95, 0.65
 """Shares of agreeing bins, four standard errors from 0.8, beyond which the n-grams themselves are not looked at."""
-_BLOCK = 1 << 18
-"""Documents whose sketches are in memory at a time: 64 MiB of sketches, and as much to sort them."""
+_BLOCK = 1 << 17
+"""Documents whose sketches are in memory at a time: 32 MiB of sketches, and as much again for their buckets."""
 
 
 def sketch(text: Letters) -> Sketch:
@@ -132,19 +132,24 @@ def _matches(
     empty."""
     joined, names = np.concatenate([before, here]), np.concatenate([kept, numbers])
     buckets = _buckets(joined)
-    holders: dict[int, list[int]] = {}
-    for place in np.flatnonzero((buckets >= 0).any(axis=1)):
-        mine = [bucket for bucket in buckets[place].tolist() if bucket >= 0]
+    holder = np.full(int(buckets.max(initial=-1)) + 1, -1, np.int32)
+    """The first document kept in each bucket."""
+    more: dict[int, list[int]] = {}
+    """Further ones, which few buckets have."""
+    for place in np.flatnonzero((buckets >= 0).any(axis=1)).tolist():
+        mine = buckets[place][buckets[place] >= 0]
+        first = holder[mine]
         if place >= len(before):
-            rivals = sorted({rival for bucket in mine for rival in holders.get(bucket, ())})
-            rival = _first_similar(joined, names, int(place), rivals, grams)
+            rivals = set(first[first >= 0].tolist()).union(*(more.get(bucket, ()) for bucket in mine.tolist()))
+            rival = _first_similar(joined, names, place, sorted(rivals), grams)
             if rival is not None:
                 yield int(names[place]), int(names[rival])
                 continue
             if len(before):
                 continue
-        for bucket in mine:
-            holders.setdefault(bucket, []).append(int(place))
+        holder[mine[first < 0]] = place
+        for bucket in mine[first >= 0].tolist():
+            more.setdefault(bucket, []).append(place)
 
 
 def _buckets(sketches: Sketch) -> NDArray[np.int32]:

@@ -53,7 +53,10 @@ def reason_to_drop(text: str) -> str | None:
 
 def _is_bare_list(lines: list[str]) -> bool:
     lines = [line for line in lines if line.strip()]
-    if len(lines) < _FEW_LINES or any(" | " in line or "$" in line or "\\" in line for line in lines):
-        return False
-    said = sum(len(line) for line in lines if _SENTENCE_MARK.search(line))
-    return said < MIN_SENTENCES_SHARE * sum(map(len, lines))
+    left = MIN_SENTENCES_SHARE * sum(map(len, lines))
+    for line in lines:
+        if _SENTENCE_MARK.search(line):
+            left -= len(line)
+            if left <= 0:
+                return False
+    return len(lines) >= _FEW_LINES and not any(" | " in line or "$" in line or "\\" in line for line in lines)

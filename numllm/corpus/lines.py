@@ -127,15 +127,15 @@ def labels(lines: list[str]) -> dict[str, str]:
             if line.startswith("#"):
                 found[target] = f"“{line.strip('# ')}”"
             target = ""
-        if (fence := FENCE.match(line)) and (directive := DIRECTIVE.match(fence[2].strip())):
+        if "{" in line and (fence := FENCE.match(line)) and (directive := DIRECTIVE.match(fence[2].strip())):
             kind = directive_kind(directive[1])
-        elif label := _LABEL.match(line):
+        elif ":label:" in line and (label := _LABEL.match(line)):
             number = counts[kind] = counts.get(kind, 0) + 1
             found[label[1]] = f"({number})" if kind == "math" else f"{NAMED.get(kind, '')}{number}"
-        elif label := _EQUATION_LABEL.search(line):
+        elif "$$" in line and (label := _EQUATION_LABEL.search(line)):
             number = counts["math"] = counts.get("math", 0) + 1
             found[label[1]] = f"({number})"
-        elif section := TARGET.match(line):
+        elif ")=" in line and (section := TARGET.match(line)):
             target = section[1]
     return found
 
