@@ -17,6 +17,7 @@ EXTRAS["test"] = [
     "hypothesis>=6.100",
     "opencc-python-reimplemented>=0.1.7",
     "peft>=0.21",
+    "pypdf>=5.0",
     "pytest>=8.0",
     "python-docx>=1.1",
     "rapidfuzz>=3.9",

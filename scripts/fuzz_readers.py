@@ -1,6 +1,6 @@
 """Mutates files of every format: every mutant is read or refused in one line, in time and within memory.
 
-    python -m scripts.fuzz_readers --count 5000
+python -m scripts.fuzz_readers --count 5000
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ SECONDS, MEMORY = 20.0, 500 << 20
 
 _NUMBER = re.compile(rb"\d+")
 _NUMBERS = (b"0", b"-1", b"1", b"255", b"65536", b"2147483647", b"99999999999999999999", b"1e308", b"NaN")
-_BYTES = (b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"<", b">", b"&", b"<!--", b"]]>", b"<table><tr><td>", b"<div>" * 300,
-          b"[[", b"<<", b">>", b"(", b")", b"endstream", b"endobj", b"$$", b"```", b"|", b"\\begin{a}", b"&#x110000;")  # fmt: skip
+_BYTES = [
+    *(b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"<", b">", b"&", b"<!--", b"]]>", b"<table><tr><td>", b"<div>" * 300),
+    *(b"[[", b"<<", b">>", b"(", b")", b"endstream", b"endobj", b"$$", b"```", b"|", b"\\begin{a}", b"&#x110000;"),
+]
 
 
 def sample() -> list[Block]:

@@ -104,6 +104,8 @@ MARKDOWN = [
     ),
     ("list", "- 甲\n- [ ] 乙\n  续\n* 丙\n", [("list", "- 甲\n- 乙\n续\n- 丙")]),
     ("list-nested", "1. 甲\n   - 乙\n   - 丙\n\n2. 丁\n", [("list", "1. 甲\n  - 乙\n  - 丙\n2. 丁")]),
+    ("list-counted", "1. 甲\n1. 乙\n   1. 丙\n   1. 丁\n1. 戊\n", [("list", "1. 甲\n2. 乙\n  1. 丙\n  2. 丁\n3. 戊")]),
+    ("list-numbered-by-hand", "2. 甲\n3. 乙\n3. 丙\n", [("list", "2. 甲\n3. 乙\n4. 丙")]),
     ("quote", "> [!NOTE]\n> 注意事项\n> 第二行\n", [("text", "注意事项\n第二行")]),
     ("directive-d365", "[!include [banner](../b.md)]\n正文\n\n[!INCLUDE[f](a.md)]\n", [("text", "正文")]),
     ("toc-links", "- [一](#一)\n    - [二](#二)\n\n正文\n", [("text", "正文")]),
@@ -279,6 +281,7 @@ INLINE = [
     ("tags", '<span style="a">利</span><b>率</b> <o:p></o:p>x<sup>12</sup>，a<sub>ij</sub>', "利率 x^12，a_(ij)"),
     ("not-tags", "若 a<b 且 c>d，<main account> 与 <参数>", "若 a<b 且 c>d，<main account> 与 <参数>"),
     ("note-mark", "净额<sup>[1]</sup>。", "净额。"),
+    ("cited-twice", "Lucas (1978) {cite}`lucas1978asset` 指出", "Lucas (1978) 指出"),
     ("code-span", "用 `配方法` 求 `np.sum`", "用配方法求 np.sum"),
 ]
 

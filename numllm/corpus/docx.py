@@ -73,6 +73,8 @@ class _Reader:
         self.blocks: list[Block] = []
         self.page = 1
         self.paged = False
+        self.began: int | None = None
+        """The page on which the paragraph being read begins; None before its first word."""
         self.fields: list[list[str]] = []
         """Open fields: each its instruction, and whether its result has begun."""
         self.listing = False
@@ -83,6 +85,7 @@ class _Reader:
             if _name(node) == "p":
                 self._paragraph(node)
             elif _name(node) == "tbl":
+                self.began = None
                 self.add("table", self._table(node, 0))
         if not self.paged:
             self.blocks[start:] = [replace(block, page="") for block in self.blocks[start:]]
@@ -104,23 +107,20 @@ class _Reader:
     def add(self, kind: Any, text: str, level: int = 0) -> None:
         text = "\n".join(line for line in (part.rstrip() for part in text.split("\n")) if line.strip())
         if text:
-            self.blocks.append(Block(kind, text, level, str(self.page)))
+            self.blocks.append(Block(kind, text, level, str(self.began or self.page)))
 
     # ── paragraphs ──
     def _paragraph(self, node: Any) -> None:
         properties = node.find(f"{_W}pPr")
         style = self.styles.of(properties)
-        page = self.page
+        self.began = None
         text, boxes = self._content(node)
-        if self.paged and not text.strip():
-            page = self.page
         in_contents = self.listing
         self.listing = any(field[0].strip().upper().startswith("TOC ") for field in self.fields)
         if in_contents or self.listing or style.contents:
             return
         number, depth = self.numbers.next(self.styles.numbering(properties))
         text = normalise(text)
-        after, self.page = self.page, page
         level = style.level
         if not text:
             pass
@@ -132,14 +132,13 @@ class _Reader:
             mark = "-" if _BULLETS.fullmatch(number) else number
             space = "" if mark[-1] in "、）)．" else " "
             line = "  " * min(depth, 5) + mark + space + text.replace("\n", " ")
-            page_of = str(self.page)
+            page = str(self.began)
             if self.blocks and self.blocks[-1].kind == "list":
                 last = self.blocks.pop()
-                line, page_of = f"{last.text}\n{line}", last.page
-            self.blocks.append(Block("list", line, 0, page_of))
+                line, page = f"{last.text}\n{line}", last.page
+            self.blocks.append(Block("list", line, 0, page))
         else:
             self.add("text", f"{number} {text}" if number else text)
-        self.page = after
         for box in boxes:
             for inner in self._children(box, 0):
                 if _name(inner) == "p":
@@ -182,6 +181,7 @@ class _Reader:
             elif gone or any(not field[1] for field in self.fields):
                 continue
             elif name == "t":
+                self.began = self.began or self.page
                 said.append(item.text or "")
             elif name in ("tab", "ptab"):
                 said.append(" ")

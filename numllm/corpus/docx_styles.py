@@ -107,6 +107,8 @@ class Numbers:
     def __init__(self, root: Any) -> None:
         self.levels: dict[tuple[str, int], tuple[str, str, int]] = {}
         """(abstract list, level) → (format, text with %1 %2 …, first number)."""
+        self.legal: set[tuple[str, int]] = set()
+        """Levels that write the numbers of upper levels as digits."""
         self.lists: dict[str, str] = {}
         self.counts: dict[str, list[int]] = {}
         self.starts: dict[tuple[str, int], int] = {}
@@ -127,6 +129,8 @@ class Numbers:
             place = level.get(f"{_W}ilvl") or "0"
             start = _value(level, f"{_W}start") or "1"
             if place.isdecimal() and int(place) < 9:
+                if level.find(f"{_W}isLgl") is not None:
+                    self.legal.add((key, int(place)))
                 self.levels[key, int(place)] = (
                     _value(level, f"{_W}numFmt") or "decimal",
                     _value(level, f"{_W}lvlText") or "",
@@ -162,7 +166,8 @@ class Numbers:
             at = int(found[1]) - 1
             if at >= len(counts):
                 return ""
-            return written(counts[at], self.levels.get((abstract, at), ("decimal", "", 1))[0])
+            form = "decimal" if (abstract, level) in self.legal else self.levels.get((abstract, at), ("",))[0]
+            return written(counts[at], form)
 
         return re.sub(r"%([1-9])", fill, text).strip() or None, level
 

@@ -70,7 +70,8 @@ def _role(name: str, argument: str, before: str, labels: Mapping[str, str]) -> s
     if written:
         return written[1]
     if name.startswith("cite"):
-        return "、".join(_cite(key, name == "cite:p") for key in argument.split(","))
+        cited = "、".join(_cite(key, name == "cite:p") for key in argument.split(","))
+        return "" if before[-1:] == ")" and cited.endswith(before[-6:]) else cited  # the text says it already
     if name == "numref":
         return "" if before[-1:] in "图表" else "图"
     if name == "eq" or name.endswith("ref"):

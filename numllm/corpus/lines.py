@@ -26,6 +26,7 @@ _OPTION_LINE = re.compile(r"^\s*:[\w-]+:")
 _TERMINAL = "。！？；：.!?;:…"
 _SPAN_START = re.compile("|".join(opening for opening, _ in _SPANS))
 _SPAN_ENDS = dict(_SPANS)
+_NUMBERED = re.compile(r"(\d{1,3})[.)] ")
 _LABEL = re.compile(r"^\s*:label:\s*(\S+)\s*$")
 _EQUATION_LABEL = re.compile(r"\$\$[ \t]*\(([\w:.\-]+)\)\s*$")
 
@@ -170,6 +171,27 @@ def depths(indents: list[int]) -> list[int]:
             stack.append(indent)
         depths.append(min(len(stack) - 1, 5))
     return depths
+
+
+def counted(items: list[str], places: list[int]) -> list[str]:
+    """List items with their numbers counted on where the author wrote the same one again: 1. 1. 1. is 1. 2. 3.
+
+    places: the depth of each item.
+    """
+    shown: list[str] = []
+    last: dict[int, tuple[int, int]] = {}  # depth → the number of its last item as written, and as shown
+    for item, place in zip(items, places, strict=True):
+        last = {depth: numbers for depth, numbers in last.items() if depth <= place}
+        if found := _NUMBERED.match(item):
+            number = int(found[1])
+            written, counter = last.get(place, (-1, 0))
+            counter = counter + 1 if number == written else number
+            last[place] = number, counter
+            item = f"{counter}{item[found.end(1) :]}"
+        else:
+            last.pop(place, None)
+        shown.append(item)
+    return shown
 
 
 def split_row(line: str) -> list[str]:

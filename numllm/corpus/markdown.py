@@ -12,6 +12,7 @@ from .lines import (
     NAMED,
     TARGET,
     TOC_LEADER,
+    counted,
     depths,
     directive_kind,
     front_matter,
@@ -97,9 +98,8 @@ class _Reader:
             self.add("text", text)
         if self.items:
             lines = []
-            for depth, (_, item) in zip(
-                depths([indent for indent, _ in self.items]), self.items, strict=True
-            ):
+            places = depths([indent for indent, _ in self.items])
+            for depth, item in zip(places, counted([item for _, item in self.items], places), strict=True):
                 text = self.inline(item)
                 if not _MARK_ALONE.fullmatch(text):
                     lines += ["  " * depth + line for line in text.split("\n")]

@@ -31,7 +31,9 @@ _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,
 
 
 def raised(tag: str, inner: str) -> str:
-    """The text of a `sup` or `sub` element in a line: ^2, _i, ^(n-1)."""
+    """The text of a `sup` or `sub` element in a line: ^2, _i, ^(n-1); marks that point to a note, * or †, go."""
+    if not inner.strip("*†‡§•・·"):
+        return ""
     mark = "^" if tag == "sup" else "_"
     return mark + (inner if len(inner) == 1 or inner.isdigit() else f"({inner})")
 

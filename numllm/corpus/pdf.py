@@ -25,6 +25,7 @@ MIN_COMMON = 0.6
 _PAGE_NUMBER = re.compile(
     r"[-—–―·.~\s]*第?\s*[\dⅰ-ⅿivxlcIVXLC]{1,5}\s*页?(?:\s*[/共，, ]+\s*\d{1,5}\s*页?)?[-—–―·.~\s]*"
 )
+_COUNTER = re.compile(r"^[-—–·.~]*(?:\d+|[ivxlc]+)[-—–·.~]*|(?:\d+|[ivxlc]+)[-—–·.~]*$|(?<=第)\d+(?=页)")
 
 
 def read_pdf(path: Path) -> Reading:
@@ -33,16 +34,14 @@ def read_pdf(path: Path) -> Reading:
     DataError for files that are damaged, encrypted, scanned without text, or whose fonts do not say which
     characters they show on more than half of the pages.
     """
-    document = Document(path)
-    try:
+    with open(path, "rb") as file:
+        document = Document(file)
         book = _Book()
         sample = list(document.pages(max(1, len(document.sheets) // _SAMPLE)))
         book.survey(sample)
         for page in sample if len(sample) == len(document.sheets) else document.pages():
             book.add(page)
         marks = document.outline()
-    finally:
-        document.close()
     return Reading(book.blocks(marks), book.notes())
 
 
@@ -66,11 +65,12 @@ class _Book:
     # ── pages → lines ──
     def survey(self, sample: list[Page]) -> None:
         """Finds the size of the body text and the gutter on pages spread evenly over the book."""
-        sizes = Counter(round(2 * glyph.size) / 2 for page in sample for glyph in page.glyphs)
+        layouts = [items for page in sample if (items := _items(page))]
+        free = [run for items in layouts for run in items if isinstance(run, Run)]  # type in tables is often smaller
+        sizes = Counter(round(2 * glyph.size) / 2 for run in free for glyph in run.glyphs)
         if not sizes:
             return
-        self.size = sizes.most_common(1)[0][0] or 1.0
-        layouts = [items for page in sample if (items := _items(page))]
+        self.size = max(sizes, key=sizes.__getitem__)
         found = [at for items in layouts if (at := gutter(items, self.size)) is not None]
         if found:
             middle = statistics.median(found)
@@ -124,8 +124,8 @@ class _Book:
     def _without_furniture(self) -> Iterator[Line | Table]:
         """The lines without running heads and page numbers.
 
-        A height near the upper or lower edge at which most lines say, digits apart, what another page says
-        there holds furniture, and every line at that height goes. Body text never says the same again.
+        A height near the upper or lower edge at which most lines say, page numbers apart, what another page says
+        there holds furniture: all small type at that height goes. Body text hardly ever says the same again.
         """
         edges: dict[int, tuple[float, float]] = {}
         rows: dict[int, set[float]] = {}
@@ -149,7 +149,8 @@ class _Book:
                 seen.setdefault(key, set()).add(self.places[k][0])
             repeated = sum(len(seen[key]) > 1 for key in keys)
             if repeated > 0.6 * len(members):
-                gone.update(members)
+                small = zip(members, keys, strict=True)
+                gone.update(k for k, key in small if len(seen[key]) > 1 or self.flow[k].size <= 1.05 * self.size)  # type: ignore[union-attr]
         for k, item in enumerate(self.flow):
             ys = rows[self.places[k][0]]
             if k in gone:
@@ -174,7 +175,8 @@ def is_garbled(page: Page) -> bool:
 
 
 def _furniture_key(text: str) -> str:
-    return re.sub(r"\d+|[ivxlc]+$", "0", "".join(text.split()))
+    """A line without the numbers that change from page to page: at its ends, and between 第 and 页."""
+    return _COUNTER.sub("0", "".join(text.split()))
 
 
 def _listed(pages: list[int]) -> str:

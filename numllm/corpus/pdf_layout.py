@@ -100,7 +100,7 @@ def runs(glyphs: Iterable[Glyph]) -> list[Run]:
             em = max(run.size, glyph.size)
             if abs(glyph.y - run.y) <= 0.45 * em and -0.3 * em <= glyph.x0 - run.x1 <= 0.7 * em:
                 last = run.glyphs[-1]
-                if glyph.text == last.text and abs(glyph.x0 - last.x0) < 0.25 * em:
+                if glyph.text == last.text and glyph.x0 - last.x0 < 0.4 * (last.x1 - last.x0):
                     continue  # printed twice to look bold
                 if glyph.size > run.size * 1.1:
                     run.y, run.size = glyph.y, glyph.size
@@ -315,13 +315,20 @@ def _lines(items: Iterable[Run]) -> list[list[Run]]:
     height: list[tuple[float, float]] = []
     for run in sorted(items, key=lambda r: (-r.y, r.x0)):
         if found and abs(height[-1][0] - run.y) <= 0.45 * max(height[-1][1], run.size):
-            found[-1].append(run)
+            if not any(_is_shadow(run, other) for other in found[-1]):
+                found[-1].append(run)
             if run.size > height[-1][1]:
                 height[-1] = (run.y, run.size)
         else:
             found.append([run])
             height.append((run.y, run.size))
     return [sorted(line, key=lambda r: r.x0) for line in found]
+
+
+def _is_shadow(a: Run, b: Run) -> bool:
+    """Whether a run is printed over another one to make it look bold."""
+    near = abs(a.x0 - b.x0) < 0.2 * a.size and abs(a.x1 - b.x1) < 0.2 * a.size
+    return near and [g.text for g in a.glyphs] == [g.text for g in b.glyphs]
 
 
 def line_text(line: Sequence[Run]) -> str:

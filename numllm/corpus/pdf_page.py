@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import DataError
 from .archive import brief
@@ -66,7 +65,7 @@ class Page:
 class Document:
     """An open PDF. DataError when it is damaged, encrypted, or its owner forbids taking text out of it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         try:
             from pdfminer.converter import PDFLayoutAnalyzer
             from pdfminer.pdfdocument import PDFDocument, PDFEncryptionError, PDFPasswordIncorrect
@@ -83,9 +82,8 @@ class Document:
             def receive_layout(self, ltpage: Any) -> None:
                 self.page = ltpage
 
-        self.file = open(path, "rb")
         try:
-            self.pdf = PDFDocument(PDFParser(self.file))
+            self.pdf = PDFDocument(PDFParser(file))
             self.sheets = list(islice(PDFPage.create_pages(self.pdf), MAX_PAGES + 1))
         except PDFPasswordIncorrect as error:
             raise DataError("an encrypted PDF: it opens with a password only") from error
@@ -101,9 +99,6 @@ class Document:
             raise DataError(f"a PDF of more than {MAX_PAGES} pages")
         self.device = Device(PDFResourceManager(), laparams=None)
         self.interpreter = PDFPageInterpreter(self.device.rsrcmgr, self.device)
-
-    def close(self) -> None:
-        self.file.close()
 
     def outline(self) -> list[tuple[str, int]]:
         """The bookmarks: (title, depth from 1)."""

@@ -232,7 +232,7 @@ class _Text:
         """(size, bold) of a heading, None for other paragraphs."""
         size = round(2 * max(line.size for line in group)) / 2
         bold = all(line.bold for line in group)
-        if len(group) > 3 or len(text) > _HEADING_LENGTH or not re.search(rf"[{HAN}A-Za-z]", text):
+        if len(group) > 3 or len(text) > _HEADING_LENGTH or not re.search(r"\w", text):
             return None
         if size > _LARGE * self.size:
             return size, bold

@@ -36,6 +36,11 @@ _BULLETS = frozenset("lnuØüv·§•o–-◆●■")
 """What Word writes for bullets; the letters are drawn as shapes by its symbol fonts."""
 _WIDE = f"[{HAN}{CJK_MARKS}]"
 _LINE_END = re.compile(f"(?<={_WIDE})\x1f(?={_WIDE})")
+_SELF_CLOSED = re.compile(
+    r"<(?!(?:area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr)\b)"
+    r"([A-Za-z][\w:-]{0,30})((?:\s[^<>]{0,2000}?)?)/>"
+)
+"""`<a/>` is whole in XHTML, but to an HTML parser it is open."""
 _TEX_SCRIPT = re.compile(r"math/tex")
 
 
@@ -47,6 +52,8 @@ def parse_html(text: str) -> Any:
         raise DataError("HTML needs lxml; install it with: pip install 'numllm[textbooks]'") from error
     # The text is decoded already; a declaration that names another encoding must not confuse the parser.
     text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text).replace("\0", "")
+    if "http://www.w3.org/1999/xhtml" in text[:2000]:
+        text = _SELF_CLOSED.sub(r"<\1\2></\1>", text)
     parser = etree.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, no_network=True)
     try:
         root = etree.fromstring(text.encode("utf-8", "replace"), parser)
@@ -112,6 +119,8 @@ class _Walker:
         self.blocks: list[Block] = []
         self.words: list[str] = []
         self.page = page
+        self.began = page
+        """The page on which the text collected so far begins."""
         self.heading = 0
         self.marks: list[str] = []
         """The mark, `- ` or `1. `, of each list item that is open, "" once it is written."""
@@ -121,7 +130,7 @@ class _Walker:
     def add(self, kind: Any, text: str, level: int = 0) -> None:
         text = "\n".join(line for line in (part.strip() for part in text.split("\n")) if line)
         if text:
-            self.blocks.append(Block(kind, text, level, self.page))
+            self.blocks.append(Block(kind, text, level, self.began))
 
     def flush(self) -> None:
         """Ends the text collected so far: a heading, a paragraph, or a line of a list inside list items."""
@@ -137,13 +146,15 @@ class _Walker:
         else:
             line = f"{'  ' * (len(self.marks) - 1)}{self.marks[-1]}{text}".replace("\n", " ")
             self.marks[-1] = ""  # further paragraphs of an item carry no mark
-            page = self.page
+            page = self.began
             if self.blocks and self.blocks[-1].kind == "list":
                 page, line = self.blocks[-1].page, f"{self.blocks.pop().text}\n{line}"
             self.blocks.append(Block("list", line, 0, page))
 
     def say(self, text: str | None) -> None:
         if text:
+            if not self.words:
+                self.began = self.page
             self.words.append(re.sub(r"[ \t\r\f]+", " ", re.sub(r"[ \t\r\f]*\n[ \t\r\f\n]*", "\x1f", text)))
 
     def walk(self, root: Any) -> None:
@@ -178,7 +189,7 @@ class _Walker:
             self.page = node.get("title") or node.get("aria-label") or _text(node).strip() or self.page
         elif name == "br":
             self.words.append("\n")
-        elif name == "math":
+        elif name in ("math", "m:math", "mml:math"):
             self.words.append(mathml(node))
         elif name == "img":
             alt = node.get("alt") or ""
