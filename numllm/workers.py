@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import resource
 import signal
 import subprocess
@@ -24,11 +23,13 @@ SECONDS = 600
 """Longest time for one item."""
 MEMORY = 1 << 30
 """Bytes of data a process may hold; beyond them Python raises MemoryError."""
+_START = 120
+"""Longest time for a process to start, in seconds."""
 _AHEAD = 2
 """Items a process holds: one in work, one waiting, so that it never waits for the next."""
 _WINDOW = 64
 """Results for each process that may wait for an earlier one."""
-_SERVE = "from numllm.workers import serve; serve({})"
+_SERVE = "import sys; sys.path[:] = {!r}; from numllm.workers import serve; serve({})"
 
 
 class Lost:
@@ -60,9 +61,8 @@ class _Worker:
         self.connection, child = multiprocessing.Pipe()
         # Not multiprocessing.Process: it would run the caller's script again, and fork is unsafe beside threads.
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE.format(child.fileno())], pass_fds=[child.fileno()],
+            [sys.executable, "-c", _SERVE.format(sys.path, child.fileno())], pass_fds=[child.fileno()],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))},
         )
         child.close()
         self.items: deque[tuple[int, Any]] = deque()
@@ -99,13 +99,15 @@ class _Pool(Generic[Item, Result]):
         """Waits for results, or for an item's time to pass."""
         working = [worker for worker in self.workers if worker.items]
         left = min(worker.since for worker in working) + self.seconds - time.monotonic()
-        ready = set(wait([worker.connection for worker in working], max(0.0, left)))
+        ready = set(wait([worker.connection for worker in working], max(0.05, left)))
         now = time.monotonic()
         for worker in working:
             if worker.connection in ready:
                 self.receive(worker)
-            elif worker.ready and now - worker.since >= self.seconds:
+            elif now - worker.since >= (self.seconds if worker.ready else max(self.seconds, _START)):
                 worker.end()
+                if not worker.ready:
+                    raise NumLLMError("a worker process did not start; try --jobs 1")
                 self.replace(worker, f"took longer than {self.seconds:g} s and was stopped")
 
     def receive(self, worker: _Worker) -> None:

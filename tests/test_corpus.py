@@ -437,11 +437,9 @@ def test_html_page(tmp_path: Path) -> None:
 
 def test_html_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.html").write_text(PAGE, "utf-8")
-    (tmp_path / "b.md").write_text(prose(1), "utf-8")
     monkeypatch.setitem(sys.modules, "lxml", None)
-    stats = build_corpus([tmp_path], tmp_path / "out")
-    assert [f["source"] for f in stats["failed"]] == ["a.html"]
-    assert "numllm[textbooks]" in stats["failed"][0]["reason"]
+    with pytest.raises(DataError, match=r"numllm\[textbooks\]"):
+        read_file(tmp_path / "a.html")
 
 
 # ── cutting ──────────────────────────────────────────────────────────────────────────────────────────

@@ -69,7 +69,7 @@ def build_corpus(
 
     A file that cannot be read is named with its reason under "failed" and the others go on. DataError when
     nothing at all could be read, NumLLMError when `out` cannot be written, or at the first such file when `strict`.
-    Memory: one file's blocks per worker, sketches of 500,000 documents, and about 20 bytes for each document.
+    Memory: one file's blocks per worker, the sketches of 130,000 documents, and some 30 bytes for each document.
     """
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout must be at least 0 and less than 1, got {holdout}")
@@ -153,8 +153,9 @@ class _Builder:
         self.readable: list[int] = []
         """Numbers of the files that could be read."""
         self.blocks: list[Place] = []
-        """Where the blocks of each of them lie, then its documents."""
+        """Where the blocks of each of them lie."""
         self.documents: list[Place] = []
+        """Where the documents of each of them lie."""
         self.repeated: dict[str, frozenset[int]] = {}
         """Group → hashes of the blocks that many of its files begin or end with."""
         self._load = functools.lru_cache(maxsize=16)(functools.partial(load_cut, store))

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import DataError
+from ..files import sha256
 from ..overlap import RUN, Runs, gram_hashes, letters, spelled
 from .blocks import Block
 from .clean import han_count
@@ -63,13 +64,12 @@ class Settings:
 
 def read(store: Store, path: Path) -> Read:
     """Reads a file into the store, unless its blocks are there from before."""
+    size = 0
     try:
-        data = path.read_bytes()
+        size = path.stat().st_size
+        name = fingerprint("blocks", code(), path.suffix.lower(), sha256(path))
     except OSError as error:
-        return Read(None, f"cannot be read: {error.strerror}", 0)
-    name = fingerprint("blocks", code(), path.suffix.lower(), hashlib.sha256(data).hexdigest())
-    size = len(data)
-    del data
+        return Read(None, f"cannot be read: {error.strerror}", size)
     if (found := store.load(place := store.known.get(name))) is not None:
         return Read(place, None, size, bytes(found[1][0]), tuple(found[0][1]))
     try:
@@ -103,7 +103,7 @@ def _edges(blocks: Sequence[Block]) -> Iterator[int]:
             yield k
 
 
-def trim_edges(blocks: list[Block], repeated: set[int]) -> tuple[list[Block], list[str]]:
+def trim_edges(blocks: list[Block], repeated: Collection[int]) -> tuple[list[Block], list[str]]:
     """Blocks without the repeated ones that lie at the very beginning or end, and the texts taken away.
 
     A run of repeated blocks that does not end within reach is no header or footer: the file is a copy or
@@ -187,7 +187,7 @@ def cut_file(
         Block(kind, whole[end - size : end], level, page)
         for (kind, size, level, page), end in zip(frames, ends, strict=True)
     ]
-    blocks, footers = trim_edges(blocks, set(footers_here))
+    blocks, footers = trim_edges(blocks, footers_here)
     pieces = cut(blocks, Path(source).stem, settings.target)
     texts = [encodable(piece.text) for piece in pieces]
     on_topic = settings.relevance is None or settings.relevance.book(texts)
@@ -203,7 +203,7 @@ def cut_file(
             plain = letters(text)
             hashes = gram_hashes(plain, RUN)
             sketches.append(sketch(plain).tobytes())
-            runs.append(hashes[hashes % SAMPLE == 0].astype(np.uint32).tobytes())
+            runs.append((hashes[hashes % SAMPLE == 0] >> np.uint64(32)).astype(np.uint32).tobytes())
         documents.append(_document(ordinal, source, piece, text, reason, asked))
     if settings.tokenizer is not None:
         documents = _with_tokens(documents, settings.tokenizer)
