@@ -68,7 +68,8 @@ class _Worker:
         self.items: deque[tuple[int, Any]] = deque()
         self.ready = False
         self.since = time.monotonic()
-        self.connection.send(work)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # as in `give`
+            self.connection.send(work)
 
     def give(self, number: int, item: Any) -> None:
         if not self.items:

@@ -91,11 +91,15 @@ def _restore(found: re.Match[str], stash: list[str]) -> str:
 def _close(found: re.Match[str], left: str, inner: str, right: str) -> str:
     """`inner` with the space on either side of it, which goes where both of its sides are Chinese."""
     before, after = found.string[: found.start()][-1:], found.string[found.end() :][:1]
-    if _CHINESE.match(before) and _CHINESE.match(inner[:1]):
+    if left and _is_chinese(before) and _is_chinese(inner[:1]):
         left = ""
-    if _CHINESE.match(after) and _CHINESE.match(inner[-1:]):
+    if right and _is_chinese(after) and _is_chinese(inner[-1:]):
         right = ""
     return f"{left}{inner}{right}"
+
+
+def _is_chinese(c: str) -> bool:
+    return "\u4e00" <= c <= "\u9fff" or _CHINESE.match(c) is not None
 
 
 def _unmark(found: re.Match[str]) -> str:
