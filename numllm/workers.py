@@ -25,8 +25,8 @@ MEMORY = 1 << 30
 """Bytes of data a process may hold; beyond them Python raises MemoryError."""
 _START = 120
 """Longest time for a process to start, in seconds."""
-_AHEAD = 2
-"""Items a process holds: one in work, one waiting, so that it never waits for the next."""
+_AHEAD = 4
+"""Items a process holds: one in work, the others waiting, so that it never waits for the next."""
 _WINDOW = 64
 """Results for each process that may wait for an earlier one."""
 _SERVE = "import sys; sys.path[:] = {!r}; from numllm.workers import serve; serve({})"
@@ -104,14 +104,16 @@ class _Pool(Generic[Item, Result]):
         now = time.monotonic()
         for worker in working:
             if worker.connection in ready:
-                self.receive(worker)
+                while self.receive(worker) and worker.items and worker.connection.poll():
+                    pass
             elif now - worker.since >= (self.seconds if worker.ready else max(self.seconds, _START)):
                 worker.end()
                 if not worker.ready:
                     raise NumLLMError("a worker process did not start; try --jobs 1")
                 self.replace(worker, f"took longer than {self.seconds:g} s and was stopped")
 
-    def receive(self, worker: _Worker) -> None:
+    def receive(self, worker: _Worker) -> bool:
+        """Takes one message; whether the worker is still there."""
         try:
             answer = worker.connection.recv()
         except (EOFError, ConnectionResetError):
@@ -121,15 +123,15 @@ class _Pool(Generic[Item, Result]):
                 raise NumLLMError(f"a worker process could not start (exit code {code}); try --jobs 1") from None
             killed = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             self.replace(worker, f"the process that read it {killed}")
-            return
+            return False
         worker.since = time.monotonic()
-        if not worker.ready:
-            worker.ready = True
-            return
-        right, value = answer
-        if not right:
-            raise value
-        self.done[worker.items.popleft()[0]] = value
+        if worker.ready:
+            right, value = answer
+            if not right:
+                raise value
+            self.done[worker.items.popleft()[0]] = value
+        worker.ready = True
+        return True
 
     def replace(self, worker: _Worker, reason: str) -> None:
         number, _ = worker.items.popleft()
