@@ -103,7 +103,7 @@ class Choice:
                     holders = found[owners == place]
                     holder = Counter(holders[holders >= 0].tolist()).most_common(1)[0][0]
                     self._inside[number] = True
-                    self._kept[number] = holder if self._kept[holder] < 0 else self._kept[holder]
+                    self._kept[number] = holder
 
     def _holders(self, values: NDArray[np.uint32]) -> NDArray[np.int64]:
         """The first training document that holds each of the runs (in order, distinct); -1 where none does."""
@@ -136,6 +136,8 @@ class Choice:
         kept = int(self._kept[number])
         if kept < 0:
             return None
+        while self._kept[kept] >= 0:  # held-out text that was kept until its runs were looked at
+            kept = int(self._kept[kept])
         leaked = kept < self._first_held <= number
         if self._inside[number]:
             return "held-out text in train", self._place(kept)
