@@ -148,6 +148,17 @@ def test_pdf_paragraph_over_two_pages_with_a_note_between(tmp_path: Path) -> Non
     assert [block.page for block in blocks] == ["1", "1", "2"]
 
 
+def test_pdf_numbers_that_begin_the_line_of_a_note_stay(tmp_path: Path) -> None:
+    def page(canvas: Any) -> None:
+        write_lines(canvas, prose_lines(sentences(3, 8)))
+        write_lines(canvas, ["1 本注释说明折旧方法的选择，共涉及", "3家公司与", "2 另一注释。"], 90, size=8)
+
+    assert [block.text for block in read_file(draw(tmp_path / "a.pdf", [page]))][1:] == [
+        "本注释说明折旧方法的选择，共涉及3家公司与",
+        "另一注释。",
+    ]
+
+
 def test_pdf_running_heads_that_change_and_page_numbers_go(tmp_path: Path) -> None:
     def page(number: int) -> Callable[[Any], None]:
         def paint(canvas: Any) -> None:
@@ -212,13 +223,14 @@ def test_pdf_watermark_and_twice_printed_type(tmp_path: Path) -> None:
         write_lines(canvas, [PROSE] * 2)
         write_lines(canvas, ["重点提示"], 600)
         canvas.drawString(60.4, 600, "重点提示")  # a shadow that makes it bold
+        canvas.drawString(900, 600, "裁切标记")  # beside the page
         canvas.translate(200, 200)
         canvas.rotate(45)
         canvas.setFont(FONT, 60)
         canvas.drawString(0, 0, "内部资料")
 
     text = "".join(block.text for block in read_file(draw(tmp_path / "a.pdf", [page])))
-    assert "内部资料" not in text
+    assert "内部资料" not in text and "裁切标记" not in text
     assert text.count("重点提示") == 1
 
 
@@ -271,6 +283,23 @@ def test_pdf_table_with_merged_cells_over_two_pages(tmp_path: Path) -> None:
 
     assert shown(read_file(draw(tmp_path / "a.pdf", [first, second])))[1:2] == [
         ("table", "类别 | | 金额\n存货 | 原材料 | 120\n存货 | 半成品 | 35.5")
+    ]
+
+
+def test_pdf_columns_between_text_of_the_full_width(tmp_path: Path) -> None:
+    texts = [sentences(20 + k, 6) for k in range(6)]
+
+    def page(canvas: Any) -> None:
+        write_lines(canvas, ["商业银行经营管理研究与实务操作指南"], 770, 90, 22)
+        for k, (x, y) in enumerate(((60, 730), (314, 723), (60, 400), (314, 400))):  # the baselines differ
+            write_lines(canvas, prose_lines(texts[k], 21), y, x)
+        write_lines(canvas, prose_lines(texts[4], 45), 530)
+        write_lines(canvas, prose_lines(texts[5], 45), 200)
+
+    order = [0, 1, 4, 2, 3, 5]
+    assert [block.text for block in read_file(draw(tmp_path / "a.pdf", [page]))] == [
+        "商业银行经营管理研究与实务操作指南",
+        *[texts[k] for k in order],
     ]
 
 
@@ -444,6 +473,19 @@ def test_epub_with_a_part_missing(tmp_path: Path) -> None:
         read(rewritten(tmp_path / "a.epub", {"META-INF/container.xml": None, "OEBPS/book.opf": None}))
 
 
+def test_epub_lines_that_every_part_ends_with_go(tmp_path: Path) -> None:
+    blocks = [
+        block
+        for k in range(4)
+        for block in (Block("heading", f"第{k}章", 1), Block("text", sentences(k, 3)), Block("text", "扫码关注公众号"))
+    ]
+    blocks.insert(2, Block("text", "扫码关注公众号"))
+    blocks.insert(3, Block("text", "章中的话"))
+    texts = [block.text for block in read_file(write_epub(tmp_path / "a.epub", blocks))]
+    assert texts.count("扫码关注公众号") == 1  # within the chapter it is text
+    assert len(texts) == 10
+
+
 def bomb(path: Path, like: Path, name: str, packed: int) -> Path:
     """A ZIP with a part of `packed` bytes of zeros, packed about 1000 to 1, as a deflate stream of equal pieces."""
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -604,6 +646,8 @@ def test_word_encrypted_or_damaged(tmp_path: Path) -> None:
     path.write_bytes(b"PK\x03\x04nonsense")
     with pytest.raises(DataError, match="damaged"):
         read(path)
+    with pytest.raises(DataError, match="'word/document.xml' is not whole XML"):
+        read(word(path, p(PROSE) + "<w:p><w:r>" + p(PROSE)))
 
 
 # ── HTML ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -633,8 +677,8 @@ PAGES = [
     ),
     (
         "note-marks",
-        "<p>净额<sup><a href='#n1'>1</a></sup>和毛额<sup>2</sup>，x<sup>2</sup></p>",
-        [("text", "净额和毛额，x^2")],
+        "<p>净额<sup><a href='#n1'>1</a></sup>和毛额<sup>2</sup>，x<sup>2</sup>，厘米<sup>3</sup></p>",
+        [("text", "净额和毛额，x^2，厘米^3")],
     ),
     ("start", "<ol start='3'><li>甲<li>乙</ol>", [("list", "3. 甲\n4. 乙")]),
     (
@@ -661,6 +705,17 @@ def test_html(tmp_path: Path, source: str, expected: list[tuple[str, str]]) -> N
     path = tmp_path / "a.html"
     path.write_text(f"<html><body>{source}</body></html>", "utf-8")
     assert shown(read_file(path)) == expected
+
+
+def test_html_nested_deeply(tmp_path: Path) -> None:
+    path = tmp_path / "a.html"
+    for depth, found in ((1500, True), (5000, False)):
+        path.write_text("<div>" * depth + f"<p>{PROSE}</p>" + "</div>" * depth, "utf-8")
+        if found:
+            assert shown(read_file(path)) == [("text", PROSE)]
+        else:  # the parser stops there: what follows must not be lost unsaid
+            with pytest.raises(DataError, match="nested deeper"):
+                read(path)
 
 
 WORD_PAGE = """<html xmlns:o="urn:schemas-microsoft-com:office:office"><head>

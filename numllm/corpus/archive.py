@@ -69,17 +69,20 @@ class Archive:
         except Exception as error:  # zipfile, zlib, lzma and bz2 each raise their own
             raise DataError(f"damaged: the part {name!r} cannot be unpacked ({brief(error)})") from error
 
-    def xml(self, name: str) -> Any:
-        """The root element of an XML part; entities are not expanded, slips in the markup are passed over."""
+    def xml(self, name: str, *, whole: bool = False) -> Any:
+        """The root element of an XML part; entities are not expanded.
+
+        Slips in the markup are passed over, with what they hide; with `whole` they are a DataError.
+        """
         try:
             from lxml import etree
         except ImportError as error:
             raise DataError("EPUB and DOCX need lxml; install it with: pip install 'numllm[textbooks]'") from error
-        parser = etree.XMLParser(resolve_entities=False, no_network=True, recover=True, remove_comments=True)
+        parser = etree.XMLParser(resolve_entities=False, no_network=True, recover=not whole, remove_comments=True)
         try:
             root = etree.fromstring(self.read(name), parser)
         except (etree.LxmlError, ValueError) as error:
-            raise DataError(f"damaged: the part {name!r} is not XML ({brief(error)})") from error
+            raise DataError(f"damaged: the part {name!r} is not whole XML ({brief(error)})") from error
         if root is None:
             raise DataError(f"damaged: the part {name!r} is not XML")
         return root

@@ -38,7 +38,7 @@ def read_docx(path: Path) -> Reading:
         if file.read(8) == b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1":  # OLE: what encryption wraps a package in
             raise DataError("an encrypted Word file (or one of the old .doc format)")
     with Archive(path) as package:
-        document = package.xml("word/document.xml")
+        document = package.xml("word/document.xml", whole=True)
         styles = Styles(package.xml("word/styles.xml") if "word/styles.xml" in package else None)
         numbers = Numbers(package.xml("word/numbering.xml") if "word/numbering.xml" in package else None)
         reader = _Reader(styles, numbers)

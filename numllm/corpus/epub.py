@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ _PAGE_TYPES = ("application/xhtml+xml", "text/html", "application/x-dtbook+xml",
 def read_epub(path: Path) -> Reading:
     """The blocks of an EPUB 2 or 3; each says its printed page where the book marks them, else its part.
 
-    The book's title is the highest heading; a part without a heading gets the one that the table of
-    contents gives it, and the table of contents itself goes. DataError for encrypted (DRM) and damaged books.
+    The book's title is the highest heading; a part without a heading gets the one that the table of contents
+    gives it; that table itself goes, and so does what many parts begin or end with. DataError for encrypted
+    (DRM) and damaged books.
     """
     with Archive(path) as book:
         package_name = _package(book)
@@ -33,7 +35,7 @@ def read_epub(path: Path) -> Reading:
         items = {item.get("id") or "": (_below(base, item.get("href") or ""), item) for item in package.iter("{*}item")}
         locked = _locked(book)
         titles = _contents(book, base, items)
-        blocks: list[Block] = []
+        parts: list[list[Block]] = []
         notes: list[str] = []
         page = ""
         for reference in package.iter("{*}itemref"):
@@ -53,7 +55,8 @@ def read_epub(path: Path) -> Reading:
             if name in titles and not any(block.kind == "heading" for block in found):
                 title, depth = titles[name]
                 found.insert(0, Block("heading", title, depth, found[0].page if found else name))
-            blocks += found
+            parts.append(found)
+        blocks = [block for part in _without_furniture(parts) for block in part]
         if not blocks and locked:
             raise DataError("an encrypted EPUB (DRM)")
         title = normalise(" ".join("".join(node.itertext()) for node in list(package.iter("{*}title"))[:1]))
@@ -112,6 +115,22 @@ def _contents(book: Archive, base: str, items: dict[str, tuple[str, Any]]) -> di
                 if depth:
                     found.setdefault(_below(here, link.get("href") or ""), (label, min(depth, 6)))
     return {name: entry for name, entry in found.items() if entry[0]}
+
+
+def _without_furniture(parts: list[list[Block]]) -> list[list[Block]]:
+    """The parts without the short paragraphs that half of them, and at least three, begin or end with."""
+    edges = Counter(
+        text for part in parts for text in {b.text for b in (*part[:1], *part[-1:]) if b.kind != "heading"}
+    )
+    repeated = {text for text, count in edges.items() if count >= max(3, len(parts) / 2) and len(text) <= 120}
+    kept = []
+    for part in parts:
+        while part and part[-1].text in repeated:
+            part = part[:-1]
+        while part and part[0].text in repeated:
+            part = part[1:]
+        kept.append(part)
+    return kept
 
 
 def _part(book: Archive, name: str, page: str) -> list[Block]:

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .clean import CJK_MARKS, HAN
+from .markup import raised as lifted
 from .pdf_page import Glyph, Page, Rule
 
 _WIDE = re.compile(f"[{HAN}{CJK_MARKS}]")
+_SHARED = "“”‘’—…"
+"""Marks of both scripts, as wide as a Chinese character in one and narrow in the other."""
 _NOTE_MARK = re.compile(r"\[?\(?[\d①-⑳*†‡]{1,3}\)?\]?,?")
-_NUMBER_OPEN = re.compile(r"\d[.,]?$")
+_NUMBER_OPEN = re.compile(r"\d[.,]$")
 _SPREAD_GAP = 1.5
 """Gap in em beyond which the parts of a line are cells of a table."""
 _MAX_CELLS = 20_000
@@ -166,8 +169,8 @@ def tables(page: Page, glyphs: list[Glyph]) -> tuple[list[Table], list[Glyph]]:
             continue
         chosen = set(map(id, inside))
         glyphs = [g for g in glyphs if id(g) not in chosen]
-        rows = _cells(inside, xs, ys, level, upright)
-        found.append(Table(rows, xs[0], xs[-1], ys[0], ys[-1], page.number))
+        if rows := _cells(inside, xs, ys, level, upright):
+            found.append(Table(rows, xs[0], xs[-1], ys[0], ys[-1], page.number))
     return found, glyphs
 
 
@@ -233,7 +236,7 @@ def gutter(items: Sequence[Run | Table], size: float) -> float | None:
     width = right - left
     if width < 18 * size:
         return None
-    step = max(size / 4, 1.0)
+    step = max(size / 4, width / 4000)
     bins = [0] * (int(width / step) + 2)
     for item in items:
         bins[int((item.x0 - left) / step)] += 1
@@ -246,7 +249,7 @@ def gutter(items: Sequence[Run | Table], size: float) -> float | None:
     if last <= first:
         return None
     most = min(cover[first:last]) + max(1, 0.03 * len(items))  # a title or a page number may stand across
-    if most > 0.3 * max(cover) + 1:
+    if most > 0.6 * max(cover) + 1:
         return None
     best, start = (0, 0), None
     for k in range(first, last + 1):
@@ -325,6 +328,13 @@ def _lines(items: Iterable[Run]) -> list[list[Run]]:
     return [sorted(line, key=lambda r: r.x0) for line in found]
 
 
+def _is_wide(glyph: Glyph) -> bool:
+    """Whether a glyph is of Chinese type, between which gaps are larger."""
+    if glyph.text in _SHARED:
+        return glyph.x1 - glyph.x0 > 0.8 * glyph.size
+    return bool(_WIDE.match(glyph.text))
+
+
 def _is_shadow(a: Run, b: Run) -> bool:
     """Whether a run is printed over another one to make it look bold."""
     near = abs(a.x0 - b.x0) < 0.2 * a.size and abs(a.x1 - b.x1) < 0.2 * a.size
@@ -342,11 +352,12 @@ def line_text(line: Sequence[Run]) -> str:
         inner = "".join(g.text for g in raised)
         up = raised[0].y > base
         raised.clear()
-        if up and _NOTE_MARK.fullmatch(inner) and (_WIDE.match(text[-1:]) or not inner.isdigit()):
+        power = text.endswith("米") or not _WIDE.match(text[-1:])  # 厘米³, x²
+        if up and _NOTE_MARK.fullmatch(inner) and not (power and inner.isdecimal()):
             return ""
         if up and not text:
             return inner + " "
-        return ("^" if up else "_") + (inner if len(inner) == 1 or inner.isdigit() else f"({inner})")
+        return lifted("sup" if up else "sub", inner)
 
     for glyph in (g for run in line for g in run.glyphs):
         off = glyph.y - base
@@ -359,7 +370,7 @@ def line_text(line: Sequence[Run]) -> str:
             if text.endswith("\u00ad"):
                 text = text[:-1] + "-"  # a hyphen inside the line
             gap = glyph.x0 - last.x1 if last else 0.0
-            wide = _WIDE.match(text[-1:]) or _WIDE.match(glyph.text)
+            wide = _is_wide(glyph) or (last is not None and _is_wide(last))
             if text and text[-1] != " " and (glyph.spaced or gap > (0.45 if wide else 0.2) * size):
                 text += " "
             text += glyph.text
@@ -414,12 +425,16 @@ def join(text: str, following: str, spaced: bool = True) -> str:
         return text[:-1] + following
     if text[-1] == "-" and text[-2:-1].isalpha() and text[-2:-1].isascii() and following[0].islower():
         return text[:-1] + following
-    wide = _WIDE.match(text[-1]), _WIDE.match(following[0])
+    # Quotes and dashes belong to both scripts: what stands beyond them decides.
+    sides = text.rstrip(_SHARED)[-1:] or text[-1], following.lstrip(_SHARED)[:1] or following[0]
+    wide = [_WIDE.match(side) for side in sides]
     if any(wide):
         words = not all(wide) and text[-1].isalpha() and following[0].isalpha()
         return f"{text} {following}" if spaced and words else text + following
-    if following[0] in "%‰,.)]}" or (_NUMBER_OPEN.search(text) and following[0].isdigit()):
-        return text + following  # a number or its unit, cut by the end of the line
+    if following[0] in "%‰,.)]}":
+        return text + following
+    if following[0].isdigit() and (text[-1].isdigit() or (_NUMBER_OPEN.search(text) and _WIDE.search(text[-40:]))):
+        return text + following  # a number cut by the end of the line
     return f"{text} {following}"
 
 

@@ -163,10 +163,14 @@ class Document:
                 stack.append(iter(thing))
         turns = Counter(turn for _, turn in glyphs)
         main = max(turns, key=turns.__getitem__, default=0)
-        page.glyphs = [
-            glyph for glyph, turn in glyphs if turn == main and glyph.size > 0.5 and all(map(math.isfinite, glyph[1:5]))
-        ]
+        page.glyphs = [glyph for glyph, turn in glyphs if turn == main]
         _turn(page, main)
+        page.glyphs = [glyph for glyph in page.glyphs if _is_seen(glyph, page)]
+
+
+def _is_seen(glyph: Glyph, page: Page) -> bool:
+    """Whether a glyph stands on the page; what a file puts beside it, or in no size, nobody reads."""
+    return glyph.size > 0.5 and -5 <= glyph.x0 <= glyph.x1 <= page.width + 5 and -5 <= glyph.y <= page.height + 5
 
 
 def _glyph(thing: Any, text: str, bold: bool, spaced: bool) -> tuple[Glyph, int]:

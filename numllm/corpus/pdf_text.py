@@ -70,6 +70,8 @@ class _Text:
         self.spaced = apart >= len(re.findall(f"[{HAN}][A-Za-z]|[A-Za-z][{HAN}]", text))
         """Whether a space stands between Chinese and Latin words."""
         broken = any(line.text[-1:] in "-\u00ad" for line in lines)
+        self.mostly_bold = False
+        """Whether the body itself is set in bold, which then marks no heading."""
         self.words = set(re.findall(r"[A-Za-z]+(?:-[A-Za-z]+)+|[A-Za-z]+", text)) if broken else set()
 
     def _find_edges(self, lines: list[Line]) -> None:
@@ -146,7 +148,8 @@ class _Text:
     def _spread(self, flow: list[Line | Table], k: int) -> list[Line]:
         """The lines from k on that wide gaps divide, a list's mark before its text not counted."""
         found: list[Line] = []
-        for item in flow[k:]:
+        for at in range(k, len(flow)):
+            item = flow[at]
             if not isinstance(item, Line) or len(item.cells) < 2 or item.page != flow[k].page:
                 break
             if found and item.column != found[0].column:
@@ -171,6 +174,7 @@ class _Text:
         """The lines without the notes at the foot of pages, and those notes."""
         kept: list[Line | Table] = []
         notes: list[list[Line]] = []
+        last = 0
         at = 0
         while at < len(self.items):
             first = self.items[at]
@@ -182,22 +186,27 @@ class _Text:
             ):
                 end += 1
             start = end
-            while start > at and isinstance(line := self.items[start - 1], Line) and line.size < 0.93 * self.size:
+            while start > at and self._is_small(self.items[start - 1]):
                 start -= 1
-            while start < end and not _NOTE.match(self.items[start].text):  # type: ignore[union-attr]
+            while start < end and not _note_mark(self.items[start].text, last):  # type: ignore[union-attr]
                 start += 1
             if start == at:
                 start = end  # a column of small type only: a page of its own kind
             kept += self.items[at:start]
             for line in self.items[start:end]:
                 if isinstance(line, Line):
-                    if found := _NOTE.match(line.text):
-                        line.text = line.text[found.end() :]
+                    if mark := _note_mark(line.text, last):
+                        last = int(mark) if mark.strip().isdecimal() else last
+                        line.text = line.text[len(mark) :]
                         notes.append([line])
                     else:
                         notes[-1].append(line)
             at = end
         return kept, [note for note in notes if note[0].text]
+
+    def _is_small(self, item: Line | Table) -> bool:
+        """Whether an item may belong to a note: a line of small type, but no row of a table."""
+        return isinstance(item, Line) and item.size < 0.93 * self.size and len(item.cells) == 1
 
     # ── blocks ──
     def _rendered(self, groups: list[list[Line] | Table]) -> list[Block]:
@@ -259,6 +268,14 @@ class _Text:
                     continue
             text = join(text, following, self.spaced)
         return text.replace("\u00ad", "-")
+
+
+def _note_mark(text: str, last: int) -> str:
+    """The mark that a note begins with, "" for other lines; a bare number must follow `last`, or begin anew."""
+    found = _NOTE.match(text)
+    if not found or (found[0].strip().isdecimal() and int(found[0]) not in (1, last + 1)):
+        return ""
+    return found[0]
 
 
 def _column(item: Line | Table) -> int | None:

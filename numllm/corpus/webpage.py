@@ -54,13 +54,15 @@ def parse_html(text: str) -> Any:
     text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text).replace("\0", "")
     if "http://www.w3.org/1999/xhtml" in text[:2000]:
         text = _SELF_CLOSED.sub(r"<\1\2></\1>", text)
-    parser = etree.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, no_network=True)
+    parser = etree.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, no_network=True, huge_tree=True)
     try:
         root = etree.fromstring(text.encode("utf-8", "replace"), parser)
     except etree.LxmlError as error:
         raise DataError(f"not HTML: {error}") from error
     if root is None:
         raise DataError("not HTML: nothing in it")
+    if any(entry.type_name == "ERR_RESOURCE_LIMIT" for entry in parser.error_log):
+        raise DataError("HTML nested deeper than 2,000 elements, or with a text beyond all measure")
     return root
 
 
@@ -268,7 +270,8 @@ class _Walker:
         text = _text(node).strip()
         before = "".join(self.words[-3:]).rstrip()[-1:]
         linked = any((link.get("href") or "").startswith("#") for link in node.iter("a"))
-        note = re.fullmatch(r"\[.{1,6}\]", text) or (_MARK.fullmatch(text) and (linked or han_count(before)))
+        after_word = han_count(before) and before != "米"  # 厘米³ is no note
+        note = re.fullmatch(r"\[.{1,6}\]", text) or (_MARK.fullmatch(text) and (linked or after_word))
         if text and not (name == "sup" and note):
             self.words.append(raised(name, text))
 
