@@ -200,13 +200,13 @@ def test_held_out_text_within_longer_training_text_goes(tmp_path: Path) -> None:
 def test_the_copy_named_is_in_the_corpus(tmp_path: Path) -> None:
     """A held-out document is kept for another one, then goes itself because training holds half of it."""
     train, held, copy = name_of("train"), name_of("heldout"), name_of("heldout", 500)
-    shared = "\n\n".join(prose(70 + k) for k in range(3))
-    leaked = "\n\n".join([shared, prose(5)])
+    shared = "\n\n".join(prose(70 + k, 12) for k in range(3))
+    leaked = "\n\n".join([shared, prose(5, 12)])
     shelf = write(tmp_path / "shelf", {
         train: "\n\n".join([prose(1), prose(2), shared, prose(3), prose(4)]), held: leaked, copy: leaked + "又及。",
         name_of("heldout", 800): book(9, 4),
     })
-    build_corpus([shelf], tmp_path / "out", holdout=0.3, finance=False)
+    build_corpus([shelf], tmp_path / "out", holdout=0.3, finance=False, target_chars=5000)
     ids = {row["source"]: row["id"] for row in read_corpus(tmp_path / "out")}
     assert {entry["source"]: entry["kept"] for entry in dropped(tmp_path / "out")} == {
         held: ids[train], copy: ids[train]
