@@ -5,7 +5,9 @@ edited: here and there a character is exchanged, so that their documents are nea
 fourth each line is scrambled, so that it is new text of the same look. Memory is that of the largest of the processes,
 looked at while the command runs.
 
-    python scripts/shelf_scale.py books/ work/ --megabytes 1000 --jobs 2
+    python scripts/shelf_scale.py books/ work/ --megabytes 1000 --jobs 2 --holdout 0
+
+Options that are not its own go to `numllm corpus`.
 """
 
 from __future__ import annotations
@@ -162,9 +164,8 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--megabytes", type=float, default=1000)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("options", nargs="*", help="further options of numllm corpus, behind --")
-    given = parser.parse_args()
-    print(json.dumps(run(given.source, given.work, given.megabytes, given.jobs, given.options), indent=1))
+    given, options = parser.parse_known_args()
+    print(json.dumps(run(given.source, given.work, given.megabytes, given.jobs, options), indent=1))
 
 
 if __name__ == "__main__":
