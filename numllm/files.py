@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import hashlib
 import json
@@ -201,6 +202,37 @@ def new_folder(path: str | Path, *, overwrite: bool = False, aside: Path | None 
             os.replace(old, path)
         for leftover in (aside, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def exclusive(
+    out: Path, failure: type[NumLLMError] = NumLLMError, what: str = "process"
+) -> Iterator[None]:
+    """Only one `what` at a time writes to `out`; `failure` for the second. The kernel ends a dead one's hold."""
+    path = out.with_name(f".{out.name}.lock")
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise failure(f"{out}: cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            raise failure(
+                f"{out}: another {what} is writing this folder; wait for it or choose another --out"
+            ) from error
+        # The one who held it may have removed the file between our open and our lock.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                break
+        os.close(handle)
+    try:
+        yield
+    finally:
+        path.unlink()
+        os.close(handle)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -173,6 +173,35 @@ def test_console_scripts_train_and_merge(capfd):
     assert run(capfd, "--help", entry=cli.merge)[0] == 0
 
 
+def test_a_corpus_with_everything(tmp_path, capfd):
+    books, out = tmp_path / "books", tmp_path / "corpus"
+    books.mkdir()
+    asked = "某企业年末存货账面余额为三百万元且可变现净值为二百八十万元"
+    for number in range(3):
+        (books / f"{number}.md").write_text("".join(
+            f"第{number}-{k}批存货的采购成本为{k * 37 + number}万元，利率为{k}%。\n\n" for k in range(20)
+        ) + f"第{number}题：{asked}", encoding="utf-8")
+    (books / "bad.md").write_bytes(b"\0")
+    recipe = "土豆切成细丝，放入清水里浸泡，捞出沥干以后用大火翻炒，加盐和醋调味。"
+    (books / "recipe.txt").write_text(2 * recipe, "utf-8")
+    (tmp_path / "q.jsonl").write_text(json.dumps({"question": asked, "options": ["甲", "乙"], "answer": "A"}) + "\n")
+    (tmp_path / "terms.txt").write_text("土豆\n")
+    command = ("corpus", books, "--out", out, "--against", tmp_path / "q.jsonl", "--tokenizer", "demo", "--json")
+    code, shown, err = run(capfd, *command)
+    stats = json.loads(shown.splitlines()[-1])
+    assert code == 3 and "not read: bad.md: binary file" in err and "not about finance" in shown
+    assert stats["tokens"] > 0 and stats["dropped"]["shares a run with a question"]["count"] == 3
+    assert asked not in (out / "corpus.jsonl").read_text("utf-8")
+    assert (out / "report.html").read_text("utf-8").startswith("<!doctype html>")
+    code, shown, err = run(capfd, *command, "--overwrite", "--terms", tmp_path / "terms.txt")
+    assert code == 3 and "not about finance" not in shown
+    code, _, err = run(capfd, *command, "--overwrite", "--strict")
+    assert code == 1 and err.count("\n") == 1 and "bad.md" in err and (out / "corpus.jsonl").exists()
+    (books / "bad.md").unlink()
+    assert run(capfd, *command, "--overwrite", "--strict", "--any-topic")[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"books", "corpus", "q.jsonl", "terms.txt"}
+
+
 @pytest.mark.parametrize("arguments, code, message", [
     (("corpus", "nowhere", "--out", "c"), 1, "nowhere"),
     (("numct", "nowhere", "--out", "n.jsonl"), 1, "nowhere"),

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from numllm.corpus import build_corpus, read_corpus, read_file
 from numllm.corpus.blocks import Block
-from numllm.corpus.clean import decode, han_count, normalise, reason_to_drop
+from numllm.corpus.clean import decode, han_count, normalise
 from numllm.corpus.cut import cut, split_block
+from numllm.corpus.filters import reason_to_drop
 from numllm.corpus.inline import inline
 from numllm.corpus.markdown import read_markdown
 from numllm.corpus.markup import read_tables
@@ -436,11 +437,9 @@ def test_html_page(tmp_path: Path) -> None:
 
 def test_html_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.html").write_text(PAGE, "utf-8")
-    (tmp_path / "b.md").write_text(prose(1), "utf-8")
     monkeypatch.setitem(sys.modules, "lxml", None)
-    stats = build_corpus([tmp_path], tmp_path / "out")
-    assert [f["source"] for f in stats["failed"]] == ["a.html"]
-    assert "numllm[textbooks]" in stats["failed"][0]["reason"]
+    with pytest.raises(DataError, match=r"numllm\[textbooks\]"):
+        read_file(tmp_path / "a.html")
 
 
 # ── cutting ──────────────────────────────────────────────────────────────────────────────────────────
@@ -506,7 +505,8 @@ def test_rows(tmp_path: Path) -> None:
     (shelf / "LICENSE").write_text("x", "utf-8")
     stats = build_corpus([shelf], tmp_path / "out", holdout=0.3)
     rows = list(read_corpus(tmp_path / "out"))
-    assert [tuple(row) for row in rows] == [("id", "text", "source", "title", "split", "sha256")] * len(rows)
+    keys = ("id", "text", "source", "title", "split", "sha256", "chapter", "section")
+    assert [tuple(row) for row in rows] == [keys] * len(rows)
     assert [row["source"] for row in rows] == sorted(row["source"] for row in rows)
     assert {row["source"] for row in rows} == {p.relative_to(shelf).as_posix() for p in shelf.glob("[甲乙]/*.md")}
     assert all(hashlib.sha256(row["text"].encode()).hexdigest() == row["sha256"] for row in rows)
@@ -525,7 +525,7 @@ def test_rows(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "out" / "stats.json").read_text("utf-8"))
     assert written == {key: value for key, value in stats.items() if key != "seconds"}
     assert written["corpus_sha256"] == hashlib.sha256((tmp_path / "out" / "corpus.jsonl").read_bytes()).hexdigest()
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["corpus.jsonl", "stats.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["corpus.jsonl", "dropped.jsonl", "stats.json"]
 
 
 def test_same_bytes_whatever_the_jobs(tmp_path: Path) -> None:
@@ -709,7 +709,9 @@ def test_progress_is_told(tmp_path: Path) -> None:
         return iterable
 
     build_corpus([write_shelf(tmp_path / "shelf", 4)], tmp_path / "out", progress=progress)
-    assert told == [("reading", 4, "file"), ("cutting", 4, "file")]
+    assert told == [
+        ("reading", 4, "file"), ("cutting", 4, "file"), ("comparing", None, "duplicate"), ("writing", 4, "file")
+    ]
 
 
 # ── reading back ─────────────────────────────────────────────────────────────────────────────────────

@@ -16,7 +16,7 @@ HEAVY = {"torch", "triton", "click", "transformers", "peft", "safetensors", "tok
 CORE = {"errors", "files"}
 CONFIG = {"errors", "fields", "families", "model_config", "config"}
 CHECKPOINT = CORE | CONFIG | {"hub", "checkpoint"}
-TEXT = CORE | {"numbers", "corpus", "questions"}
+TEXT = CORE | {"overlap", "numbers", "corpus", "questions"}
 MODEL = CHECKPOINT | {"tokenizer", "reference", "ops", "attention", "rope", "weights", "model"}
 ALLOWED = {
     "__init__": set(),
@@ -32,7 +32,9 @@ ALLOWED = {
     "weights": CHECKPOINT,
     "tokenizer": CHECKPOINT,
     "numbers": CORE,
-    "corpus": CORE | {"corpus"},
+    "overlap": set(),
+    "workers": {"errors"},
+    "corpus": CORE | {"numbers", "overlap", "workers", "checkpoint", "tokenizer"},
     "questions": CORE | {"numbers", "tokenizer", "chat"},
     "numct": CORE | {"numbers"},
     "reference": set(),

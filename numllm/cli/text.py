@@ -2,46 +2,88 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import NumLLMError
-from ..report import interval, percent, table
+from ..report import interval, percent, table, write_corpus_report
 from .common import EXISTING, bar, command, finish, json_option, say
 
+UNREADABLE = 3
+"""Exit code of a corpus that lacks files which could not be read."""
 
-@command(epilog="numllm corpus books/ notes.md --out corpus --jobs 2")
+
+@command(epilog=(
+    "numllm corpus books/ notes.md --out corpus\n"
+    "numllm corpus books/ --out corpus --against fineval/ --tokenizer Qwen/Qwen2.5-7B\n"
+    "numllm corpus books/ --out corpus --overwrite --work corpus.work  # a later run redoes changed files only"
+))
 @click.argument("sources", nargs=-1, required=True, type=EXISTING, metavar="SRC...")
-@click.option("--out", required=True, type=EXISTING, help="Folder to write: corpus.jsonl, stats.json.")
-@click.option("--holdout", default=0.05, show_default=True, help="Share of the files held out.")
+@click.option("--out", required=True, type=EXISTING,
+              help="Folder to write: corpus.jsonl, dropped.jsonl, stats.json, report.html.")
+@click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), default=0.05, show_default=True,
+              help="Share of the files held out.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--jobs", default=1, show_default=True, help="Processes.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes; default: one for each core.")
+@click.option("--against", type=EXISTING, multiple=True, metavar="QUESTIONS",
+              help="Drop paragraphs that share 20 letters in a row with these questions; may be given several times.")
+@click.option("--terms", type=EXISTING, multiple=True, metavar="FILE", help="More terms of finance, one a line.")
+@click.option("--any-topic", is_flag=True, help="Keep text that is not about finance.")
+@click.option("--tokenizer", metavar="CKPT", help="Count this checkpoint's tokens.")
+@click.option("--strict", is_flag=True, help="Stop at the first file that cannot be read.")
+@click.option("--work", type=EXISTING, metavar="DIR", help="Keep what is finished of each file here for later runs.")
 @click.option("--overwrite", is_flag=True, help="Replace --out.")
 @json_option
 def corpus(
-    sources: tuple[Path, ...], out: Path, holdout: float, seed: int, jobs: int, overwrite: bool, as_json: bool
-) -> None:
-    """Textbooks (Markdown, text, HTML) to a clean corpus with provenance."""
-    from ..corpus import build_corpus
+    sources: tuple[Path, ...], out: Path, jobs: int | None, against: tuple[Path, ...], terms: tuple[Path, ...],
+    any_topic: bool, as_json: bool, **settings: Any,
+) -> int:
+    """Textbooks to a clean corpus with provenance, without duplicates, and a report on it.
+
+    A file that cannot be read is named, the others go on, and the exit code is 3 instead of 0; --strict stops at it.
+    A run that was killed is taken up by the same command.
+    """
+    from ..corpus import build_corpus, read_terms
 
     stats = build_corpus(
-        list(sources), out, holdout=holdout, seed=seed, jobs=jobs, overwrite=overwrite, progress=bar
+        list(sources), out, jobs=jobs or len(os.sched_getaffinity(0)), against=_passages(against),
+        terms=[term for file in terms for term in read_terms(file)], finance=not any_topic, progress=bar, **settings,
     )
+    write_corpus_report(stats, out / "report.html", title=f"Corpus {out.name}")
     for file in stats["failed"]:
         say(f"not read: {file['source']}: {file['reason']}")
+    for part in stats["notes"]:
+        say(f"{part['source']}: {part['note']}")
     for why, count in stats["skipped"].items():
         say(f"skipped: {count} file(s), {why}")
-    rows = [{"figure": key.replace("_", " "), "value": f"{stats[key]:,}"} for key in (
-        "files", "documents", "characters", "chinese_characters",
-    )]
+    keys = ("files", "documents", "characters", "chinese_characters", "tokens")
+    rows = [{"figure": key.replace("_", " "), "value": f"{stats[key]:,}"} for key in keys if key in stats]
     rows += [
         {"figure": f"documents, {split}", "value": f"{part['documents']:,}"} for split, part in stats["splits"].items()
     ]
     rows += [{"figure": f"dropped: {why}", "value": f"{part['count']:,}"} for why, part in stats["dropped"].items()]
     finish(stats, table(rows, ["figure", "value"]), as_json)
+    return UNREADABLE if stats["failed"] else 0
+
+
+def _passages(paths: tuple[Path, ...]) -> list[tuple[str, str]]:
+    """(id, text) of the questions in files and folders, of every split."""
+    from ..errors import DataError
+    from ..questions import passages, read_questions
+
+    found: dict[tuple[str, str], None] = {}
+    for path in paths:
+        questions = read_questions(path, multiple="set", strict=False)
+        for split in ("dev", "val", "test"):
+            with contextlib.suppress(DataError):  # a set without this split
+                questions += read_questions(path, split=split, multiple="set", strict=False)
+        found |= dict.fromkeys((question.id, part) for question in questions for part in passages(question))
+    return list(found)
 
 
 @command(epilog="echo '年利率5%，本金3.5亿元' | numllm numbers")

@@ -2,6 +2,7 @@
 
 from .build import build_corpus
 from .readers import read_file
+from .relevance import read_terms
 from .rows import read_corpus
 
-__all__ = ["build_corpus", "read_corpus", "read_file"]
+__all__ = ["build_corpus", "read_corpus", "read_file", "read_terms"]

@@ -1,29 +1,35 @@
-"""Folders of textbooks → corpus.jsonl and stats.json."""
+"""Folders of textbooks → corpus.jsonl, dropped.jsonl and stats.json."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import shutil
 import time
-from collections import Counter
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from ..errors import DataError
-from ..files import Progress, new_folder, no_progress, write_json
-from .blocks import Block
-from .clean import han_count, reason_to_drop
-from .cut import cut
-from .readers import read_file
-from .rows import SPLITS
-from .shelf import Source, encodable, find_files, group_of, held_out, ordered
+import numpy as np
 
-_EXAMPLES = 5
-_EDGE = 6
-"""Blocks at either end of a file that may be a repeated header or footer."""
-_EDGE_CHARACTERS = 300
+from ..errors import DataError, NumLLMError
+from ..files import Progress, exclusive, new_folder, no_progress, write_json
+from ..overlap import Hashes, Runs
+from ..workers import Lost, ordered
+from .choice import Choice
+from .documents import ASKED, Cut, Document, Read, Settings, cut_file, document_id, load_cut, read
+from .duplicates import gram_set
+from .readers import PLAIN
+from .relevance import Relevance
+from .shelf import Source, find_files, held_out
+from .statistics import Statistics
+from .store import Place, Store, fingerprint
+
+_BEGINNING = 200
+"""Characters of a dropped document in dropped.jsonl."""
 
 
 def build_corpus(
@@ -34,22 +40,36 @@ def build_corpus(
     seed: int = 0,
     jobs: int = 1,
     target_chars: int = 2000,
+    against: Sequence[tuple[str, str]] = (),
+    finance: bool = True,
+    terms: Sequence[str] = (),
+    tokenizer: str | None = None,
+    strict: bool = False,
+    work: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Reads textbooks and writes `out/corpus.jsonl` and `out/stats.json`; returns the statistics.
+    """Reads textbooks and writes `out/corpus.jsonl`, `dropped.jsonl` and `stats.json`; returns the statistics.
 
     sources: files or folders (read recursively in sorted order; hidden files are passed over).
     holdout: share of files, 0 ≤ holdout < 1, whose documents have the split "heldout". A file's split is a
         hash of (seed, path below its source): it stays when files are added. When one file alone is
         readable, its documents are split one by one instead; "split_by" in the statistics says which.
-    jobs: worker processes; the bytes written do not depend on it.
+    jobs: worker processes; the bytes written do not depend on it. One job works in this process when all files
+        are Markdown or plain text; in a process of its own, a file whose reader crashes, needs more than 1 GiB or
+        takes ten minutes is named as failed.
     target_chars: greatest length of a document, in characters; a single formula may exceed it.
+    against: (name, text) of evaluation questions; paragraphs that share 20 letters in a row with one are dropped.
+    finance: drop documents that are not about finance, of books that are not; `terms` adds to the terms it goes by.
+    tokenizer: checkpoint whose tokens are counted.
+    strict: stop at the first file that cannot be read.
+    work: folder of what is finished of each file. It is kept, so that a later run redoes changed files only.
+        Default: one beside `out`, which a run that was killed leaves to the next one, and which goes in the end.
     overwrite: replace an `out` that is not empty.
 
     A file that cannot be read is named with its reason under "failed" and the others go on. DataError when
-    nothing at all could be read, NumLLMError when `out` cannot be written. Memory: one file's blocks per
-    worker, and 100 or so bytes per document for the search for duplicates.
+    nothing at all could be read, NumLLMError when `out` cannot be written, or at the first such file when `strict`.
+    Memory: one file's blocks per worker, the sketches of 130,000 documents, and some 30 bytes for each document.
     """
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout must be at least 0 and less than 1, got {holdout}")
@@ -59,234 +79,205 @@ def build_corpus(
         raise ValueError(f"target_chars must be at least 100, got {target_chars}")
     started = time.perf_counter()
     files, skipped = find_files(sources)
-    with new_folder(out, overwrite=overwrite) as folder:
-        builder = _Builder(files, skipped, folder, holdout, seed, target_chars)
+    settings = _settings(target_chars, against, finance, terms, tokenizer)
+    out = Path(out)
+    folder = Path(work) if work is not None else out.with_name(f".{out.name}.unfinished")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(exclusive(out))
+        aside = out.with_name(f".{out.name}.writing")
+        shutil.rmtree(aside, ignore_errors=True)  # what a killed run was writing
+        target = stack.enter_context(new_folder(out, overwrite=overwrite, aside=aside))
+        stack.enter_context(_finished_files(folder, keep=work is not None))
+        choice = stack.enter_context(contextlib.closing(Choice(folder)))
+        store = stack.enter_context(contextlib.closing(Store(folder)))
+        builder = _Builder(files, store, settings, choice, holdout, seed, strict)
         builder.read(jobs, progress)
-        builder.cut(progress)
-        builder.write()
-        stats = builder.stats()
-        shutil.rmtree(builder.spool)
-        write_json(folder / "stats.json", stats)
+        builder.cut(jobs, progress)
+        builder.choose(progress)
+        stats = builder.write(target, progress)
+        stats["skipped"] = dict(sorted(skipped.items()))
+        stats["settings"] = {
+            "holdout": holdout, "seed": seed, "target_chars": target_chars, "finance": finance,
+            "terms": len(terms), "against": len({name for name, _ in against}), "tokenizer": tokenizer,
+        }
+        write_json(target / "stats.json", stats)
     return stats | {"seconds": round(time.perf_counter() - started, 3)}
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b("".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def _parse(task: tuple[int, Path, Path]) -> tuple[int, str | None, list[bytes]]:
-    """Reads one file into the spool; (number, reason when it failed, digests of the blocks at its edges)."""
-    number, path, spool = task
-    try:
-        blocks = read_file(path)
-    except DataError as error:
-        return number, str(error), []
-    if not blocks:
-        return number, "no text in it", []
-    (spool / f"{number}.json").write_text(
-        json.dumps([[b.kind, b.text, b.level] for b in blocks], ensure_ascii=False), "utf-8", "surrogatepass"
+def _settings(
+    target: int, against: Sequence[tuple[str, str]], finance: bool, terms: Sequence[str], tokenizer: str | None
+) -> Settings:
+    names = (target, fingerprint(*against), finance, list(terms), _state(tokenizer))
+    return Settings(
+        target, Runs(against) if against else None, Relevance(terms) if finance else None, tokenizer, names
     )
-    return number, None, sorted({_digest(blocks[k].text) for k in _edges(blocks)})
 
 
-def _edges(blocks: Sequence[Block]) -> Iterator[int]:
-    """Places of the blocks that could be a running header or footer, from the outside in."""
-    bodies = [k for k, block in enumerate(blocks) if block.kind != "heading"]
-    for k in dict.fromkeys([*bodies[:_EDGE], *bodies[-_EDGE:]]):
-        if len(blocks[k].text) <= _EDGE_CHARACTERS:
-            yield k
+def _state(tokenizer: str | None) -> list[Any] | None:
+    """What tells one state of a tokenizer's files from another."""
+    if tokenizer is None:
+        return None
+    from ..checkpoint import resolve
+
+    files = [path for path in sorted(resolve(tokenizer).glob("*.*")) if path.suffix in (".json", ".txt", ".tiktoken")]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
 
 
-def trim_edges(blocks: list[Block], repeated: set[bytes]) -> tuple[list[Block], list[str]]:
-    """Blocks without the repeated ones that lie at the very beginning or end, and the texts taken away.
-
-    A run of repeated blocks that does not end within reach is no header or footer: the file is a copy or
-    another edition of others, and keeps it.
-    """
-    bodies = [k for k, block in enumerate(blocks) if block.kind != "heading"]
-    gone: set[int] = set()
-    for order in (bodies[:_EDGE], bodies[::-1][:_EDGE]):
-        run: list[int] = []
-        for k in order:
-            if len(blocks[k].text) > _EDGE_CHARACTERS or _digest(blocks[k].text) not in repeated:
-                gone.update(run)
-                break
-            run.append(k)
-    return [b for k, b in enumerate(blocks) if k not in gone], [blocks[k].text for k in sorted(gone)]
+@contextlib.contextmanager
+def _finished_files(folder: Path, *, keep: bool) -> Iterator[None]:
+    """The folder of finished files, for one process; unless kept, it goes when the block is done or hopeless, and
+    stays when the block is interrupted."""
+    with exclusive(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        except DataError:
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if not keep:
+            shutil.rmtree(folder)
 
 
 class _Builder:
-    """The three passes over the spool of parsed files, and what they count."""
+    """The passes over the shelf."""
 
     def __init__(
-        self,
-        files: list[Source],
-        skipped: Counter[str],
-        folder: Path,
-        holdout: float,
-        seed: int,
-        target: int,
+        self, files: list[Source], store: Store, settings: Settings, choice: Choice, holdout: float, seed: int,
+        strict: bool,
     ) -> None:
-        self.files, self.skipped, self.folder = files, skipped, folder
-        self.holdout, self.seed, self.target = holdout, seed, target
-        self.spool = folder / ".spool"
-        self.spool.mkdir()
-        self.failed: list[dict[str, str]] = []
+        self.files, self.settings, self.choice = files, settings, choice
+        self.holdout, self.seed, self.strict = holdout, seed, strict
+        self.store = store
+        self.statistics = Statistics(file.group for file in files)
         self.readable: list[int] = []
-        self.repeated: dict[str, set[bytes]] = {}
-        self.groups: dict[str, Counter[str]] = {file.group: Counter() for file in files}
-        self.totals: Counter[str] = Counter()
-        self.dropped: Counter[str] = Counter()
-        self.examples: dict[str, list[dict[str, str]]] = {}
-        self.footers: Counter[str] = Counter()
-        self.train: dict[bytes, str] = {}
-        self.first: dict[bytes, str] = {}
-        self.corpus_digest = hashlib.sha256()
+        """Numbers of the files that could be read."""
+        self.blocks: list[Place] = []
+        """Where the blocks of each of them lie."""
+        self.documents: list[Place] = []
+        """Where the documents of each of them lie."""
+        self.repeated: dict[str, frozenset[int]] = {}
+        """Group → hashes of the blocks that many of its files begin or end with."""
+        self._load = functools.lru_cache(maxsize=16)(functools.partial(load_cut, store))
 
     def read(self, jobs: int, progress: Progress) -> None:
-        """Parses every file into the spool and finds the blocks that many files begin or end with."""
-        tasks = ((k, file.path, self.spool) for k, file in enumerate(self.files))
-        counts: dict[str, Counter[bytes]] = {}
-        results = ordered(_parse, tasks, min(jobs, len(self.files)))
-        for number, reason, digests in progress(
-            results, total=len(self.files), description="reading", unit="file"
+        """Reads every file into the store and finds the blocks that many files begin or end with."""
+        edges: dict[str, array[int]] = {}
+        apart = jobs > 1 or any(file.path.suffix.lower() not in PLAIN for file in self.files)
+        results = ordered(
+            functools.partial(read, self.store), (file.path for file in self.files), min(jobs, len(self.files)),
+            apart=apart,
+        )
+        for number, result in enumerate(
+            progress(results, total=len(self.files), description="reading", unit="file")
         ):
             file = self.files[number]
-            self.groups[file.group]["files"] += 1
-            if reason is not None:
-                self.failed.append({"source": file.name, "reason": reason})
-                self.groups[file.group]["failed"] += 1
-                continue
-            self.readable.append(number)
-            counts.setdefault(file.group, Counter()).update(digests)
+            if isinstance(result, Lost):
+                result = Read(None, result.reason, file.path.stat().st_size)
+            self.statistics.read(file, result)
+            if result.place is not None:
+                self.readable.append(number)
+                self.blocks.append(result.place)
+                edges.setdefault(file.group, array("Q")).frombytes(result.edges)
+            elif self.strict:
+                raise NumLLMError(f"{file.path}: {result.reason}; leave out --strict to go on without it")
         if not self.readable:
-            first = self.failed[0]
+            first = self.statistics.failed[0]
             raise DataError(
-                f"none of {len(self.failed)} files could be read; the first, {first['source']}: {first['reason']}"
+                f"none of {len(self.files)} files could be read; the first, {first['source']}: {first['reason']}"
             )
-        for group, counted in counts.items():
-            files = self.groups[group]["files"] - self.groups[group]["failed"]
-            self.repeated[group] = {key for key, count in counted.items() if count >= max(3, 0.05 * files)}
+        for group, hashes in edges.items():
+            values, counts = np.unique(np.array(hashes, np.uint64), return_counts=True)
+            many = counts >= max(3, 0.05 * self.statistics.readable(group))
+            self.repeated[group] = frozenset(values[many].tolist())
 
     @property
     def by_document(self) -> bool:
         """Whether single documents are held out: a shelf of one readable file has no other way."""
         return len(self.readable) == 1
 
-    def cut(self, progress: Progress) -> None:
-        """Spooled blocks → spooled rows, filtered, without exact duplicates inside a split."""
-        with open(self.spool / "rows.jsonl", "w", encoding="utf-8") as file:
-            for number in progress(
-                self.readable, total=len(self.readable), description="cutting", unit="file"
-            ):
-                for row in self._rows(number):
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    def held_out(self, source: Source, ordinal: int) -> bool:
+        """Whether a document is held out: with its whole file, or by itself."""
+        name = f"{source.name}\0{ordinal}" if self.by_document else source.name
+        return held_out(self.seed, name, self.holdout)
 
-    def _rows(self, number: int) -> Iterator[dict[str, str]]:
-        source = self.files[number]
-        parsed = self.spool / f"{number}.json"
-        blocks = [Block(*block) for block in json.loads(parsed.read_text("utf-8", "surrogatepass"))]
-        parsed.unlink()
-        blocks, footers = trim_edges(blocks, self.repeated[source.group])
-        self.footers.update(footers)
-        key = hashlib.sha256(source.name.encode()).hexdigest()[:12]
-        whole_file = held_out(self.seed, source.name, self.holdout)
-        for ordinal, piece in enumerate(cut(blocks, Path(source.name).stem, self.target)):
-            text = encodable(piece.text)
-            row = {"id": f"{key}-{ordinal:04d}", "text": text, "source": source.name}
-            if reason := reason_to_drop(text):
-                self._drop(reason, row)
-                continue
-            held = (
-                held_out(self.seed, f"{source.name}\0{ordinal}", self.holdout)
-                if self.by_document
-                else whole_file
-            )
-            row |= {"title": encodable(piece.title), "split": "heldout" if held else "train"}
-            row["sha256"] = hashlib.sha256(text.encode("utf-8")).hexdigest()
-            digest = _digest(text)
-            kept = self.first if held else self.train
-            if digest in kept:
-                self._drop("duplicate", row, kept[digest])
-                continue
-            kept[digest] = row["id"]
-            yield row
-
-    def write(self) -> None:
-        """Spooled rows → corpus.jsonl, without held-out documents that stand in the training split as well."""
-        with (
-            open(self.spool / "rows.jsonl", encoding="utf-8") as rows,
-            open(self.folder / "corpus.jsonl", "w", encoding="utf-8", newline="\n") as file,
+    def cut(self, jobs: int, progress: Progress) -> None:
+        """Blocks in the store → documents in the store, judged each by itself."""
+        tasks = ((place, self.files[k]) for k, place in zip(self.readable, self.blocks, strict=True))
+        work = functools.partial(cut_file, self.store, self.settings, self.repeated)
+        results = ordered(work, tasks, min(jobs, len(self.readable)), apart=jobs > 1)
+        for number, place in zip(
+            self.readable, progress(results, total=len(self.readable), description="cutting", unit="file"), strict=True
         ):
-            for line in rows:
-                row = json.loads(line)
-                if row["split"] == "heldout" and (kept := self.train.get(_digest(row["text"]))):
-                    self._drop("held-out duplicate of train", row, kept)
-                    continue
-                file.write(line)
-                self.corpus_digest.update(line.encode("utf-8"))
-                self._count(row)
-        if not self.totals["documents"]:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
+            if isinstance(place, Lost):
+                raise NumLLMError(f"{self.files[number].name}: {place.reason} while its documents were cut")
+            self.documents.append(place)
+            self._compare(len(self.documents) - 1, self._load(place))
+
+    def _source(self, number: int) -> Source:
+        """The source of the documents with this number."""
+        return self.files[self.readable[number]]
+
+    def _compare(self, number: int, found: Cut) -> None:
+        rest = iter(zip(found.sketches, found.runs, strict=True))
+        for place, document in enumerate(found.documents):
+            if document.reason is None:
+                held = self.held_out(self._source(number), document.ordinal)
+                self.choice.add(number, place, held, document.digest, *next(rest))
+
+    def choose(self, progress: Progress) -> None:
+        """Finds the documents that repeat others, and the held-out ones that stand in training documents."""
+        self.choice.decide(self._grams, progress)
+
+    def _grams(self, number: int, place: int) -> Hashes:
+        return gram_set(self._load(self.documents[number]).documents[place].row["text"])
+
+    def write(self, folder: Path, progress: Progress) -> dict[str, Any]:
+        """Documents in the store → corpus.jsonl and dropped.jsonl; the statistics."""
+        digest = hashlib.sha256()
+        with (
+            open(folder / "corpus.jsonl", "wb") as corpus,
+            open(folder / "dropped.jsonl", "w", encoding="utf-8", newline="\n") as dropped,
+        ):
+            numbers = range(len(self.documents))
+            for number in progress(numbers, total=len(numbers), description="writing", unit="file"):
+                for line in self._lines(number, dropped):
+                    digest.update(line)
+                    corpus.write(line)
+        if not self.statistics.totals["documents"]:
+            reasons = ", ".join(f"{part['count']} {reason}" for reason, part in self.statistics.dropped().items())
             raise DataError(f"no document is left after cleaning ({reasons or 'the files hold no text'})")
+        self.store.keep_only({*self.documents, *self.blocks})
+        stats = self.statistics.result(by_document=self.by_document, tokens=self.settings.tokenizer is not None)
+        return stats | {"corpus_sha256": digest.hexdigest()}
 
-    def _count(self, row: dict[str, str]) -> None:
-        for counter in (self.totals, self.groups.setdefault(group_of(row["source"]), Counter())):
-            counter["documents"] += 1
-            counter["characters"] += len(row["text"])
-            counter["chinese_characters"] += han_count(row["text"])
-            counter[row["split"]] += 1
-            counter[f"{row['split']}_characters"] += len(row["text"])
+    def _lines(self, number: int, dropped: IO[str]) -> Iterator[bytes]:
+        """The lines of a file's documents that stay; the others go to `dropped`."""
+        source = self._source(number)
+        found = load_cut(self.store, self.documents[number])
+        self.statistics.footers.update(found.footers)
+        for place, document in enumerate(found.documents):
+            for passage in document.asked:
+                self._drop(source, document, ASKED, passage, dropped)
+            reason, details = document.reason, {}
+            if reason is None and (verdict := self.choice.verdict(number, place)) is not None:
+                reason, (kept_file, kept_place) = verdict
+                details["kept"] = document_id(self._source(kept_file).name, kept_place)
+            if reason is None:
+                split = "heldout" if self.held_out(source, document.ordinal) else "train"
+                line = document.line(split)
+                self.statistics.keep(source, document, split, line)
+                yield line
+                continue
+            self._drop(source, document, reason, details, dropped)
 
-    def _drop(self, reason: str, row: dict[str, str], kept: str = "") -> None:
-        self.dropped[reason] += 1
-        examples = self.examples.setdefault(reason, [])
-        if len(examples) < _EXAMPLES:
-            examples.append(
-                {"id": row["id"], "source": row["source"], "text": row["text"][:200]}
-                | ({"kept": kept} if kept else {})
-            )
-
-    def stats(self) -> dict[str, Any]:
-        """What stats.json holds; nothing in it depends on time, machine or the number of jobs."""
-        keys = ("documents", "characters", "chinese_characters")
-        splits = {
-            s: {"documents": self.totals[s], "characters": self.totals[f"{s}_characters"]} for s in SPLITS
-        }
-        return {
-            "files": len(self.files),
-            "files_read": len(self.readable),
-            "failed": self.failed,
-            "skipped": dict(sorted(self.skipped.items())),
-            **{key: self.totals[key] for key in keys},
-            "splits": splits,
-            "split_by": "document" if self.by_document else "file",
-            "dropped": {
-                reason: {"count": self.dropped[reason], "examples": self.examples[reason]}
-                for reason in sorted(self.dropped)
-            },
-            "repeated_edges": {
-                "count": sum(self.footers.values()),
-                "examples": [
-                    {"text": text, "files": count}
-                    for text, count in sorted(self.footers.items(), key=lambda item: (-item[1], item[0]))[:20]
-                ],
-            },
-            "sources": {
-                group: {
-                    key: counts[key]
-                    for key in (
-                        "files",
-                        "failed",
-                        *keys,
-                        "train",
-                        "heldout",
-                        "train_characters",
-                        "heldout_characters",
-                    )
-                }
-                for group, counts in sorted(self.groups.items())
-            },
-            "settings": {"holdout": self.holdout, "seed": self.seed, "target_chars": self.target},
-            "corpus_sha256": self.corpus_digest.hexdigest(),
-        }
+    def _drop(
+        self, source: Source, document: Document, reason: str, details: dict[str, str], dropped: IO[str]
+    ) -> None:
+        """Lists a document, or a passage of one when `details` holds its text."""
+        row = document.row
+        text = details.get("text", row["text"])
+        entry = {"id": row["id"], "source": row["source"], "reason": reason, "title": row["title"], **details}
+        entry["text"] = text[:_BEGINNING]
+        dropped.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.statistics.drop(source, entry, len(text))

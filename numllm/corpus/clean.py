@@ -1,4 +1,4 @@
-"""Characters: decoding bytes, normal forms of Chinese text, and the filters that judge a document."""
+"""Characters: decoding bytes and normal forms of Chinese text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cache
 
 from ..errors import DataError
+from .scan import matches
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 """Inside a character class: Chinese characters, simplified and traditional."""
@@ -20,7 +21,6 @@ CJK_MARKS = (
 """Inside a character class: punctuation of Chinese text."""
 
 _HAN = re.compile(f"[{HAN}]+")
-_LATIN = re.compile("[A-Za-z]+")
 
 MATH = re.compile(
     r"\$\$.{1,5000}?\$\$"
@@ -33,6 +33,9 @@ MATH = re.compile(
 
 Every repeat is bounded here and in the other patterns of this package, so that no text takes more than linear time.
 """
+
+MATH_START = re.compile(r"[$\\]")
+"""Where a match of MATH begins."""
 
 
 def han_count(text: str) -> int:
@@ -182,23 +185,36 @@ def _table() -> dict[int, str | None]:
 
 
 _CHARACTERS = _table()
+_CHANGED = re.compile("[" + re.escape("".join(chr(c) for c, by in _CHARACTERS.items() if by != chr(c))) + "]")
+_UNUSUAL = re.compile(
+    r"[^\n -~\u3001-\u3003\u3008-\u3011\u4e00-\u9fff\uff08\uff09\uff0c\uff1a\uff1b\uff01\uff1f\u201c\u201d]"
+)
+"""Looked for first: most texts hold nothing but these characters, which stand as they are."""
+
+
+def _change(found: re.Match[str]) -> str:
+    return _CHARACTERS[ord(found[0])] or ""
 
 _UNITS = "%‰年月日号时分秒元角万亿千百个条章节款项目期天周倍股份户吨次名人位家种台件套批类级岁折成档页笔米克"
-_WIDE_POINT = re.compile(r"(?<=\d)．(?=\d)")
+_WIDE_DIGIT = re.compile("[０-９]")
+_WIDE_POINT = re.compile(r"．(?<=\d．)(?=\d)")
 _WIDE_COMMAS = re.compile(r"(?<![０-９，])[０-９]{1,3}(?:，[０-９]{3})+(?![０-９，])")
-_SPACING: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(" {2,}"), " "),
-    (re.compile(r" ?\n ?"), "\n"),
+# Patterns begin with the space itself and look back over it: `re` finds a literal many times as fast as a place.
+_SPACING = re.compile("|".join((
     # No space beside Chinese punctuation. Quotes and dashes belong to both scripts and keep theirs.
-    (re.compile(f"(?<=[{HAN}\\dA-Za-z%]) (?=[，。、；：？！）》」』】〕])"), ""),
-    (re.compile(f"(?<=[，。、；：？！（《「『【〔）》」』】〕]) (?=[{HAN}\\dA-Za-z（《「『【〔])"), ""),
+    f" (?=[，。、；：？！）》」』】〕])(?<=[{HAN}\\dA-Za-z%] )",
+    f" (?<=[，。、；：？！（《「『【〔）》」』】〕] )(?=[{HAN}\\dA-Za-z（《「『【〔])",
     # A number and its unit, and the Chinese text beside them, are written without spaces.
-    (re.compile(f"(?<=\\d) (?=[{_UNITS}])"), ""),
-    (re.compile(f"(?<=\\d[%‰]) (?=[{HAN}])"), ""),
-    (re.compile(f"(?<=[{HAN}]) (?=\\d[\\d,.]*[{_UNITS}])"), ""),
-)
+    f" (?=[{_UNITS}])(?<=\\d )",
+    f" (?=[{HAN}])(?:(?<=\\d[%‰] )|(?<=\\d [%‰] ))",
+    f" (?=\\d[\\d,.]*(?:[{_UNITS}]|(?<=\\d) [{_UNITS}]))(?<=[{HAN}] )",
+)))
+_SPACES = re.compile(" {2,}")
+_LINE_SPACE = re.compile(" ?\n ?")
+_SPACED_HAN = re.compile(f" [{HAN}] ")
+"""What every match of `_SPACED_OUT` holds."""
 _SPACED_OUT = re.compile(f"(?<![{HAN}])[{HAN}](?: [{HAN}]){{2,}}(?![{HAN}])")
-_INNER_SPACE = re.compile(f"(?<=[{HAN}]) (?=[{HAN}])")
+_INNER_SPACE = re.compile(f" (?=[{HAN}])(?<=[{HAN}] )")
 _PROSE = re.compile("[，。；]")
 _LABEL_WIDTH = 25
 """A space between Chinese words this near to the beginning of a line sets off a label (第三条 …) and stays."""
@@ -211,15 +227,25 @@ def _close_up(line: str) -> str:
     return line[:_LABEL_WIDTH] + _INNER_SPACE.sub("", line[_LABEL_WIDTH - 1 :])[1:]
 
 
+def _usual(text: str) -> str:
+    text = unicodedata.normalize("NFC", text)
+    if _WIDE_DIGIT.search(text):
+        text = _WIDE_COMMAS.sub(lambda found: found[0].replace("，", ","), text)
+    return _WIDE_POINT.sub(".", _CHANGED.sub(_change, text))
+
+
 def _prose(text: str) -> str:
-    text = _WIDE_COMMAS.sub(lambda found: found[0].replace("，", ","), unicodedata.normalize("NFC", text))
-    text = _WIDE_POINT.sub(".", text.translate(_CHARACTERS))
+    if _UNUSUAL.search(text):
+        text = _usual(text)
     if " " not in text:
         return text
-    for pattern, by in _SPACING:
-        text = pattern.sub(by, text)
+    text = _SPACES.sub(" ", text)
+    if " \n" in text or "\n " in text:
+        text = _LINE_SPACE.sub("\n", text)
+    text = _SPACING.sub("", text)
     # 会 计 科 目: set wide by hand. Two or more words side by side keep their space.
-    text = _SPACED_OUT.sub(lambda found: found[0].replace(" ", ""), text)
+    if _SPACED_HAN.search(text):
+        text = _SPACED_OUT.sub(lambda found: found[0].replace(" ", ""), text)
     return "\n".join(map(_close_up, text.split("\n")))
 
 
@@ -228,7 +254,7 @@ def outside_math(text: str, change: Callable[[str], str]) -> str:
     if "$" not in text and "\\" not in text:
         return change(text)
     parts, last = [], 0
-    for found in MATH.finditer(text):
+    for found in matches(MATH, MATH_START, text):
         parts += [change(text[last : found.start()]), found[0]]
         last = found.end()
     return "".join([*parts, change(text[last:])])
@@ -244,36 +270,3 @@ def normalise(text: str) -> str:
     Latin text at most one space stays, where the author put it.
     """
     return outside_math(text.replace("\r\n", "\n").replace("\r", "\n"), _prose).strip()
-
-
-# ── filters ──────────────────────────────────────────────────────────────────────────────────────────
-
-MIN_CHARACTERS = 40
-"""Fewer characters than this, headings and spaces not counted, make no document."""
-MIN_HAN = 20
-"""Fewer Chinese characters than this make no document."""
-MIN_HAN_SHARE = 0.3
-"""Least share of Chinese characters among Chinese and Latin letters, LaTeX not counted."""
-MAX_GARBLED_SHARE = 0.005
-"""Largest share of characters that no text holds: replacement and private-use ones, mojibake."""
-
-_BROKEN = re.compile(
-    "[\ufffd\ue000-\uf8ff\U000f0000-\U0010ffff]|锟斤拷|烫烫烫|屯屯屯"
-    "|[ÃÂâäåæçèé][\u0080-\u00bf‚-›€™œž]{1,2}"  # UTF-8 read as Latin-1 or Windows-1252
-)
-_HEADING_LINE = re.compile(r"^#{1,6} .*$", re.MULTILINE)
-
-
-def reason_to_drop(text: str) -> str | None:
-    """Why a document is unfit for training: "garbled", "too short", "too little Chinese"; None when it is fit."""
-    body = "".join(_HEADING_LINE.sub("", text).split())
-    broken = sum(len(found) for found in _BROKEN.findall(body))
-    if broken > MAX_GARBLED_SHARE * len(body) and broken > 1:
-        return "garbled"
-    if len(body) < MIN_CHARACTERS:
-        return "too short"
-    prose = MATH.sub("", body)
-    han, latin = han_count(prose), len(prose) - len(_LATIN.sub("", prose))
-    if han < MIN_HAN or han < MIN_HAN_SHARE * (han + latin):
-        return "too little Chinese"
-    return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .blocks import Block
 
@@ -12,34 +13,55 @@ _REPEATED_HEADER = 200
 """Longest table header, in characters, that is said again where a table is cut."""
 
 
+Heading = tuple[int, str]
+"""(level, text); level 0 is the name of a file."""
+
+
 @dataclass(frozen=True)
 class Section:
     """A heading (or several, when the upper ones have no text of their own) and the blocks below it."""
 
-    path: tuple[str, ...]
+    path: tuple[Heading, ...]
     level: int
     blocks: tuple[Block, ...]
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Characters of the blocks as one text."""
+        return length(self.blocks)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A document: its title (`chapter > section`) and its text."""
+    """A document: its title (`chapter > section`, the headings that all of it is under) and its text."""
 
     title: str
     text: str
+    chapter: str
+    """The heading of the file's chapters that it is under; "" above them, or where the file has none."""
+    section: str
+    """The lowest heading below the chapter that all of it is under, or ""."""
+    page: str
+    """Where its first block begins in the file; "" in files without pages."""
 
 
 def length(blocks: tuple[Block, ...] | list[Block]) -> int:
     """Characters of the blocks as one text."""
-    return sum(len(block.render()) + 2 for block in blocks) - 2 if blocks else 0
+    return sum(map(_size, blocks)) - 2 if blocks else 0
+
+
+def _size(block: Block) -> int:
+    """Characters of a block and the empty line behind it."""
+    return len(block.text) + 2 + (block.level + 1 if block.kind == "heading" else 0)
 
 
 def sections(blocks: list[Block], name: str) -> list[Section]:
     """The sections of a file; `name` is the path of text above the first heading."""
     found: list[Section] = []
-    stack: list[tuple[int, str]] = []
+    stack: list[Heading] = []
     current: list[Block] = []
-    level, path = 0, (name,)
+    level = 0
+    path: tuple[Heading, ...] = ((0, name),)
     for block in blocks:
         if block.kind != "heading":
             current.append(block)
@@ -54,7 +76,7 @@ def sections(blocks: list[Block], name: str) -> list[Section]:
         stack.append((block.level, block.text))
         if not current:
             level = block.level
-        path = tuple(text for _, text in stack)
+        path = tuple(stack)
         current.append(block)
     if current:
         found.append(Section(path, level, tuple(current)))
@@ -81,7 +103,7 @@ def split_block(block: Block, limit: int) -> list[Block]:
         else:
             current = current + joint + part if current else part
     found.append(current)
-    return [Block(block.kind, text.strip("\n")) for text in found if text.strip()]
+    return [replace(block, text=text.strip("\n")) for text in found if text.strip()]
 
 
 def _hard_cut(text: str, limit: int) -> list[str]:
@@ -97,22 +119,25 @@ def _hard_cut(text: str, limit: int) -> list[str]:
 
 def _split_section(section: Section, target: int) -> list[Section]:
     """A section longer than `target` as several of about equal length."""
-    if length(section.blocks) <= target:
+    if section.size <= target:
         return [section]
     blocks = [part for block in section.blocks for part in split_block(block, target)]
-    goal = length(blocks) / -(-length(blocks) // target)
+    whole = length(blocks)
+    goal = whole / -(-whole // target)
     found: list[list[Block]] = [[]]
+    here = -2
     for block in blocks:
-        here = length(found[-1])
-        size = len(block.render()) + 2
+        size = _size(block)
         full = here + size > target or here + size / 2 > goal
-        if here and full and found[-1][-1].kind != "heading":
+        if found[-1] and full and found[-1][-1].kind != "heading":
             found.append([])
+            here = -2
         found[-1].append(block)
+        here += size
     return [Section(section.path, section.level if k == 0 else 99, tuple(b)) for k, b in enumerate(found)]
 
 
-def _common(paths: list[tuple[str, ...]]) -> tuple[str, ...]:
+def _common(paths: list[tuple[Heading, ...]]) -> tuple[Heading, ...]:
     shared = paths[0]
     for path in paths[1:]:
         k = 0
@@ -136,31 +161,40 @@ def cut(blocks: list[Block], name: str, target: int) -> list[Piece]:
     groups: list[list[Section]] = []
     size = 0
     for part in parts:
-        new = length(part.blocks)
+        new = part.size
         if not groups or size + 2 + new > target or (part.level <= chapter and size >= target // 4):
             groups.append([])
             size = -2
         groups[-1].append(part)
         size += 2 + new
-    return [_piece(group) for group in _joined(groups, target)]
+    return [_piece(group, chapter) for group in _joined(groups, target)]
 
 
 def _joined(groups: list[list[Section]], target: int) -> list[list[Section]]:
     """Groups shorter than a quarter of `target` joined to the one before, else the one after, where they fit."""
 
-    def size(group: list[Section]) -> int:
-        return sum(length(part.blocks) + 2 for part in group) - 2
-
     kept: list[list[Section]] = []
+    before = 0
     for group in groups:
-        short = size(group) < target // 4 or (kept and size(kept[-1]) < target // 4)
-        if kept and short and size(kept[-1]) + 2 + size(group) <= target:
+        size = sum(part.size + 2 for part in group) - 2
+        short = size < target // 4 or (kept and before < target // 4)
+        if kept and short and before + 2 + size <= target:
             kept[-1] = kept[-1] + group
+            before += 2 + size
         else:
             kept.append(group)
+            before = size
     return kept
 
 
-def _piece(group: list[Section]) -> Piece:
-    title = " > ".join(_common([part.path for part in group]))
-    return Piece(title, "\n\n".join(block.render() for part in group for block in part.blocks))
+def _piece(group: list[Section], chapter: int) -> Piece:
+    path = _common([part.path for part in group])
+    above = [level for level, _ in path].index(chapter) + 1 if chapter and chapter in dict(path) else 0
+    below = path[above:] if above else ()
+    return Piece(
+        " > ".join(text for _, text in path),
+        "\n\n".join(block.render() for part in group for block in part.blocks),
+        path[above - 1][1] if above else "",
+        below[-1][1] if below else "",
+        next((block.page for part in group for block in part.blocks if block.page), ""),
+    )

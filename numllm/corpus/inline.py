@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from .clean import CJK_MARKS, HAN, MATH, normalise
 from .markup import strip_tags, unescape
+from .scan import replace
 
 _STASHED = re.compile(
     r"\{(?P<role>[a-zA-Z][\w:.-]*)\}(?P<mark>`+)(?P<argument>(?:(?!(?P=mark)).){1,2000})(?P=mark)"
@@ -16,30 +17,37 @@ _STASHED = re.compile(
     r"|\\(?P<escaped>[!-/:-@\[-`{-~])",
     re.DOTALL,
 )
+_ACTIVE = re.compile("[][\\\\`$*_~=<>&{}!\0\1]")
+"""Characters of which text without any markup holds none."""
+_STASHED_START = re.compile(r"[{`$\\]")
 _TARGET = (
     r"\(\s*(?:<[^<>\n]*>|[^()\s]*(?:\([^()\s]*\)[^()\s]*)*)"
     r"(?:\s+(?:\"[^\"\n]*\"|'[^'\n]*'|\([^()\n]*\)|=[\dx]+))?\s*\)"
 )
 _LABEL = r"\[((?:[^\[\]]|\[[^\[\]]*\])*)\]"
 _IMAGE = re.compile(rf"!{_LABEL}(?:{_TARGET}|\[[^\[\]]*\])")
-_LINK = re.compile(rf"(?<!!){_LABEL}{_TARGET}")
+_LINK = re.compile(rf"\[(?<!!\[){_LABEL[2:]}{_TARGET}")
 _REFERENCE_LINK = re.compile(r"\[([^\[\]]+)\]\[[^\[\]]*\]")
 _NOTE = re.compile(r"\[\^[^\[\]\s]{1,40}\]")
 _AUTOLINK = re.compile(r"<(?:https?://|mailto:)[^<>\s]*>")
 _ATTRIBUTES = re.compile(r"\{:?\s*(?:[.#][\w-]+\s*)+\}|\{%.*?%\}")
 _STRUCK = re.compile(r"~~(?=\S).{1,5000}?~~", re.DOTALL)
-_EMPHASIS = (
-    re.compile(r"( ?)(?<![0-9A-Za-z)\]*])(\*\*\*)(?=[^\s*])([^*]{1,4000}?)\*\*\*( ?)"),
-    re.compile(r"( ?)(?<![0-9A-Za-z)\]*])(\*\*)(?=[^\s*])((?:[^*]|\*(?!\*)){1,4000}?)\*\*( ?)"),
-    re.compile(r"( ?)(?<![\w_])(__)(?=[^\s_])([^_]{1,4000}?)__(?!\w)( ?)"),
-    re.compile(r"( ?)(?<![0-9A-Za-z)\]*])(\*)(?=[^\s*\d])([^*\n]{1,2000}?)(?<=[^\s*])\*(?![0-9*])( ?)"),
-    re.compile(r"( ?)(?<![0-9A-Za-z)\]*])(\*)(\d[^*\s]{0,40})\*(?![0-9A-Za-z(*])( ?)"),
-    re.compile(r"( ?)(?<![\w_])(_)(?=[^\s_])([^_\n]{1,2000}?)(?<=[^\s_])_(?!\w)( ?)"),
-    re.compile(r"( ?)(==)(?=[^\s=])([^=\n]{1,2000}?)(?<=[^\s=])==( ?)"),
-)
+_EMPHASIS = tuple((re.compile(pattern), re.compile(re.escape(mark)), mark) for mark, pattern in (
+    ("***", r"( ?)(?<![0-9A-Za-z)\]*])(\*\*\*)(?=[^\s*])([^*]{1,4000}?)\*\*\*( ?)"),
+    ("**", r"( ?)(?<![0-9A-Za-z)\]*])(\*\*)(?=[^\s*])((?:[^*]|\*(?!\*)){1,4000}?)\*\*( ?)"),
+    ("__", r"( ?)(?<![\w_])(__)(?=[^\s_])([^_]{1,4000}?)__(?!\w)( ?)"),
+    ("*", r"( ?)(?<![0-9A-Za-z)\]*])(\*)(?=[^\s*\d])([^*\n]{1,2000}?)(?<=[^\s*])\*(?![0-9*])( ?)"),
+    ("*", r"( ?)(?<![0-9A-Za-z)\]*])(\*)(\d[^*\s]{0,40})\*(?![0-9A-Za-z(*])( ?)"),
+    ("_", r"( ?)(?<![\w_])(_)(?=[^\s_])([^_\n]{1,2000}?)(?<=[^\s_])_(?!\w)( ?)"),
+    ("==", r"( ?)(==)(?=[^\s=])([^=\n]{1,2000}?)(?<=[^\s=])==( ?)"),
+))
+"""Pattern, where its mark stands, the mark."""
 _STRAY_STARS = re.compile(r"\*{3,}|(?<![0-9A-Za-z)\]\s*])\*\*(?!\*)|(?<!\*)\*\*(?![0-9A-Za-z(\[\s*])")
 _STYLE_RULES = re.compile(r"[.#\w][\w .#,>:-]{0,80}\{(?:\s*[\w-]{2,30}\s*:[^{};]{1,120};?){1,40}\s*\}")
+_STYLE_START = re.compile(r"\{\s*[\w-]{2,30}\s*:")
+"""What every match of `_STYLE_RULES` holds."""
 _KEPT = re.compile("( ?)\0(\\d+)\1( ?)")
+_KEPT_START = re.compile("\0")
 _CALLOUT = re.compile(r"\[![A-Z]{3,}\]\s*")
 _CITED = re.compile(r"([A-Za-z][A-Za-z_-]*?)[_-]?(\d{4})(?!\d)[\w-]*\Z")
 _CHINESE = re.compile(f"[{HAN}{CJK_MARKS}]")
@@ -83,11 +91,15 @@ def _restore(found: re.Match[str], stash: list[str]) -> str:
 def _close(found: re.Match[str], left: str, inner: str, right: str) -> str:
     """`inner` with the space on either side of it, which goes where both of its sides are Chinese."""
     before, after = found.string[: found.start()][-1:], found.string[found.end() :][:1]
-    if _CHINESE.match(before) and _CHINESE.match(inner[:1]):
+    if left and _is_chinese(before) and _is_chinese(inner[:1]):
         left = ""
-    if _CHINESE.match(after) and _CHINESE.match(inner[-1:]):
+    if right and _is_chinese(after) and _is_chinese(inner[-1:]):
         right = ""
     return f"{left}{inner}{right}"
+
+
+def _is_chinese(c: str) -> bool:
+    return "\u4e00" <= c <= "\u9fff" or _CHINESE.match(c) is not None
 
 
 def _unmark(found: re.Match[str]) -> str:
@@ -100,6 +112,8 @@ def inline(text: str, labels: Mapping[str, str] = MappingProxyType({})) -> str:
     Images, struck-out text and note marks go; a link leaves its words, code its content. `labels` says what
     a MyST label is called in print (`eq-a` → "(3)").
     """
+    if not _ACTIVE.search(text):
+        return normalise(text)
     stash: list[str] = []
 
     def keep(found: re.Match[str]) -> str:
@@ -113,8 +127,8 @@ def inline(text: str, labels: Mapping[str, str] = MappingProxyType({})) -> str:
         stash.append(kept)
         return f"\0{len(stash) - 1}\1"
 
-    text = _STASHED.sub(keep, text.replace("\0", "").replace("\1", ""))
-    if "{" in text and ":" in text:
+    text = replace(_STASHED, _STASHED_START, keep, text.replace("\0", "").replace("\1", ""))
+    if "{" in text and ":" in text and _STYLE_START.search(text):
         text = _STYLE_RULES.sub("", text)
     if "[" in text:
         text = _CALLOUT.sub("", text)
@@ -122,10 +136,15 @@ def inline(text: str, labels: Mapping[str, str] = MappingProxyType({})) -> str:
         text = _REFERENCE_LINK.sub(r"\1", _LINK.sub(r"\1", text))
     text = _ATTRIBUTES.sub("", text) if "{" in text else text
     text = _STRUCK.sub("", text) if "~~" in text else text
-    if "*" in text or "_" in text or "==" in text:
-        for pattern in _EMPHASIS:
-            text = pattern.sub(_unmark, text)
+    for pattern, start, mark in _EMPHASIS:
+        if mark in text:
+            text = replace(pattern, start, _unmark, text, lead=" ")
+    if "**" in text:
         text = _STRAY_STARS.sub("", text)
-    text = unescape(strip_tags(_AUTOLINK.sub("", text)))
-    text = _KEPT.sub(lambda found: _restore(found, stash), text)
+    if "<" in text:
+        text = strip_tags(_AUTOLINK.sub("", text))
+    if "&" in text:
+        text = unescape(text)
+    if stash:
+        text = replace(_KEPT, _KEPT_START, lambda found: _restore(found, stash), text, lead=" ")
     return normalise(text)

@@ -119,6 +119,8 @@ def labels(lines: list[str]) -> dict[str, str]:
     Formulas, theorems and exercises are counted in order, each kind by itself, as the built book does.
     """
     found: dict[str, str] = {}
+    if not any(":label:" in line or ")=" in line or ("$$" in line and _EQUATION_LABEL.search(line)) for line in lines):
+        return found
     counts: dict[str, int] = {}
     kind, target = "", ""
     for line in lines:
@@ -126,15 +128,15 @@ def labels(lines: list[str]) -> dict[str, str]:
             if line.startswith("#"):
                 found[target] = f"“{line.strip('# ')}”"
             target = ""
-        if (fence := FENCE.match(line)) and (directive := DIRECTIVE.match(fence[2].strip())):
+        if "{" in line and (fence := FENCE.match(line)) and (directive := DIRECTIVE.match(fence[2].strip())):
             kind = directive_kind(directive[1])
-        elif label := _LABEL.match(line):
+        elif ":label:" in line and (label := _LABEL.match(line)):
             number = counts[kind] = counts.get(kind, 0) + 1
             found[label[1]] = f"({number})" if kind == "math" else f"{NAMED.get(kind, '')}{number}"
-        elif label := _EQUATION_LABEL.search(line):
+        elif "$$" in line and (label := _EQUATION_LABEL.search(line)):
             number = counts["math"] = counts.get("math", 0) + 1
             found[label[1]] = f"({number})"
-        elif section := TARGET.match(line):
+        elif ")=" in line and (section := TARGET.match(line)):
             target = section[1]
     return found
 
@@ -220,6 +222,8 @@ def join_lines(lines: list[str]) -> str:
     or wrote a short line; text wrapped at a column is joined, without a space between Chinese characters.
     """
     joined = ""
+    if len(lines) == 1 and not (text := lines[0].strip()).endswith("\\"):
+        return text
     for line in lines:
         text = line.strip()
         hard = line.rstrip("\n").endswith("  ") or text.endswith("\\")

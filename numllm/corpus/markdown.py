@@ -31,6 +31,8 @@ _HTML_HEADING = re.compile(r"^\s*<h([1-6])\b[^<>]*>(.*)</h\1\s*>\s*$", re.IGNORE
 _RULE = re.compile(r"^\s{0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$")
 _SETEXT = re.compile(r"^ {0,3}(=+|-+)[ \t]*$")
 _ITEM = re.compile(r"^([ \t]*)([-*+•]|\d{1,3}[.)])[ \t]+(?=\S)(.*)$")
+_MARK_ALONE = re.compile(r"(?:(?:-|\d+[.)])\s*)?")
+_BOX = re.compile(r"\[[ xX]\]\s+")
 _DELIMITER = frozenset("|:- \t")
 _LONG_LINE = 5000
 """Longer lines are prose: formulas in them are found by `inline`, none is taken out as a block."""
@@ -99,7 +101,7 @@ class _Reader:
             places = depths([indent for indent, _ in self.items])
             for depth, item in zip(places, counted([item for _, item in self.items], places), strict=True):
                 text = self.inline(item)
-                if re.sub(r"^(?:-|\d+[.)])\s*", "", text):
+                if not _MARK_ALONE.fullmatch(text):
                     lines += ["  " * depth + line for line in text.split("\n")]
             self.items = []
             self.add("list", "\n".join(lines))
@@ -108,10 +110,10 @@ class _Reader:
         return inline(text, self.names)
 
     def add(self, kind: str, text: str, level: int = 0) -> None:
-        lines = [line for line in text.split("\n") if line.strip()]
         if "//" in text or "***" in text or "×××" in text or "___" in text:
-            lines = [line for line in lines if not _EMPTY_LINE.match(line)]
-        text = "\n".join(lines)
+            text = "\n".join(line for line in text.split("\n") if not _EMPTY_LINE.match(line))
+        if "\n" in text:
+            text = "\n".join(line for line in text.split("\n") if line.strip())
         if text.strip():
             self.blocks.append(Block(kind, text, level))  # type: ignore[arg-type]
 
@@ -129,28 +131,30 @@ class _Reader:
 
     def step(self) -> None:
         line = self.lines[self.at]
-        if not line.strip():
+        start = line.lstrip()
+        if not start:
             self.at += 1
             self.blank()
             return
-        if (found := FENCE.match(line)) and is_code_fence(found):
+        if start[0] in "`~:>" and (found := FENCE.match(line)) and is_code_fence(found):
             self.fence(found[1], found[2].strip())
             return
-        if _QUOTE.match(line):
+        if start[0] == ">":
             line = _QUOTE.sub("", line)
             self.lines[self.at] = line
-            if not line.strip():
+            start = line.lstrip()
+            if not start:
                 return
-        head = line.lstrip()[:2] if len(line) <= _LONG_LINE else ""
+        head = start[:2] if len(line) <= _LONG_LINE else ""
         if "$$" in line and head not in ("", "$$") and line.count("$$") % 2 and self.opens_formula(line):
             return
-        if "<table" in line.lower() and not line.lstrip().startswith("|"):
+        if "<" in line and start[0] != "|" and "<table" in line.lower():
             self.html_table()
         elif head in ("$$", "\\[") or (head == "\\b" and _BEGIN.match(line)):
             self.math()
-        elif self.is_table():
+        elif "|" in line and self.is_table():
             self.table()
-        elif self.is_contents(line) and self.contents():
+        elif "](" in line and self.is_contents(line) and self.contents():
             pass
         else:
             self.at += 1
@@ -216,7 +220,8 @@ class _Reader:
         if self.paragraph:
             self.flush()
         mark = "-" if found[2] in "-*+•" else found[2]
-        content = re.sub(r"^\[[ xX]\]\s+", "", found[3])
+        box = _BOX.match(found[3])
+        content = found[3][box.end() :] if box else found[3]
         self.items.append((len(found[1].expandtabs(4)), f"{mark} {content}"))
 
     # ── fences ──
@@ -330,7 +335,7 @@ class _Reader:
 
     def is_table(self) -> bool:
         line = self.lines[self.at]
-        if "|" not in line or self.at + 1 >= len(self.lines):
+        if self.at + 1 >= len(self.lines):
             return False
         following = self.lines[self.at + 1]
         if "-" not in following or not ("|" in following or line.strip().startswith("|")):
@@ -363,7 +368,7 @@ class _Reader:
             self.add("table" if is_table else "text", text)
 
     def is_contents(self, line: str) -> bool:
-        return "](" in line and len(line) <= 600 and bool(_TOC_ITEM.match(line))
+        return len(line) <= 600 and bool(_TOC_ITEM.match(line))
 
     def contents(self) -> bool:
         """Skips a run of two or more lines that are nothing but links into this book; False when there is none."""

@@ -82,8 +82,8 @@ READERS: dict[str, Callable[[Path], Reading]] = (
     | {".pdf": read_pdf, ".epub": read_epub, ".docx": read_docx}
 )
 """Suffix → reader of a file."""
-_OWN = (_read_markdown, _read_plain)
-"""Readers that rest on no library: what they raise is a mistake of ours, not the file's."""
+PLAIN = frozenset(suffix for suffix, reader in READERS.items() if reader in (_read_markdown, _read_plain))
+"""Suffixes whose readers rest on no library: what they raise is a mistake of ours, not the file's."""
 
 
 def read(path: Path) -> Reading:
@@ -101,7 +101,7 @@ def read(path: Path) -> Reading:
     except MemoryError as error:
         raise DataError("needs more memory than the process that reads it may take") from error
     except Exception as error:  # whatever a library raises on a damaged file
-        if reader in _OWN:
+        if path.suffix.lower() in PLAIN:
             raise
         raise DataError(f"damaged: cannot be read ({brief(error)})") from error
     return Reading(_compact(_without_contents(_without_echo(_promote(found.blocks)))), found.notes)
@@ -156,10 +156,10 @@ def _without_contents(blocks: list[Block]) -> list[Block]:
         if _CONTENTS.match(block.text):
             listing = True
             continue
-        again = last.get(_key(block.text), k)
-        bare = k + 1 == len(blocks) or blocks[k + 1].kind == "heading"
-        if block.kind == "heading" and again > k and (bare or listing):
-            continue
+        if block.kind == "heading":
+            bare = k + 1 == len(blocks) or blocks[k + 1].kind == "heading"
+            if last[_key(block.text)] > k and (bare or listing):
+                continue
         if listing and block.kind in ("text", "list") and _is_listing(block.text, last):
             continue
         listing = False

@@ -1,22 +1,15 @@
-"""The shelf: which files there are, reading them side by side in order, and what is held out."""
+"""The shelf: which files there are, and what is held out."""
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-from ..errors import DataError, NumLLMError
+from ..errors import DataError
 from .readers import READERS
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -89,31 +82,6 @@ def _walk(source: Path) -> Iterator[Path]:
                 yield from _walk(path)
         elif path.is_file():
             yield path
-
-
-def ordered(work: Callable[[Item], Result], items: Iterable[Item], jobs: int) -> Iterator[Result]:
-    """`map(work, items)` on `jobs` processes, in order, with few results waiting in memory."""
-    if jobs == 1:
-        yield from map(work, items)
-        return
-    # spawn: safe whatever threads the caller runs (torch, tokenizers), and the same on every system.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        waiting: deque[Any] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) >= 8 * jobs:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise NumLLMError(
-                "a worker process died (out of memory, or a script without `if __name__ == '__main__'`); try jobs=1"
-            ) from error
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def held_out(seed: int, name: str, share: float) -> bool:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..files import Progress, no_progress
-from ..questions import Question
+from ..overlap import RUN, Runs, gram_hashes, letters, spelled
+from ..questions import Question, passages
 from .statistics import Json, tally
-
-RUN = 20
-"""Characters that a question and a text must share in one run."""
-
-
-def _plain(text: str) -> str:
-    """Letters and digits of the text in one width and case: spacing and punctuation hide no overlap."""
-    return "".join(character for character in unicodedata.normalize("NFKC", text).lower() if character.isalnum())
 
 
 def overlaps(
@@ -27,23 +19,13 @@ def overlaps(
 
     Spaces, punctuation, width and case are not looked at. Memory is that of the questions' runs; texts stream.
     """
-    if run < 1:
-        raise ValueError(f"a run has at least one character, got {run}")
-    holders: dict[str, list[str]] = {}
-    for question in questions:
-        for part in (question.context + question.question, *question.options):
-            plain = _plain(part)
-            for at in range(len(plain) - run + 1):
-                ids = holders.setdefault(plain[at : at + run], [])
-                if not ids or ids[-1] != question.id:
-                    ids.append(question.id)
+    runs = Runs(((question.id, part) for question in questions for part in passages(question)), run)
     found: dict[str, Json] = {}
     count = len(texts) if isinstance(texts, Sequence) else None
     for name, text in progress(texts, total=count, description="looking for overlaps", unit="text"):
-        plain = _plain(text)
-        for at in range(len(plain) - run + 1):
-            for id_ in holders.get(plain[at : at + run], ()):
-                found.setdefault(id_, {"run": plain[at : at + run], "text": name})
+        plain = letters(text)
+        for place, id_ in runs.find(plain, gram_hashes(plain, run)):
+            found.setdefault(id_, {"run": spelled(plain[place : place + run]), "text": name})
     return {question.id: found[question.id] for question in questions if question.id in found}
 
 

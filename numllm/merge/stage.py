@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, MergeError
-from ..files import new_folder, read_jsonl, write_jsonl
+from ..files import exclusive, new_folder, read_jsonl, write_jsonl
 
 MANIFEST = ".manifest.jsonl"
 
@@ -72,33 +71,9 @@ class Stage:
         self._manifest.unlink()
 
 
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Only one process at a time writes to `out`; MergeError for the second. The kernel ends a dead one's hold."""
-    path = out.with_name(f".{out.name}.lock")
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise MergeError(f"{out}: cannot be written: {error.strerror}") from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(handle)
-            raise MergeError(
-                f"{out}: another merge is writing this folder; wait for it or choose another --out"
-            ) from error
-        # The one who held it may have removed the file between our open and our lock.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), os.stat(path)):
-                break
-        os.close(handle)
-    try:
-        yield
-    finally:
-        path.unlink()
-        os.close(handle)
+def locked(out: Path) -> contextlib.AbstractContextManager[None]:
+    """Only one merge at a time writes to `out`; MergeError for the second."""
+    return exclusive(out, MergeError, "merge")
 
 
 @contextlib.contextmanager

@@ -58,6 +58,11 @@ class Question:
             raise ValueError(f"a cloze question has exactly one blank {BLANK!r}")
 
 
+def passages(question: Question) -> tuple[str, ...]:
+    """The texts of a question that a reader of them could know it by: its stem (context and question), its options."""
+    return (question.context + question.question, *question.options)
+
+
 def is_numeric(question: Question) -> bool:
     """Whether the stem (context and question) or an option holds a numeric variable (see `numbers`)."""
     return numeric_kind(question) is not None

@@ -13,25 +13,8 @@ from ..errors import DataError
 from ..evaluate import calibration, compare_all, flips
 from ..files import write_aside, write_json
 from . import svg
+from .html import details, html_page, html_table
 from .tables import accuracy, markdown_table, percent
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #23272e; --paper: #fff; --line: #d9dce1; --soft: #f4f5f7; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e6ea; --paper: #16181c; --line: #3a3f47; --soft: #20242a; } }
-body { font: 15px/1.55 system-ui, "Noto Sans CJK SC", "PingFang SC", sans-serif; color: var(--ink);
-  background: var(--paper); max-width: 1060px; margin: 2rem auto; padding: 0 1.2rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
-.wide { overflow-x: auto; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { border-bottom-width: 2px; } td.right { text-align: right; }
-svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); }
-.grid { stroke: var(--line); } .ink { stroke: var(--ink); }
-.legend span { margin-right: 1.1rem; } 
-.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; }
-details { background: var(--soft); padding: .4rem .8rem; margin: .4rem 0; border-radius: 4px; }
-pre { background: var(--soft); padding: .6rem .8rem; overflow-x: auto; border-radius: 4px; }
-"""
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -242,28 +225,11 @@ def _origins(results: Results) -> Section:
 # Pages
 
 
-def _right(text: str) -> bool:
-    return text[:1] in "+-−–.0123456789" and len(text) < 24
-
-
-def _html_table(rows: Sequence[Mapping[str, str]]) -> str:
-    head = "".join(f"<th>{escape(key)}</th>" for key in rows[0])
-    body = "".join(
-        "<tr>" + "".join(
-            f'<td{" class=right" if _right(value) else ""}>{escape(value)}</td>' for value in row.values()
-        ) + "</tr>" for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
 def _html_flip(row: Mapping[str, Any]) -> str:
     lettered = zip("ABCDE", row["options"], strict=False)
     options = "".join(f"<br>{letter}. {escape(option)}" for letter, option in lettered)
     said = f"{'+' if row['gained'] else '−'} {row['a'] or 'none'} → {row['b'] or 'none'}, right: {row['answer']}"
-    return (
-        f"<details><summary>{escape(said)} · {escape(row['id'])}</summary>"
-        f"<p>{escape(row['question'])}{options}</p></details>"
-    )
+    return details(f"{said} · {row['id']}", f"<p>{escape(row['question'])}{options}</p>")
 
 
 def _html(title: str, sections: Sequence[Section]) -> str:
@@ -272,13 +238,9 @@ def _html(title: str, sections: Sequence[Section]) -> str:
         parts.append(f"<h2>{escape(section.title)}</h2>")
         parts.append(f"<p>{escape(section.remark)}</p>" if section.remark else "")
         parts.append(section.chart)
-        parts.append(_html_table(section.rows) if section.rows else "")
+        parts.append(html_table(section.rows) if section.rows else "")
         parts += map(_html_flip, section.flipped)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        f"<h1>{escape(title)}</h1>" + "\n".join(filter(None, parts)) + "</body></html>\n"
-    )
+    return html_page(title, "\n".join(filter(None, parts)))
 
 
 def _markdown(title: str, sections: Sequence[Section]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -16,9 +17,11 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 40
 
 
 class Plot:
-    """A frame from 0 to 1 on both axes, in percent; marks are added in those units."""
+    """A frame from 0 to 1 on both axes, marked 0 to `top` on the vertical one; marks are added as shares of it."""
 
-    def __init__(self, wide: int, high: int, *, horizontal: str = "", vertical: str = "accuracy, %") -> None:
+    def __init__(
+        self, wide: int, high: int, *, horizontal: str = "", vertical: str = "accuracy, %", top: float = 100
+    ) -> None:
         self.wide, self.high = wide, high
         self._parts: list[str] = []
         for tenth in range(0, 11, 2):
@@ -26,7 +29,7 @@ class Plot:
             self._parts.append(
                 f'<line class="grid" stroke="#d9dce1" x1="{_LEFT}" x2="{wide - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             )
-            self.text(_LEFT - 6, y + 3.5, str(tenth * 10), "end")
+            self.text(_LEFT - 6, y + 3.5, f"{tenth * top / 10:,g}", "end")
         self.text((_LEFT + wide - _RIGHT) / 2, high - 5, horizontal, "middle")
         self._parts.append(
             f'<text transform="translate(11,{high / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(vertical)}</text>'
@@ -57,7 +60,8 @@ class Plot:
             f'<rect x="{self.x(x):.1f}" y="{self.y(share):.1f}" width="{self.x(x + width) - self.x(x):.1f}" '
             f'height="{self.y(0) - self.y(share):.1f}" fill="{colour}"><title>{escape(tip)}</title></rect>'
         )
-        self.whisker(x + width / 2, low, high)
+        if low < high:
+            self.whisker(x + width / 2, low, high)
 
     def whisker(self, x: float, low: float, high: float) -> None:
         """An interval drawn upright."""
@@ -112,6 +116,23 @@ def bars(groups: Mapping[str, Mapping[str, Mapping[str, Any] | None]], *, chance
     if chance is not None:
         plot.line([(0, chance), (1, chance)], "#8a8f98", dashed=True)
     return f"{plot}{legend(names)}"
+
+
+def columns(values: Mapping[str, float], *, horizontal: str = "", vertical: str = "") -> str:
+    """Label → value, not negative: a column for each; where there is no room for all labels some are left out."""
+    most = max(values.values(), default=0) or 1
+    step = 10 ** math.floor(math.log10(most / 5))
+    top = 5 * step * next(factor for factor in (1, 2, 4, 5, 10) if 5 * step * factor >= most)
+    wide = max(420, min(1000, 60 + 40 * len(values)))
+    plot = Plot(wide, 260, horizontal=horizontal, vertical=vertical, top=top)
+    every = -(-max(len(label) for label in values) * 7 * len(values) // (wide - 60)) if values else 1
+    for place, (label, value) in enumerate(values.items()):
+        share = value / top
+        plot.bar((place + 0.08) / len(values), 0.84 / len(values), (share, share, share), COLOURS[0],
+                 f"{label}: {value:,g}")
+        if place % max(1, every) == 0:
+            plot.text(plot.x((place + 0.5) / len(values)), plot.y(0) + 15, label)
+    return str(plot)
 
 
 def scatter(points: Mapping[str, Sequence[tuple[float, float, int, str]]], horizontal: str, vertical: str) -> str:

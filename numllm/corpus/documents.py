@@ -1,0 +1,281 @@
+"""One file on its way: read into blocks, cut into documents, and what is known of each document by itself."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import DataError
+from ..files import sha256
+from ..overlap import RUN, Runs, gram_hashes, letters, spelled
+from .blocks import Block
+from .clean import han_count
+from .cut import Piece, cut
+from .duplicates import BINS, sketch
+from .filters import reason_to_drop
+from .readers import read as read_path
+from .relevance import Relevance
+from .shelf import Source, encodable
+from .store import Place, Store, code, fingerprint
+
+OFF_TOPIC = "not about finance"
+ASKED = "shares a run with a question"
+SAMPLE = 8
+"""One in so many runs of 20 letters is kept to find held-out text that stands in other documents."""
+_JSON = json.JSONEncoder(ensure_ascii=False)
+_EDGE = 6
+"""Blocks at either end of a file that may be a repeated header or footer."""
+_EDGE_CHARACTERS = 300
+
+
+class Read(NamedTuple):
+    """What reading a file gave: where its blocks lie in the store, or the reason why there are none."""
+
+    place: Place | None
+    reason: str | None
+    size: int
+    """Bytes of the file."""
+    edges: bytes = b""
+    """Hashes of the blocks at its edges, uint64 each."""
+    notes: tuple[str, ...] = ()
+    """What of the file could not be read."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What documents depend on beside their file."""
+
+    target: int
+    runs: Runs | None
+    """The runs of letters of the questions that no document may share."""
+    relevance: Relevance | None
+    tokenizer: str | None
+    names: tuple[Any, ...]
+    """Fingerprint of the above."""
+
+
+def read(store: Store, path: Path) -> Read:
+    """Reads a file into the store, unless its blocks are there from before."""
+    size = 0
+    try:
+        size = path.stat().st_size
+        name = fingerprint("blocks", code(), path.suffix.lower(), sha256(path))
+    except OSError as error:
+        return Read(None, f"cannot be read: {error.strerror}", size)
+    if (found := store.load(place := store.known.get(name))) is not None:
+        return Read(place, None, size, bytes(found[1][0]), tuple(found[0][1]))
+    try:
+        reading = read_path(path)
+    except DataError as error:
+        return Read(None, str(error), size)
+    blocks = reading.blocks
+    if not blocks:
+        return Read(None, "; ".join(["no text in it", *reading.notes]), size)
+    edges = np.unique(np.array([_hash(blocks[k].text) for k in _edges(blocks)], np.uint64)).tobytes()
+    frames = [[b.kind, len(b.text), b.level, b.page] for b in blocks]
+    texts = "".join(b.text for b in blocks)
+    place = store.save(name, [name, reading.notes, frames], edges, texts.encode("utf-8", "surrogatepass"))
+    return Read(place, None, size, edges, tuple(reading.notes))
+
+
+def _digest(text: str) -> bytes:
+    body = "".join(text.split()).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(body, digest_size=16).digest()
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(_digest(text)[:8], "little")
+
+
+def _edges(blocks: Sequence[Block]) -> Iterator[int]:
+    """Places of the blocks that could be a running header or footer, from the outside in."""
+    bodies = [k for k, block in enumerate(blocks) if block.kind != "heading"]
+    for k in dict.fromkeys([*bodies[:_EDGE], *bodies[-_EDGE:]]):
+        if len(blocks[k].text) <= _EDGE_CHARACTERS:
+            yield k
+
+
+def trim_edges(blocks: list[Block], repeated: Collection[int]) -> tuple[list[Block], list[str]]:
+    """Blocks without the repeated ones that lie at the very beginning or end, and the texts taken away.
+
+    A run of repeated blocks that does not end within reach is no header or footer: the file is a copy or
+    another edition of others, and keeps it.
+    """
+    bodies = [k for k, block in enumerate(blocks) if block.kind != "heading"]
+    gone: set[int] = set()
+    for order in (bodies[:_EDGE], bodies[::-1][:_EDGE]):
+        run: list[int] = []
+        for k in order:
+            if len(blocks[k].text) > _EDGE_CHARACTERS or _hash(blocks[k].text) not in repeated:
+                gone.update(run)
+                break
+            run.append(k)
+    return [b for k, b in enumerate(blocks) if k not in gone], [blocks[k].text for k in sorted(gone)]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document as the store keeps it: its row, and what the choice between documents needs."""
+
+    ordinal: int
+    reason: str | None
+    """Why it is dropped whatever the others are."""
+    asked: list[dict[str, str]]
+    """The passages left out for a question that they share a run with: question, run, text."""
+    characters: int
+    han: int
+    tokens: int
+    digest: str
+    head: bytes
+    """The row as JSON up to its split."""
+    tail: bytes
+    """The row as JSON behind its split."""
+
+    def line(self, split: str) -> bytes:
+        """The document's line in corpus.jsonl."""
+        return b'%b"split": "%b", %b\n' % (self.head, split.encode(), self.tail)
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The row without its split."""
+        return json.loads(self.head + self.tail)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The documents of a file, with the sketches and sampled runs of those that no filter drops, in order."""
+
+    documents: list[Document]
+    footers: list[str]
+    sketches: list[bytes]
+    runs: list[bytes]
+    """uint32 each."""
+
+
+def document_id(source: str, ordinal: int) -> str:
+    """The id of a document: a hash of its source's name, and its place there."""
+    return f"{hashlib.sha256(source.encode()).hexdigest()[:12]}-{ordinal:04d}"
+
+
+def cut_file(
+    store: Store, settings: Settings, repeated: Mapping[str, frozenset[int]], task: tuple[Place, Source]
+) -> Place:
+    """Cuts a file's blocks into documents and judges them, unless they are in the store; where they lie.
+
+    repeated: group → hashes of the blocks that many of its files begin or end with.
+    """
+    place, file = task
+    found = store.load(place)
+    assert found is not None, "the blocks of a file are kept until its documents are cut"
+    (blocks_name, _, frames), (edges, text) = found
+    footers_here = sorted(repeated[file.group].intersection(np.frombuffer(edges, np.uint64).tolist()))
+    source = file.name
+    name = fingerprint("documents", code(), blocks_name, source, footers_here, settings.names)
+    if (known := store.known.get(name)) is not None and store.load(known) is not None:
+        return known
+    whole = str(text, "utf-8", "surrogatepass")
+    ends = itertools.accumulate(size for _, size, _, _ in frames)
+    blocks = [
+        Block(kind, whole[end - size : end], level, page)
+        for (kind, size, level, page), end in zip(frames, ends, strict=True)
+    ]
+    blocks, footers = trim_edges(blocks, footers_here)
+    pieces = cut(blocks, Path(source).stem, settings.target)
+    texts = [encodable(piece.text) for piece in pieces]
+    on_topic = settings.relevance is None or settings.relevance.book(texts)
+    documents, sketches, runs = [], [], []
+    for ordinal, (piece, text) in enumerate(zip(pieces, texts, strict=True)):
+        asked: list[dict[str, str]] = []
+        if settings.runs is not None:
+            text, asked = without_asked(text, settings.runs)
+        reason = reason_to_drop(text)
+        if reason is None and not on_topic and settings.relevance is not None and not settings.relevance(text):
+            reason = OFF_TOPIC
+        if reason is None:
+            plain = letters(text)
+            hashes = gram_hashes(plain, RUN)
+            sketches.append(sketch(plain).tobytes())
+            runs.append((hashes[hashes % SAMPLE == 0] >> np.uint64(32)).astype(np.uint32).tobytes())
+        documents.append(_document(ordinal, source, piece, text, reason, asked))
+    if settings.tokenizer is not None:
+        documents = _with_tokens(documents, settings.tokenizer)
+    head = {
+        "footers": footers, "runs": [len(run) for run in runs], "rows": [[len(d.head), len(d.tail)] for d in documents],
+        "documents": [[d.ordinal, d.reason, d.asked, d.characters, d.han, d.tokens, d.digest] for d in documents],
+    }
+    rows = b"".join(part for document in documents for part in (document.head, document.tail))
+    return store.save(name, head, rows, b"".join(sketches), b"".join(runs))
+
+
+def without_asked(text: str, asked: Runs) -> tuple[str, list[dict[str, str]]]:
+    """A text without the paragraphs that a run of a question touches, and those: question, run, text."""
+    gone: list[dict[str, str]] = []
+    while True:
+        plain = letters(text)
+        found = list(asked.find(plain, gram_hashes(plain, asked.length)))
+        if not found:
+            return text, gone
+        parts = text.split("\n\n")
+        ends = np.cumsum([len(letters(part)) for part in parts])
+        touched: dict[int, dict[str, str]] = {}
+        for place, name in found:
+            run = spelled(plain[place : place + asked.length])
+            first, last = np.searchsorted(ends, (place, place + asked.length - 1), "right").tolist()
+            for part in range(first, last + 1):
+                touched.setdefault(part, {"question": name, "run": run, "text": parts[part]})
+        gone += [touched[part] for part in sorted(touched)]
+        text = "\n\n".join(part for k, part in enumerate(parts) if k not in touched)
+
+
+def _document(
+    ordinal: int, source: str, piece: Piece, text: str, reason: str | None, asked: list[dict[str, str]]
+) -> Document:
+    row = {"id": document_id(source, ordinal), "text": text, "source": source, "title": encodable(piece.title)}
+    head = _JSON.encode(row)
+    row = {
+        "sha256": hashlib.sha256(text.encode("utf-8")).hexdigest(), "chapter": encodable(piece.chapter),
+        "section": encodable(piece.section), **({"page": piece.page} if piece.page else {}),
+    }
+    tail = _JSON.encode(row)
+    return Document(
+        ordinal, reason, asked, len(text), han_count(text), 0, _digest(text).hex(), head[:-1].encode() + b", ",
+        tail[1:].encode(),
+    )
+
+
+def _with_tokens(documents: list[Document], tokenizer: str) -> list[Document]:
+    counted = (len(ids) for ids in _tokenizer(tokenizer).encode_batch([document.row["text"] for document in documents]))
+    return [
+        Document(**(vars(document) | {"tokens": count})) for document, count in zip(documents, counted, strict=True)
+    ]
+
+
+@functools.cache
+def _tokenizer(name: str) -> Any:
+    from ..tokenizer import Tokenizer
+
+    return Tokenizer.open(name)
+
+
+def load_cut(store: Store, place: Place) -> Cut:
+    """The documents of a file from the store."""
+    found = store.load(place)
+    assert found is not None, "the documents of a file are kept until the corpus is written"
+    head, (rows, sketches, joined) = found
+    pieces = iter(_split(rows, [size for pair in head["rows"] for size in pair]))
+    documents = [Document(*values, next(pieces), next(pieces)) for values in head["documents"]]
+    sizes = head["runs"]
+    return Cut(documents, head["footers"], _split(sketches, [2 * BINS] * len(sizes)), _split(joined, sizes))
+
+
+def _split(joined: memoryview, sizes: Sequence[int]) -> list[bytes]:
+    ends = itertools.accumulate(sizes)
+    return [bytes(joined[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
