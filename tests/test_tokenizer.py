@@ -132,22 +132,27 @@ def test_sentencepiece_models_that_are_refused(options, message, tmp_path):
         Tokenizer(folder)
 
 
-def test_pieces_that_share_a_score_are_refused(tmp_path):
+def test_damaged_pieces_are_refused(tmp_path):
     from sentencepiece import sentencepiece_model_pb2 as schema
 
     folder, _ = sentencepiece_folder(tmp_path)
     path = folder / "tokenizer.model"
-    model = schema.ModelProto.FromString(path.read_bytes())
-    longer = [piece for piece in model.pieces if piece.type == 1 and len(piece.piece) > 1]
-    longer[3].score = longer[7].score
-    path.write_bytes(model.SerializeToString())
-    with pytest.raises(TokenizerError, match="share a score"):
-        Tokenizer(folder)
-    longer[3].score += 0.25
-    longer[3].piece = longer[3].piece[0] + "쀍"
-    path.write_bytes(model.SerializeToString())
-    with pytest.raises(TokenizerError, match="the letter '쀍' stands in pieces but is none itself"):
-        Tokenizer(folder)
+    whole = path.read_bytes()
+
+    def refused(change, message: str) -> None:
+        model = schema.ModelProto.FromString(whole)
+        change(model.pieces, [piece for piece in model.pieces if piece.type == 1 and len(piece.piece) > 1])
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(TokenizerError, match=message):
+            Tokenizer(folder)
+
+    refused(lambda every, longer: setattr(longer[3], "score", longer[7].score), "share a score")
+    refused(lambda every, longer: setattr(longer[3], "score", float("nan")), "scores that are no numbers")
+    refused(lambda every, longer: setattr(longer[3], "piece", longer[3].piece[0] + "쀍"), "the letter '쀍' stands in")
+    refused(lambda every, longer: setattr(longer[3], "piece", longer[4].piece), "two pieces have the same text")
+    refused(lambda every, longer: setattr(longer[3], "type", 5), "unused pieces")
+    refused(lambda every, longer: setattr(every[0], "type", 3), "no piece for the unknown")
+    refused(lambda every, longer: every.pop(), "the letter .* is none itself")
 
 
 def test_every_truncation_of_a_sentencepiece_model_is_one_line(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def from_sentencepiece(model: SentencePiece, names: dict[int, str], where: Path)
     vocabulary = {piece.text: id_ for id_, piece in enumerate(pieces)}
     if len(vocabulary) < len(pieces):
         raise TokenizerError(f"{where}: two pieces have the same text; the model is damaged")
-    unknown = next((piece.text for piece in pieces if piece.kind == UNKNOWN), None)
+    unknown = next(piece.text for piece in pieces if piece.kind == UNKNOWN)
     backend = Backend(models.BPE(
         vocabulary, _merges(pieces, where), unk_token=unknown, fuse_unk=True, byte_fallback=model.byte_fallback,
     ))
@@ -58,6 +59,8 @@ def _check(model: SentencePiece, where: Path) -> None:
         "a normaliser": bool(model.charsmap),
         "spaces behind words": model.space_behind,
         "unescaped spaces": not model.escape,
+        "scores that are no numbers": not all(math.isfinite(piece.score) for piece in model.pieces),
+        "no piece for the unknown": not any(piece.kind == UNKNOWN for piece in model.pieces),
         "unused pieces": any(piece.kind == UNUSED for piece in model.pieces),
     }
     found = [name for name, present in unsupported.items() if present]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,8 +149,8 @@ class Tokenizer:
     def _register(self, folder: Path, settings: Mapping[str, Any], added: Mapping[int, AddedToken]) -> None:
         """Tells the backend of tokens that stand in the settings only; each must get the id it is said to have."""
         backend = self._backend
-        for token in added.values():
-            (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+        for special, tokens in itertools.groupby(added.values(), lambda token: token.special):
+            (backend.add_special_tokens if special else backend.add_tokens)(list(tokens))
         for id_, token in added.items():
             if backend.token_to_id(token.content) != id_:
                 raise TokenizerError(
