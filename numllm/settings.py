@@ -91,8 +91,8 @@ def to_toml(config: TrainConfig) -> str:
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The layer in a TOML file, its keys and types checked; with "recipe", where the file names one to build on."""
     layer = parse_toml(read_text(path), str(path))
-    recipe = {key: _typed(key, layer.pop(key), str, str(path)) for key in ("recipe",) if key in layer}
-    return recipe | checked(layer, str(path))
+    named = {"recipe": _typed("recipe", layer.pop("recipe"), str, str(path))} if "recipe" in layer else {}
+    return named | checked(layer, str(path))
 
 
 def checked(layer: Layer, where: str) -> dict[str, Any]:
@@ -124,9 +124,8 @@ def _refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> No
     for key in keys:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            raise ConfigError(
-                f"{where}: unknown key {short(key)}; " + (f"did you mean {near[0]}?" if near else f"known: {known}")
-            )
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"{where}: unknown key {short(key)}; {hint}")
 
 
 def _typed(key: str, value: Any, kind: Any, where: str) -> Any:

@@ -43,11 +43,8 @@ def memory(device: torch.device) -> int:
 def frozen_sizes(model: nn.Module) -> tuple[int, int]:
     """(elements of the linears that every token goes through, elements of the head)."""
     head = model.lm_head.weight
-    linears = {
-        id(module): module.weight.numel() for module in model.modules()
-        if isinstance(module, nn.Linear) and module.weight is not head
-    }
-    return sum(linears.values()), head.numel()
+    linears = (module.weight for module in model.modules() if isinstance(module, nn.Linear))
+    return sum(weight.numel() for weight in linears if weight is not head), head.numel()
 
 
 class Meter:

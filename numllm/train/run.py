@@ -29,7 +29,8 @@ def train(
     """Trains the adapters of `config` into its run folder.
 
     model: a frozen model of one's own, instead of that of `config.model` (which stays the adapters' base_model): a
-    module with `hidden(tokens, *, documents, branches, select)` as `Transformer` has it, `lm_head`, `device`, `dtype`.
+    module with `hidden(tokens, *, documents, branches, select)` as `Transformer` has it, `lm_head`, `device`, `dtype`;
+    the adapters are put on its linears, and stay there.
     batches: adapter → batches of one's own, instead of those of corpus and numct: a function of the step, from 0, that
     always gives the same `data.Batch` for it. world: the processes of the run (`joined`); each makes the same global
     batch and takes its rows.
