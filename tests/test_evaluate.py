@@ -198,6 +198,17 @@ def test_shared_beginnings_change_nothing(family, batch_tokens, tokenizer, tmp_p
     assert fewer < 0.6 * more
 
 
+def test_beginnings_are_not_shared_where_rotations_go_by_length(tokenizer, tmp_path, monkeypatch):
+    theirs = transformers_model("llama-dynamic", vocab_size=tokenizer.vocab_size)
+    ours = load_model(save(theirs, tmp_path / "m"))
+    questions, dev = make_questions(3), make_questions(12, name="dev", seed=1)
+    long = evaluate(ours, tokenizer, questions, shots=5, dev=dev, max_length=4 * ours.config.rope.original_context)
+    monkeypatch.setattr(scoring, "SHARED_AT_LEAST", 10**9)
+    whole = evaluate(ours, tokenizer, questions, shots=5, dev=dev, max_length=4 * ours.config.rope.original_context)
+    for found, expected in zip(long["questions"], whole["questions"], strict=True):
+        assert found["logprobs"] == pytest.approx(expected["logprobs"], abs=1e-5)
+
+
 @pytest.mark.gpu
 def test_a_gpu_scores_as_the_cpu_does(tokenizer, tmp_path):
     folder = save(transformers_model("qwen2", vocab_size=tokenizer.vocab_size), tmp_path / "m")
@@ -305,7 +316,8 @@ class Rigged:
     """Stands in for a Transformer: hidden states are logits, made by `rule(ids of a row) -> (T, V)`."""
 
     def __init__(self, vocab_size: int, rule) -> None:
-        self.config = SimpleNamespace(vocab_size=vocab_size, context=4096)
+        rope = SimpleNamespace(by_length=False)
+        self.config = SimpleNamespace(vocab_size=vocab_size, context=4096, rope=rope)
         self.device, self.dtype, self.rule = torch.device("cpu"), torch.float32, rule
         self.lm_head = lambda x: x
 

@@ -75,7 +75,7 @@ _Place = tuple[int, int]  # (group, probe in the group)
 def _run(
     model: Transformer, groups: Sequence[Sequence[Probe]], batch_tokens: int
 ) -> Iterator[tuple[int, int, list[float]]]:
-    shared = [_shared(group) for group in groups]
+    shared = [_shared(group) if _may_share(model, group) else 0 for group in groups]
     alone = [(g, p) for g, group in enumerate(groups) if not shared[g] for p in range(len(group))]
     for places in _batches(alone, lambda place: len(groups[place[0]][place[1]].ids), batch_tokens):
         yield from _score(model, groups, places, None, {})
@@ -101,6 +101,12 @@ def _shared(group: Sequence[Probe]) -> int:
     common = len(os.path.commonprefix([probe.ids for probe in group]))
     length = min(common, min(position for probe in group for position, _ in probe.targets))
     return length if length >= SHARED_AT_LEAST else 0
+
+
+def _may_share(model: Transformer, group: Sequence[Probe]) -> bool:
+    """Whether what probes begin with has the same keys whatever follows: not where rotations go by a text's length."""
+    rope = model.config.rope
+    return not rope.by_length or max(len(probe.ids) for probe in group) <= rope.original_context
 
 
 def _batches(items: Sequence[Any], length: Any, batch_tokens: int, held: int = 0) -> Iterator[list[Any]]:
