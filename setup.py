@@ -18,6 +18,8 @@ EXTRAS["test"] = [
     "peft>=0.21",
     "pytest>=8.0",
     "ruff>=0.9",
+    "sentencepiece>=0.2",
+    "tiktoken>=0.8",
     "transformers>=5.0",
 ]
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure
-from numllm.config import TrainConfig
 from numllm.demo import run_demo
 from numllm.train import train
+from numllm.train_config import TrainConfig
 
 
 def train_whole(config: TrainConfig) -> None:

@@ -16,7 +16,7 @@ _WHERE = {
     "ModelConfig": "config",
     "NumLLMError": "errors",
     "Tokenizer": "tokenizer",
-    "TrainConfig": "config",
+    "TrainConfig": "train_config",
     "attach": "lora",
     "build_corpus": "corpus",
     "find_numbers": "numbers",

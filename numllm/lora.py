@@ -126,7 +126,6 @@ class AdapterSet:
         """Within the block the model goes through: "all", "none", one adapter or several by name, or, for a
         tensor (B,) of indexes into `names`, each batch row through the adapter it names (−1: none).
         """
-        selection, before = self._selection, (self._selection.active, self._selection.rows)
         if isinstance(which, Tensor):
             if which.dim() != 1:
                 raise ValueError(f"rows must be one adapter index a batch row, got shape {tuple(which.shape)}")
@@ -139,6 +138,16 @@ class AdapterSet:
             if unknown:
                 raise ValueError(f"there is no adapter {unknown[0]!r}; there are: {', '.join(self.names)}")
             active, rows = tuple(names), None
+        with self._restored(active, rows):
+            yield
+
+    def recomputing(self) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+        """(nothing, the selection of this moment, restored): `context_fn` of `torch.utils.checkpoint.checkpoint`."""
+        return contextlib.nullcontext(), self._restored(self._selection.active, self._selection.rows)
+
+    @contextlib.contextmanager
+    def _restored(self, active: tuple[str, ...], rows: Tensor | None) -> Iterator[None]:
+        selection, before = self._selection, (self._selection.active, self._selection.rows)
         selection.active, selection.rows = active, rows
         try:
             yield

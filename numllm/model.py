@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import packed
 from .checkpoint import Checkpoint, expected_shapes
 from .config import ModelConfig, Rope
 from .errors import CheckpointError, NumLLMError
@@ -131,7 +132,10 @@ class Plan:
         angles = torch.cat((angles, angles), dim=-1)
         factor = config.rope.attention_factor
         self.cos, self.sin = (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
-        self.masks = {
+        self.packed = None
+        if documents is not None and tree is None and cache is None:
+            self.packed = packed(documents, dtype, windowed=any(config.windows))
+        self.masks = {} if self.packed is not None else {
             window: _mask(documents, count, self.start, self.stop, window, device)
             if tree is None else _narrow(tree, positions, window)
             for window in set(config.windows)
@@ -214,15 +218,26 @@ class Attention(nn.Module):
             keys[:, :, plan.start : plan.stop] = k
             values[:, :, plan.start : plan.stop] = v
             k, v = keys[:, :, : plan.stop], values[:, :, : plan.stop]
-        mask = plan.masks[self.window]
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and plan.causal, enable_gqa=self.grouped
-        )
+        if plan.packed is not None:
+            y = plan.packed.attend(q, k, v, self.window)
+        else:
+            mask = plan.masks[self.window]
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None and plan.causal, enable_gqa=self.grouped
+            )
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
 
+class SwiGLU(nn.Module):
+    """silu(gate) ⊙ up (arXiv 2002.05202)."""
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        """gate, up (..., I) → (..., I)."""
+        return F.silu(gate) * up
+
+
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) ⊙ up(x)) (arXiv 2002.05202)."""
+    """down(SwiGLU(gate(x), up(x)))."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -230,10 +245,11 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(d, i, bias=bias)
         self.up_proj = nn.Linear(d, i, bias=bias)
         self.down_proj = nn.Linear(i, d, bias=bias)
+        self.act = SwiGLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) → (B, T, D)."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.act(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):

@@ -23,7 +23,7 @@ triton-fused: the big one by the kernel."""
 
 _HALVES = (torch.float16, torch.bfloat16)
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_WIDE_BLOCK = 16 * 2**20
+WIDE_BLOCK = 16 * 2**20
 """Elements of a 16-bit weight that the CPU path widens to fp32 at a time: 64 MiB."""
 _FEW_TOKENS = 8
 """Below this many tokens, reading a weight costs more than multiplying with it."""
@@ -65,14 +65,19 @@ def token_losses(x: Tensor, w: Tensor, labels: Tensor, chunk: int | None = None)
     the call. → (S,) in fp32 (fp64 for fp64 inputs), differentiable in x. w is frozen: ValueError when it
     requires a gradient.
 
-    The logits exist for `chunk` rows at a time (default: 2048 rows or 2 GiB on a GPU, whichever is more rows;
-    256 MiB on the CPU), and the gradient of x is formed with them, so backward only scales its rows.
+    The logits exist for `chunk` rows at a time (default: `head_rows`), and the gradient of x is formed with them,
+    so backward only scales its rows.
     """
     _check_token_losses(x, w, labels, chunk)
     if chunk is None:
-        row = 4 * max(w.shape[0], 1)
-        chunk = max(2048, 2**31 // row) if x.is_cuda else max(16, 2**28 // row)
+        chunk = head_rows(w.shape[0], cuda=x.is_cuda)
     return _TokenLosses.apply(x, w, labels, chunk, torch.is_grad_enabled() and x.requires_grad)
+
+
+def head_rows(vocab_size: int, *, cuda: bool) -> int:
+    """Rows whose logits exist at a time: 2048 or 2 GiB on a GPU, whichever is more; 256 MiB on the CPU."""
+    row = 4 * max(vocab_size, 1)
+    return max(2048, 2**31 // row) if cuda else max(16, 2**28 // row)
 
 
 class _LoRALinear(torch.autograd.Function):
@@ -176,9 +181,9 @@ def _product(x: Tensor, w: Tensor, s: Tensor, b: Tensor, bias: Tensor | None = N
 
 
 def _blocks(w: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Cuts w (K, N) or (N, K)ᵀ along its outer side in memory, in blocks of about _WIDE_BLOCK elements."""
+    """Cuts w (K, N) or (N, K)ᵀ along its outer side in memory, in blocks of about WIDE_BLOCK elements."""
     side = 0 if w.stride(0) >= w.stride(1) else 1
-    step = max(1, _WIDE_BLOCK // max(1, w.shape[1 - side]))
+    step = max(1, WIDE_BLOCK // max(1, w.shape[1 - side]))
     for first in range(0, w.shape[side], step):
         cut = slice(first, first + step)
         yield (cut, slice(None)) if side == 0 else (slice(None), cut)

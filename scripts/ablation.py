@@ -32,7 +32,7 @@ import torch
 from numllm import demo
 from numllm.cli.common import bar, command_line, load_for_use, pick_device, say, scoring_dtype
 from numllm.cli.training import run_training
-from numllm.config import LoRAConfig, TrainConfig
+from numllm.config import LoRAConfig
 from numllm.corpus import build_corpus, read_corpus
 from numllm.errors import ConfigError, NumLLMError
 from numllm.evaluate import across_seeds, evaluate, hashes, provenance
@@ -43,6 +43,7 @@ from numllm.questions import read_questions
 from numllm.report import markdown_table, percent
 from numllm.report.page import Section, write_report
 from numllm.tokenizer import Tokenizer
+from numllm.train_config import TrainConfig
 
 KEYS = {"base", "questions", "eval", "seeds", "train", "adapters", "merges", "device", "dtype"}
 MERGES = [{"method": "exact"}, {"method": "svd", "rank": 32}, {"method": "svd", "rank": 16}]

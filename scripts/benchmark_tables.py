@@ -125,9 +125,41 @@ def merge(rows: Iterable[Row]) -> Iterable[str]:
         yield ""
 
 
+def train(rows: Iterable[Row]) -> Iterable[str]:
+    """Two tables a machine: a joint step against two, and losses beside PEFT's."""
+    rows = list(rows)
+    if not rows:
+        yield "Not yet measured."
+
+    def machine(row: Row) -> tuple[Any, ...]:
+        return tuple(row[key] for key in ("device", "threads", "model", "dtype", "torch", "peft", "commit"))
+
+    for (device, threads, model, dtype, torch, peft, commit), group in groupby(rows, machine):
+        found = list(group)
+        on = f"{threads} thread{'s' * (threads > 1)}, " if threads else ""
+        yield f"**{device}**, {on}{model} in {dtype}, torch {torch}, PEFT {peft}, commit {commit or 'unknown'}:\n"
+        yield "| a step of both adapters | ms, median (p20–p80) | × one after the other (p20–p80) |"
+        yield "|---|--:|--:|"
+        for row in (row for row in found if row["case"] == "joint"):
+            ms, ratio = row["ms"], row["ratio_to_apart"]
+            yield (
+                f"| {row['candidate']} | {ms['p50']:.0f} ({ms['p20']:.0f}–{ms['p80']:.0f}) "
+                f"| {ratio['p50']:.2f} ({ratio['p20']:.2f}–{ratio['p80']:.2f}) |"
+            )
+        yield "\n| adapter | steps | first loss, numllm / PEFT | last ten, numllm / PEFT | difference |"
+        yield "|---|--:|--:|--:|--:|"
+        for row in (row for row in found if row["case"] == "peft"):
+            first, last = row["first"], row["last"]
+            yield (
+                f"| {row['adapter']} | {row['steps']} | {first['numllm']:.4f} / {first['peft']:.4f} "
+                f"| {last['numllm']:.4f} / {last['peft']:.4f} | {row['difference_percent']:+.4f} % |"
+            )
+        yield ""
+
+
 Table = Callable[[Iterable[Row]], Iterable[str]]
 PAGES: dict[Path, dict[str, Table]] = {
-    ROOT / "benchmarks" / "README.md": {"lora_linear": lora_linear, "merge": merge, "numbers": numbers},
+    ROOT / "benchmarks" / "README.md": {"lora_linear": lora_linear, "train": train, "merge": merge, "numbers": numbers},
     ROOT / "README.md": {"demo": demo},
 }
 """Pages, and for each the name of a benchmark, in its rows and in the page's markers, with its tables."""

@@ -37,6 +37,17 @@ def pair(tokenizer, tmp_path_factory: pytest.TempPathFactory):
     return theirs, load_model(save(theirs, tmp_path_factory.mktemp("qwen2")))
 
 
+@pytest.fixture()
+def world(tmp_path: Path) -> Path:
+    """A folder with what a tiny training run needs: base, corpus, numct.jsonl."""
+    import tiny
+
+    tiny.base(tmp_path / "base")
+    tiny.corpus(tmp_path / "corpus")
+    tiny.numct(tmp_path / "numct.jsonl")
+    return tmp_path
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips tests marked `gpu` where no CUDA device is present."""
     marked = [item for item in items if item.get_closest_marker("gpu")]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_eval, bench_lora, measure
+from benchmarks import bench_eval, bench_lora, bench_train, measure
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "scripts" / "benchmark_tables.py"
@@ -83,3 +83,16 @@ def test_peft_trains_every_adapter_it_is_timed_with(monkeypatch) -> None:
     layer.peft(fp32_factors=True)(bench_lora.Batch(x, torch.randn(8, 32)))
     assert len(found) == 5  # x, and A and B of two adapters
     assert all(gradient.abs().max() > 0 for gradient in found)
+
+
+def test_a_joint_run_loses_what_transformers_and_peft_lose(world) -> None:
+    import tiny
+
+    config = tiny.settings(world, steps=20, dtype="float32")
+    rows = list(bench_train.against_peft(config))
+    assert [row["adapter"] for row in rows] == ["domain", "numeric"]
+    for row in rows:
+        assert row["last"]["numllm"] < 0.9 * row["first"]["numllm"] and abs(row["difference_percent"]) < 1
+    joint, apart = bench_train.joint(config, rounds=2)
+    assert joint["candidate"] == "joint" and set(apart["ratio_to_apart"].values()) == {1.0}
+    assert 0 < joint["ratio_to_apart"]["p50"] < 10

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import QUESTIONS, TEXTS, tokenizer_folder
 
-from numllm.data import ChoiceBatches, TextBatches, pack
+from numllm.corpus import build_corpus, read_corpus
+from numllm.data import ChoiceBatches, Draw, TextBatches, pack, prepared
 from numllm.errors import DataError
 from numllm.model import PADDING
 from numllm.questions import encode_options
@@ -108,3 +111,77 @@ def test_nothing_to_train_on_is_said(tokenizer):
         TextBatches([], tokenizer, rows=1, length=8)
     with pytest.raises(DataError, match="no questions"):
         ChoiceBatches([], tokenizer, size=1, length=8)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 100), st.integers(0, 5))
+@settings(deadline=None)
+def test_a_token_budget_takes_every_item_once_an_epoch_and_stays_within_it(lengths, budget, seed):
+    draw = Draw(lengths, size=1, tokens=budget, seed=seed, salt="x")
+    steps = [draw(step) for step in range(40)]
+    places = [place for step in steps for place in step]
+    for first in range(0, len(places) - len(lengths) + 1, len(lengths)):
+        part = places[first : first + len(lengths)]
+        assert sorted(index for _, index in part) == list(range(len(lengths)))
+        assert len({epoch for epoch, _ in part}) == 1
+    for step, after in zip(steps, steps[1:], strict=False):
+        held = sum(lengths[index] for _, index in step)
+        assert held <= budget or len(step) == 1
+        assert held + lengths[after[0][1]] > budget, "the next item would have fitted"
+    again = Draw(lengths, size=1, tokens=budget, seed=seed, salt="x")
+    assert again(39) == steps[39] and again(3) == steps[3]
+
+
+@given(st.integers(1, 20), st.integers(1, 9), st.integers(0, 3))
+def test_rows_a_step_come_from_shuffled_epochs(count, size, seed):
+    draw = Draw([1] * count, size=size, seed=seed, salt="text")
+    orders = {}
+    for step in (0, 5, 2, 30):
+        for place, (epoch, index) in zip(range(step * size, (step + 1) * size), draw(step), strict=True):
+            assert epoch == place // count
+            if epoch not in orders:
+                orders[epoch] = list(range(count))
+                random.Random(f"{seed} text {epoch}").shuffle(orders[epoch])
+            assert index == orders[epoch][place % count]
+
+
+@pytest.mark.parametrize("loss", ["letter", "likelihood"])
+def test_batches_of_a_token_budget_hold_that_many_tokens(tokenizer, loss):
+    text = TextBatches(TEXTS, tokenizer, rows=1, length=48, tokens=100)
+    choices = ChoiceBatches(QUESTIONS, tokenizer, size=1, length=120, tokens=300, loss=loss)
+    for batches, budget in ((text, 100), (choices, 300)):
+        held = [int((batches(step).documents != PADDING).sum()) for step in range(12)]
+        assert all(0.5 * budget < tokens <= budget for tokens in held), held
+        assert batches.epoch_steps == pytest.approx(
+            (text.tokens if batches is text else sum(choices._length(i) for i in range(len(choices)))) / budget)
+
+
+def test_prepared_tokens_are_those_of_the_texts_made_once_and_checked(tokenizer, tmp_path):
+    folder, calls = tmp_path / "tokens", []
+
+    def texts():
+        calls.append(1)
+        yield from TEXTS
+
+    kept = prepared(texts(), tokenizer, folder, "a")
+    mapped, memory = (TextBatches(source, tokenizer, rows=2, length=24) for source in (kept, TEXTS))
+    assert all(torch.equal(mapped(step).tokens, memory(step).tokens) for step in range(9))
+    assert kept.ids.itemsize == 2 and len(kept) == len(TEXTS)
+    prepared(texts(), tokenizer, folder, "a")
+    assert len(calls) == 1, "what is there is read, not made again"
+    prepared(texts(), tokenizer, folder, "b")
+    assert len(calls) == 2
+    data = bytearray((folder / "tokens.bin").read_bytes())
+    data[5] ^= 1
+    (folder / "tokens.bin").write_bytes(data)
+    with pytest.raises(DataError, match="tokens.bin: damaged; remove"):
+        prepared(texts(), tokenizer, folder, "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
+
+
+def test_rows_of_the_real_corpus_are_nearly_full(shared_data, tmp_path):
+    tokenizer = Tokenizer(shared_data / "tokenizers" / "qwen2")
+    build_corpus([shared_data / "textbooks" / "laws-just-laws"], tmp_path / "corpus", holdout=0.0)
+    texts = [row["text"] for row in read_corpus(tmp_path / "corpus")]
+    for length in (512, 2048):
+        batches = TextBatches(texts, tokenizer, rows=4, length=length)
+        assert batches.fill >= 0.98, (length, batches.fill)

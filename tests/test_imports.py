@@ -16,7 +16,7 @@ HEAVY = {"torch", "triton", "click", "transformers", "peft", "safetensors", "tok
 CORE = {"errors", "files"}
 CHECKPOINT = CORE | {"config", "checkpoint"}
 TEXT = CORE | {"numbers", "corpus", "questions"}
-MODEL = CHECKPOINT | {"tokenizer", "reference", "ops", "model"}
+MODEL = CHECKPOINT | {"tokenizer", "reference", "ops", "attention", "model"}
 ALLOWED = {
     "__init__": set(),
     "errors": set(),
@@ -30,18 +30,21 @@ ALLOWED = {
     "numct": CORE | {"numbers"},
     "reference": set(),
     "ops": {"errors", "reference"},
+    "attention": set(),
     "model": MODEL - {"model"},
     "adapter_config": CORE,
     "adapter": CHECKPOINT | {"adapter_config"},
     "lora": MODEL | {"adapter"},
     "merge": CHECKPOINT | {"adapter_config", "adapter", "__init__"},
     "data": MODEL | TEXT,
-    "train": MODEL | TEXT | {"data", "lora", "adapter"},
+    "train_config": {"errors", "config"},
+    "train": MODEL | TEXT | {"data", "lora", "adapter", "train_config", "evaluate", "memory"},
     "chat": CHECKPOINT | {"tokenizer"},
     "evaluate": MODEL | TEXT | {"chat", "generate", "__init__"},
     "agreement": MODEL | {"adapter_config", "lora"},
     "calibrate": MODEL | TEXT | {"adapter", "data", "lora", "train"},
     "generate": MODEL,
+    "memory": MODEL | {"lora"},
     "report": CORE | {"evaluate", "__init__"},
     "probes": {"numbers"},
     "demo": None,

@@ -79,7 +79,7 @@ def test_two_adapters_in_one_call_are_each_alone() -> None:
 def test_master_weights_in_fp32(monkeypatch, dtype, native) -> None:
     """fp32 factors on a 16-bit model, with and without the CPU's own 16-bit products."""
     monkeypatch.setattr(ops, "_product_dtype", lambda tensor, _: dtype if native else torch.float32)
-    monkeypatch.setattr(ops, "_WIDE_BLOCK", 64)  # several blocks
+    monkeypatch.setattr(ops, "WIDE_BLOCK", 64)  # several blocks
     v = inputs(dtype, size=5)
     exact = {name: value.double() for name, value in v.items()}
     a, b = v["a"].float().requires_grad_(), v["b"].float().requires_grad_()
@@ -218,7 +218,7 @@ def test_token_losses_and_their_gradient(chunk) -> None:
 def test_token_losses_in_low_precision(monkeypatch, dtype, native) -> None:
     wide = dtype if native else torch.float32
     monkeypatch.setattr(ops, "_product_dtype", lambda tensor, _: wide)
-    monkeypatch.setattr(ops, "_WIDE_BLOCK", 20)
+    monkeypatch.setattr(ops, "WIDE_BLOCK", 20)
     x, w, labels, weights = head(dtype)
     x.requires_grad_()
     losses = ops.token_losses(x, w, labels, 4)

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from tiny import adapter_bytes
+from tiny import settings as config
 
-from numllm.config import LoRAConfig, TrainConfig
+from numllm.config import LoRAConfig
 from numllm.data import ChoiceBatches, TextBatches
 from numllm.errors import ConfigError, DataError, NumLLMError, TrainError
 from numllm.lora import LoRALinear, attach
@@ -24,30 +26,6 @@ from numllm.train import choice_loss, forward_losses, train
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture()
-def world(tmp_path):
-    tiny.base(tmp_path / "base")
-    tiny.corpus(tmp_path / "corpus")
-    tiny.numct(tmp_path / "numct.jsonl")
-    return tmp_path
-
-
-def config(world, out="run", **changes):
-    return TrainConfig(**{
-        "model": str(world / "base"), "corpus": str(world / "corpus"), "numct": str(world / "numct.jsonl"),
-        "out": str(world / out), "steps": 12, "length": 96, "rows": 2, "questions": 4, "save_every": 5,
-        "domain": LoRAConfig(rank=4, alpha=8.0), "numeric": LoRAConfig(rank=2, alpha=4.0),
-        "domain_rate": 1e-2, "numeric_rate": 1e-2, **changes,
-    })
-
-
-def bytes_of(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("adapter_model.safetensors"))
-    }
-
-
 @pytest.mark.parametrize("loss", ["letter", "likelihood"])
 def test_both_adapters_learn(world, loss):
     events = list(train(config(world, loss=loss, steps=40)))
@@ -57,7 +35,8 @@ def test_both_adapters_learn(world, loss):
         assert len(losses) == 40 and sum(losses[-5:]) < 0.9 * sum(losses[:5]), name
     run = world / "run"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    keys = {"step", "adapter", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds"}
+    keys = {"step", "adapter", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds",
+            "kind", "skipped"}
     assert len(rows) == 80 and all(set(row) == keys for row in rows)
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-35", "step-40"]
     assert {p.name for p in (run / "adapters").iterdir()} == {"domain", "numeric"}
@@ -131,20 +110,16 @@ def test_resumed_run_equals_the_uninterrupted_one(world):
     events = list(train(config(world, "parts"), stop=stop))
     assert events[-1]["event"] == "interrupted" and events[-1]["step"] == 7
     list(train(config(world, "parts"), resume=True))
-    assert bytes_of(world / "whole" / "adapters") == bytes_of(world / "parts" / "adapters")
+    assert adapter_bytes(world / "whole" / "adapters") == adapter_bytes(world / "parts" / "adapters")
 
-    def rows(name):
-        found = [json.loads(line) for line in (world / name / "metrics.jsonl").read_text().splitlines()]
-        return [{k: row[k] for k in ("step", "adapter", "loss", "lr", "grad_norm", "tokens")} for row in found]
-
-    assert rows("whole") == rows("parts")
+    assert tiny.metrics(world / "whole") == tiny.metrics(world / "parts")
 
 
 def test_killed_run_resumes_to_the_same_bytes(world):
     list(train(config(world, "whole", steps=30)))
     code = (
         "import sys, os, signal; from pathlib import Path\n"
-        "from numllm.train import train; from test_train import config\n"
+        "from numllm.train import train; from tiny import settings as config\n"
         "for event in train(config(Path(sys.argv[1]), 'killed', steps=30)):\n"
         "    if event.get('step') == 17 and event['event'] == 'step': os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -155,7 +130,7 @@ def test_killed_run_resumes_to_the_same_bytes(world):
     assert done.returncode == -signal.SIGKILL, done.stderr
     events = list(train(config(world, "killed", steps=30), resume=True))
     assert events[0]["step"] == 15
-    assert bytes_of(world / "whole" / "adapters") == bytes_of(world / "killed" / "adapters")
+    assert adapter_bytes(world / "whole" / "adapters") == adapter_bytes(world / "killed" / "adapters")
 
 
 def test_one_adapter_alone_is_the_same_as_beside_the_other(world):
@@ -195,7 +170,7 @@ def test_runs_are_not_overwritten_and_resume_checks_what_changed(world):
     list(train(config(world, steps=5)))
     with pytest.raises(TrainError, match="holds a run already"):
         list(train(config(world, steps=5)))
-    with pytest.raises(TrainError, match="the settings changed"):
+    with pytest.raises(TrainError, match="cannot resume: seed was 0 and is now 1"):
         list(train(config(world, steps=5, seed=1), resume=True))
     with open(world / "corpus" / "corpus.jsonl", "a") as file:
         file.write("\n")
@@ -203,11 +178,6 @@ def test_runs_are_not_overwritten_and_resume_checks_what_changed(world):
         list(train(config(world, steps=5), resume=True))
     with pytest.raises(TrainError, match="no run to resume"):
         list(train(config(world, "new"), resume=True))
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(world):
-    with pytest.raises(TrainError, match="lower its rate"):
-        list(train(config(world, domain_rate=1e30, clip=1e30, warmup=0.0)))
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(world, monkeypatch):
@@ -224,7 +194,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(world, monkeypat
     metrics.unlink()
     metrics.write_text(kept)
     list(train(config(world), resume=True))
-    assert bytes_of(world / "whole" / "adapters") == bytes_of(world / "run" / "adapters")
+    assert adapter_bytes(world / "whole" / "adapters") == adapter_bytes(world / "run" / "adapters")
 
 
 def test_broken_questions_name_the_line(world):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from models import save, transformers_model
 from tokenizers import pre_tokenizers, trainers
 
+from numllm.config import LoRAConfig
 from numllm.files import write_json, write_jsonl
 from numllm.questions import Question
 from numllm.tokenizer import byte_level_bpe
+from numllm.train_config import TrainConfig
 
 TEXTS = [
     "债券面值为1,000元，票面利率5%，每年付息50元。", "存款年利率为2.5%，本金20万元，一年利息为5,000元。",
@@ -64,3 +67,42 @@ def numct(path: Path) -> Path:
         for q in QUESTIONS
     ))
     return path
+
+
+def heldout(folder: Path) -> dict[str, str]:
+    """Settings of a run that validates on texts and questions of the training's kind, but none of it."""
+    write_jsonl(folder / "heldout.jsonl", (
+        {"id": str(i), "text": f"本金{i}万元，年利率{i}%，利息为{i * i}00元。", "source": "b.md", "title": "b",
+         "split": "heldout", "sha256": "0" * 64}
+        for i in range(2, 6)
+    ))
+    write_jsonl(folder / "heldout-numct.jsonl", (
+        {"id": f"h{i}", "question": f"贷款{i}万元，利率10%，利息为____元。", "answer": "ABCD"[i % 4],
+         "options": [f"{i * 1000 + (place - i % 4) * 100:,}" for place in range(4)],
+         "number": {"text": "1", "value": "1", "unit": "CNY", "kind": "amount"}, "split": "heldout"}
+        for i in range(4, 12)
+    ))
+    return {"heldout_corpus": str(folder / "heldout.jsonl"), "heldout_numct": str(folder / "heldout-numct.jsonl")}
+
+
+def settings(world: Path, out: str = "run", **changes: Any) -> TrainConfig:
+    """A short run on what lies in `world`: base, corpus, numct.jsonl."""
+    return TrainConfig(**{
+        "model": str(world / "base"), "corpus": str(world / "corpus"), "numct": str(world / "numct.jsonl"),
+        "out": str(world / out), "steps": 12, "length": 96, "rows": 2, "questions": 4, "save_every": 5,
+        "domain": LoRAConfig(rank=4, alpha=8.0), "numeric": LoRAConfig(rank=2, alpha=4.0),
+        "domain_rate": 1e-2, "numeric_rate": 1e-2, **changes,
+    })
+
+
+def adapter_bytes(folder: Path) -> dict[str, bytes]:
+    """Path → contents of every adapter's weights below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("adapter_model.safetensors"))
+    }
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The metrics rows of a run without what is measured by the clock."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows]

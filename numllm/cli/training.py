@@ -57,7 +57,8 @@ def train(
     targets: str | None, device: str, dtype: str | None, resume: bool, as_json: bool, **settings: Any,
 ) -> None:
     """Trains the domain and the numeric adapter on one frozen model, together or apart."""
-    from ..config import ADAPTERS, TARGETS, LoRAConfig, TrainConfig
+    from ..config import TARGETS, LoRAConfig
+    from ..train_config import ADAPTERS, TrainConfig
 
     names = tuple(part.strip() for part in targets.split(",")) if targets else TARGETS
     lora = LoRAConfig(rank=rank, alpha=alpha, targets=names)

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..config import LoRAConfig, TrainConfig
+from ..config import LoRAConfig
 from ..corpus import build_corpus, read_corpus
 from ..files import Progress, new_folder, no_progress, write_json, write_jsonl
 from ..numct import audit, build
+from ..train_config import TrainConfig
 
 HERE = Path(__file__).parent
 TEXTBOOK, WORKBOOK, BASE = HERE / "textbook", HERE / "workbook", HERE / "base"

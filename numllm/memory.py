@@ -1,0 +1,143 @@
+"""Memory of a LoRA training step, term by term, before a byte of the weights is read.
+
+With P parameters, A adapter parameters, L layers, D hidden size, I intermediate size, q = heads · head size,
+k = key/value heads · head size, R the sum of the adapters' ranks on a linear, V vocabulary, n = rows · length
+tokens, b bytes of the frozen dtype and c bytes of the dtype that products are taken in (4 on a CPU):
+
+    weights       b P
+    adapters      4 A              and 4 A again where several are stacked; c A where products are not in fp32
+    moments       8 A              AdamW's two, fp32
+    gradients     4 A
+    activations   n L (norms + attention + mlp + low rank), saved for backward:
+                      norms        2 (4 D + 4) + 2 b D          the input in fp32, 1/rms, the output
+                      attention    b (2 q + 2 k) + 4 heads + b length, and 4 (q + k + heads) with query/key norms
+                      mlp          4 b I                        gate, silu(gate), up, their product
+                      low rank     c R on each linear
+                  selective checkpointing keeps no norm's output and only gate and up; full keeps b D a layer
+    logits        min(labels, chunk) V of fp32, 3 b D of each token (the last states and their gradient), and on a
+                  CPU in 16 bits the block of the head that is widened
+    backward      the widest linear's gradients: n I (2 b, with c ≠ b also 2 c), or one whole layer's activations
+                  where they are computed anew
+
+    total = weights + adapters + moments + max(activations + max(logits, backward), gradients + backward)
+
+since gradients come as activations go. Allocator overhead and the libraries' own memory are not in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import torch
+
+from .checkpoint import expected_shapes
+from .config import LoRAConfig, ModelConfig
+from .errors import ConfigError
+from .lora import attach
+from .model import Transformer
+from .ops import WIDE_BLOCK, head_rows
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CHECKPOINTING = ("none", "selective", "full")
+"""What is computed anew in backward: nothing; norms and SwiGLU; whole layers."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of a training step at its peak; see this module's formula."""
+
+    weights: int
+    adapters: int
+    moments: int
+    gradients: int
+    activations: int
+    logits: int
+    backward: int
+
+    @property
+    def total(self) -> int:
+        """The peak: gradients come as activations go, logits are gone before backward begins."""
+        work = max(self.activations + max(self.logits, self.backward), self.gradients + self.backward)
+        return self.weights + self.adapters + self.moments + work
+
+    @property
+    def largest(self) -> str:
+        """Name of the largest term."""
+        terms = dataclasses.asdict(self)
+        return max(terms, key=terms.__getitem__)
+
+
+def linears(config: ModelConfig, lora: LoRAConfig) -> dict[str, tuple[int, int]]:
+    """Name → shape (N, K) of every linear an adapter sits on. AdapterError for a target the model lacks."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    adapters = attach(model, {"adapter": dataclasses.replace(lora, rank=1)})
+    return {path: tuple(module.base.weight.shape) for path, module in adapters.modules.items()}
+
+
+def parameters(config: ModelConfig) -> int:
+    """Number of the model's parameters, a tied head counted once."""
+    return sum(math.prod(shape) for _, shape in expected_shapes(config))
+
+
+def trained(shapes: Mapping[str, tuple[int, int]], rank: int) -> int:
+    """Number of an adapter's parameters on linears of these shapes: Σ rank (N + K)."""
+    return sum(rank * (n + k) for n, k in shapes.values())
+
+
+def estimate(
+    config: ModelConfig, lora: LoRAConfig | Mapping[str, LoRAConfig], *, rows: int, length: int, dtype: str,
+    checkpointing: str = "none", labels: int | None = None, cuda: bool = False,
+) -> Memory:
+    """Memory of one step of `rows` rows (of all adapters together) of `length` tokens.
+
+    lora: one adapter, or several by name that train side by side. dtype: "float32", "bfloat16" or "float16", of
+    the frozen weights. checkpointing: one of CHECKPOINTING. labels: positions that are scored, default all.
+    ConfigError for other values, AdapterError for a target the model lacks.
+    """
+    if dtype not in BYTES:
+        raise ConfigError(f"dtype must be one of {', '.join(BYTES)}, got {dtype!r}")
+    if checkpointing not in CHECKPOINTING:
+        raise ConfigError(f"checkpointing must be one of {', '.join(CHECKPOINTING)}, got {checkpointing!r}")
+    if rows < 1 or length < 1:
+        raise ConfigError(f"rows and length must be positive, got {rows} and {length}")
+    adapters = list(lora.values()) if isinstance(lora, Mapping) else [lora]
+    shapes = [linears(config, adapter) for adapter in adapters]
+    count = sum(trained(found, adapter.rank) for found, adapter in zip(shapes, adapters, strict=True))
+    b, tokens = BYTES[dtype], rows * length
+    c = b if cuda else 4
+    copies = c if c != 4 else 4 * (len(adapters) > 1)
+    labels = tokens if labels is None else min(labels, tokens)
+    ranks = sum(adapter.rank * len(found) for found, adapter in zip(shapes, adapters, strict=True))
+    kept, whole = _layer(config, b, length, checkpointing)
+    low_rank = c * ranks
+    activations = config.layers * kept + (0 if checkpointing == "full" else low_rank)
+    again = {"none": 0, "selective": whole - kept, "full": whole + low_rank // config.layers}[checkpointing]
+    head = min(labels, head_rows(config.vocab_size, cuda=cuda)) * config.vocab_size
+    head *= 4 + b if cuda and b != 4 else 4
+    if b != c:
+        head += c * min(WIDE_BLOCK, config.vocab_size * config.hidden_size)
+    return Memory(
+        weights=b * parameters(config),
+        adapters=(4 + copies) * count,
+        moments=8 * count,
+        gradients=4 * count,
+        activations=tokens * activations,
+        logits=head + b * config.hidden_size * (tokens + 2 * labels),
+        backward=tokens * (config.intermediate_size * (2 * b + (2 * c if c != b else 0)) + again),
+    )
+
+
+def _layer(config: ModelConfig, b: int, length: int, checkpointing: str) -> tuple[int, int]:
+    """(bytes a token leaves in one layer for backward, the same without checkpointing), low rank left out."""
+    d, i = config.hidden_size, config.intermediate_size
+    q, k = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    norms = 2 * (4 * d + 4)
+    attention = b * (2 * q + 2 * k) + 4 * config.heads + b * length
+    if any(name.endswith("q_norm.weight") for name, _ in expected_shapes(config)):
+        attention += 4 * (q + k + config.heads + config.kv_heads)
+    whole = norms + 2 * b * d + attention + 4 * b * i
+    kept = {"none": whole, "selective": 2 * b * d + attention + 2 * b * i, "full": b * d}[checkpointing]
+    return kept, whole

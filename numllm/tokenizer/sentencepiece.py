@@ -1,0 +1,140 @@
+"""tokenizer.model of sentencepiece (Llama 1 and 2, Mistral, Yi, Baichuan2, InternLM2, MiniCPM) as BPE merges."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tokenizers import AddedToken, decoders, models, normalizers
+from tokenizers import Tokenizer as Backend
+
+from ..errors import TokenizerError, short
+from .protobuf import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Piece, SentencePiece
+
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What sentencepiece writes for a space."""
+
+
+_ALL = 2**31
+
+
+def from_sentencepiece(model: SentencePiece, names: dict[int, str], where: Path) -> Backend:
+    """The tokenizer of a sentencepiece BPE model; what stands before a text is left to `Spaces`.
+
+    names: id → text of tokens that take the place of a piece (InternLM2's chat tokens). TokenizerError for
+    what would not give sentencepiece's own ids.
+    """
+    _check(model, where)
+    pieces = [
+        Piece(names[id_], piece.score, CONTROL) if names.get(id_, piece.text) != piece.text else piece
+        for id_, piece in enumerate(model.pieces)
+    ]
+    vocabulary = {piece.text: id_ for id_, piece in enumerate(pieces)}
+    if len(vocabulary) < len(pieces):
+        raise TokenizerError(f"{where}: two pieces have the same text; the model is damaged")
+    unknown = next((piece.text for piece in pieces if piece.kind == UNKNOWN), None)
+    backend = Backend(models.BPE(
+        vocabulary, _merges(pieces, where), unk_token=unknown, fuse_unk=True, byte_fallback=model.byte_fallback,
+    ))
+    backend.normalizer = normalizers.Replace(" ", SPACE)
+    backend.decoder = decoders.Sequence([
+        decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(),
+        *([decoders.Strip(" ", _ALL if model.squeeze else 1, 0)] if model.space_before or model.squeeze else []),
+    ])
+    backend.add_tokens([  # one with a space in it is never found: by then spaces are written otherwise
+        AddedToken(piece.text, normalized=True, special=False)
+        for piece in pieces if piece.kind == USER_DEFINED and " " not in piece.text
+    ])
+    backend.add_special_tokens([
+        AddedToken(piece.text, normalized=False, special=True)
+        for piece in pieces if piece.kind in (CONTROL, UNKNOWN)
+    ])
+    _check_spaces(backend, pieces, where)
+    return backend
+
+
+def _check(model: SentencePiece, where: Path) -> None:
+    unsupported = {
+        "another algorithm than BPE": model.algorithm != BPE,
+        "a normaliser": bool(model.charsmap),
+        "spaces behind words": model.space_behind,
+        "unescaped spaces": not model.escape,
+        "unused pieces": any(piece.kind == UNUSED for piece in model.pieces),
+    }
+    found = [name for name, present in unsupported.items() if present]
+    if found:
+        raise TokenizerError(
+            f"{where}: a sentencepiece model with {found[0]} is not supported; convert it to tokenizer.json"
+        )
+    count = sum(piece.kind == BYTE for piece in model.pieces)
+    if model.byte_fallback and count != 256:
+        raise TokenizerError(f"{where}: falls back to bytes, but has {count} byte pieces instead of 256")
+
+
+def _merges(pieces: list[Piece], where: Path) -> list[tuple[str, str]]:
+    """Every pair of pieces that makes a piece, the best piece first.
+
+    sentencepiece joins the neighbours whose union has the highest score, the leftmost of equals. That is the
+    same where no two pieces share a score (see `byte_level.from_tiktoken`); runs of spaces may (`_check_spaces`).
+    """
+    normal = [piece for piece in pieces if piece.kind == NORMAL]
+    known = {piece.text for piece in normal}
+    letters = set("".join(known)) - known
+    if letters:
+        raise TokenizerError(f"{where}: the letter {short(min(letters))} stands in pieces but is none itself")
+    longer = sorted((piece for piece in normal if len(piece.text) > 1), key=lambda piece: -piece.score)
+    for one, other in zip(longer, longer[1:], strict=False):
+        if one.score == other.score and (one.text + other.text).strip(SPACE):
+            raise TokenizerError(
+                f"{where}: the pieces {short(one.text)} and {short(other.text)} share a score, which merges "
+                "cannot say; convert it to tokenizer.json"
+            )
+    return [
+        (piece.text[:cut], piece.text[cut:])
+        for piece in longer for cut in range(1, len(piece.text))
+        if piece.text[:cut] in known and piece.text[cut:] in known
+    ]
+
+
+def _check_spaces(backend: Backend, pieces: list[Piece], where: Path) -> None:
+    """TokenizerError unless runs of spaces are cut as sentencepiece cuts them, though their pieces share a score."""
+    scores = {len(piece.text): piece.score for piece in pieces
+              if piece.kind == NORMAL and len(piece.text) > 1 and not piece.text.strip(SPACE)}
+    if len(set(scores.values())) == len(scores):
+        return
+    for length in range(2, 4 * max(scores)):
+        run = [1] * length
+        while joins := [
+            (-scores[a + b], at) for at, (a, b) in enumerate(zip(run, run[1:], strict=False)) if a + b in scores
+        ]:
+            _, at = min(joins)
+            run[at : at + 2] = [run[at] + run[at + 1]]
+        if [len(token) for token in backend.encode(" " * length, add_special_tokens=False).tokens] != run:
+            raise TokenizerError(f"{where}: pieces of spaces share a score; convert it to tokenizer.json")
+
+
+class Spaces:
+    """What sentencepiece does to the spaces of a whole text before it looks for pieces."""
+
+    def __init__(self, model: SentencePiece | None) -> None:
+        self.before = model is not None and model.space_before
+        self.squeeze = model is not None and model.squeeze
+
+    def prepare(self, text: str) -> str:
+        """The text with runs of spaces made one and those at its ends dropped (squeeze), a space before it."""
+        if self.squeeze:
+            text = re.sub(" {2,}", " ", text).lstrip(" ").rstrip(" " + SPACE)
+        return f" {text}" if self.before and text else text
+
+    def offsets(self, text: str, prepared: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Spans of the prepared text as spans of the text."""
+        if not (self.before or self.squeeze):
+            return prepared
+        kept = list(range(len(text)))
+        if self.squeeze:
+            first = len(text) - len(text.lstrip(" "))
+            last = len(text.rstrip(" " + SPACE))
+            kept = [i for i in range(first, last) if i == first or text[i - 1 : i + 1] != "  "]
+        if kept:
+            kept = [*kept[: self.before], *kept, kept[-1] + 1]
+        return [(kept[start], kept[end]) for start, end in prepared]

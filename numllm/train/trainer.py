@@ -1,0 +1,243 @@
+"""One step of training: both adapters' losses from one pass, an optimizer and a guard for each."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import read_header, read_tensor, write_safetensors
+from ..data import Batch
+from ..errors import TrainError
+from ..lora import attach
+from ..memory import Memory
+from ..model import Transformer
+from ..train_config import TrainConfig
+from .activations import keep_less
+from .fit import choose, need, out_of_memory
+from .guard import Guard
+from .losses import forward_losses
+from .penalty import add_penalty
+from .validation import Best
+
+Event = dict[str, Any]
+Source = Callable[[int], Batch]
+
+
+def micro_batches(batches: Mapping[str, Batch], limit: int | None) -> list[dict[str, Batch]]:
+    """The batches, rows padded to one width, cut so that about `limit` positions go through the model at once.
+
+    Each part has rows of every adapter while there are enough; the losses of the parts sum to the whole's.
+    """
+    width = max(batch.tokens.shape[1] for batch in batches.values())
+    wide = {name: batch.widened(width) for name, batch in batches.items()}
+    rows = {name: len(batch.tokens) for name, batch in wide.items()}
+    count = 1 if limit is None else math.ceil(sum(rows.values()) * width / limit)
+    if count == 1:
+        return [wide]
+    parts = [
+        {
+            name: batch.part(first, last) for name, batch in wide.items()
+            if (first := rows[name] * index // count) < (last := rows[name] * (index + 1) // count)
+        }
+        for index in range(count)
+    ]
+    return [part for part in parts if part]
+
+
+class Trainer:
+    """The state of one run: model, adapters, an optimizer and a guard an adapter, and the step it has reached.
+
+    Attributes: ended (adapter → the step at which it ended before its time); validated (the last step that was
+    validated); best (adapter → `Best`); batches (adapter → the batch of the last step, on the CPU).
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: Transformer, sources: Mapping[str, Source]
+    ) -> None:
+        self.config, self.model, self.sources = config, model, sources
+        self.adapters = attach(
+            model, {name: config.lora(name) for name in config.adapters}, seed=config.seed, impl=config.impl
+        )
+        self.checkpointing = self._checkpointing()
+        keep_less(model, self.adapters, checkpointing=self.checkpointing, offload=config.offload)
+        self.optimizers = {
+            name: torch.optim.AdamW(
+                self.adapters.parameters(name), lr=0.0, weight_decay=config.weight_decay, fused=True
+            )
+            for name in config.adapters
+        }
+        self.guards = {name: Guard(config.spike, model.dtype == torch.float16) for name in config.adapters}
+        self.best = {name: Best() for name in config.adapters}
+        self.batches: dict[str, Batch] = {}
+        self.ended: dict[str, int] = {}
+        self.step = self.validated = 0
+
+    def _checkpointing(self) -> str:
+        if self.config.checkpointing != "auto":
+            return self.config.checkpointing
+        if self.model.device.type != "cuda":
+            return "none"
+        free, _ = torch.cuda.mem_get_info(self.model.device)
+        return choose({kind: self.need(kind) for kind in ("none", "selective", "full")}, free)
+
+    def need(self, checkpointing: str) -> Memory:
+        """The estimated memory of the first step."""
+        parts = micro_batches({name: source(0) for name, source in self.sources.items()}, self.config.micro_tokens)
+        return need(
+            self.config, self.model.config, parts, dtype=self.model.dtype, checkpointing=checkpointing,
+            cuda=self.model.device.type == "cuda",
+        )
+
+    @property
+    def active(self) -> list[str]:
+        """The adapters that still learn."""
+        return [
+            name for name in self.config.adapters if self.step < self.config.end(name) and name not in self.ended
+        ]
+
+    def stuck(self) -> str | None:
+        """An adapter that has skipped as many steps in a row as it may, or None."""
+        return next((name for name in self.active if self.guards[name].skipped >= self.config.max_skips), None)
+
+    def advance(self) -> list[Event]:
+        """One step of every adapter; a metrics row for each. TrainError when an adapter cannot learn.
+
+        A row's "skipped" tells why the adapter's step was not taken, or is None. A step that finds no memory is a
+        TrainError that says what takes most.
+        """
+        began = time.perf_counter()
+        self.batches = {name: self.sources[name](self.step) for name in self.active}
+        try:
+            found = self._gradients(self.batches)
+        except torch.OutOfMemoryError as error:
+            told = out_of_memory(self.need(self.checkpointing), self.config, self.checkpointing)
+            raise TrainError(f"step {self.step + 1}: {told}") from error
+        if len(found) > 1 and not all(map(math.isfinite, (value for pair in found.values() for value in pair))):
+            # 0 · NaN is NaN: an adapter's zeroed columns do not shield it from what the other's rows gave.
+            self._forget()
+            found = {name: self._gradients({name: batch})[name] for name, batch in self.batches.items()}
+        rows = [self._update(name, *pair) for name, pair in found.items()]
+        seconds = time.perf_counter() - began
+        total = sum(row["tokens"] for row in rows)
+        for row in rows:
+            row |= {"tokens_per_second": round(total / seconds, 1), "seconds": round(seconds, 4)}
+        self.step += 1
+        return rows
+
+    def unvalidated(self) -> list[str]:
+        """The adapters that are to be validated before the next step: those that the last one moved, when due."""
+        config, step = self.config, self.step
+        if not config.validate_every or not self.validated < step:
+            return []
+        moved = [name for name in config.adapters if step <= config.end(name) and name not in self.ended]
+        due = step % config.validate_every == 0
+        return [name for name in moved if due or step == config.end(name)]
+
+    def judge(self, found: Mapping[str, tuple[dict[str, Any], list[float]]]) -> list[Event]:
+        """Takes note of validations, adapter → (figures, score), larger scores being better; a metrics row for each.
+
+        A row's "best" tells whether it is the adapter's best so far. An adapter whose patience is out ends.
+        """
+        self.validated = self.step
+        rows = []
+        for name, (figures, value) in found.items():
+            best = self.best[name].see(value, self.step)
+            rows.append({"step": self.step, "kind": "validation", "adapter": name, **figures, "best": best})
+            if self.config.patience and self.best[name].since >= self.config.patience and name in self.active:
+                self.ended[name] = self.step
+        return rows
+
+    def _gradients(self, batches: Mapping[str, Batch]) -> dict[str, tuple[float, float]]:
+        """Adapter → (loss, norm of its gradient before clipping); the clipped gradients are on the parameters."""
+        scales = {name: self.guards[name].scale for name in batches}
+        sums: dict[str, Tensor] = {}
+        for part in micro_batches(batches, self.config.micro_tokens):
+            moved = {name: batch.to(self.model.device) for name, batch in part.items()}
+            losses = forward_losses(self.model, self.adapters, moved, self.config.text_weight)
+            scaled = [loss if scales[name] is None else loss * scales[name] for name, loss in losses.items()]
+            torch.stack(scaled).sum().backward()
+            for name, loss in losses.items():
+                sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
+        found = {}
+        for name, loss in sums.items():
+            parameters = self.adapters.parameters(name)
+            if scales[name] is not None:
+                for parameter in parameters:
+                    parameter.grad.div_(scales[name])
+            if self.config.orthogonality:
+                add_penalty(self.adapters, name, self.config.orthogonality)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
+            found[name] = (loss.item(), norm.item())
+        return found
+
+    def _forget(self) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+
+    def _update(self, name: str, loss: float, norm: float) -> Event:
+        """Takes an adapter's step, or skips it; its metrics row."""
+        guard, optimizer, rate = self.guards[name], self.optimizers[name], self.config.rate(name, self.step)
+        first = guard.taken == 0
+        reason = guard.judge(loss, norm)
+        if reason is None:
+            if first and norm == 0:
+                raise TrainError(f"the {name} adapter received no gradient in the first step")
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+        optimizer.zero_grad()
+        if reason is None and first and not any(b.any() for b in self.adapters.parameters(name)[1::2]):
+            raise TrainError(f"the {name} adapter did not move in the first step")
+        return {
+            "step": self.step + 1, "kind": "train", "adapter": name, "loss": _number(loss), "lr": rate,
+            "grad_norm": _number(norm), "tokens": int((self.batches[name].documents >= 0).sum()), "skipped": reason,
+        }
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes adapters and optimizer state into a folder; what else `load` needs, as JSON."""
+        tensors = {}
+        for name in self.config.adapters:
+            self.adapters.save(name, folder / name, base_model=self.config.model)
+            for index, state in self.optimizers[name].state_dict()["state"].items():
+                tensors |= {f"{name}.{index}.{key}": value for key, value in state.items()}
+        write_safetensors(folder / "optimizer.safetensors", tensors)
+        return {
+            "step": self.step, "validated": self.validated, "ended": self.ended,
+            "guards": {name: guard.state() for name, guard in self.guards.items()},
+            "best": {name: best.state() for name, best in self.best.items()},
+        }
+
+    def load(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Takes up what `save` wrote and returned."""
+        header, _ = read_header(folder / "optimizer.safetensors")
+        for name in self.config.adapters:
+            self.load_adapter(name, folder)
+            found: dict[int, dict[str, Tensor]] = {}
+            for key, info in header.items():
+                owner, index, leaf = key.split(".")
+                if owner == name:
+                    found.setdefault(int(index), {})[leaf] = read_tensor(info)
+            optimizer = self.optimizers[name]
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": found})
+            self.guards[name].load(state["guards"][name])
+            self.best[name] = Best(**state["best"][name])
+        self.step, self.validated, self.ended = state["step"], state["validated"], dict(state["ended"])
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Takes one adapter's factors from a checkpoint."""
+        weights, _ = read_header(folder / name / "adapter_model.safetensors")
+        with torch.no_grad():
+            for path, module in self.adapters.modules.items():
+                for part, factors in (("A", module.a), ("B", module.b)):
+                    if name in factors:
+                        factors[name].copy_(read_tensor(weights[f"base_model.model.{path}.lora_{part}.weight"]))
+
+
+def _number(value: float) -> float | None:
+    """The value, or None where JSON has no number for it."""
+    return value if math.isfinite(value) else None
