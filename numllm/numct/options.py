@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from ..numbers import find_numbers
+from ..numbers import Number, find_numbers
 from .arithmetic import evaluate
 from .form import UNIT8, Form, significant, units8
 from .mistakes import mistakes
@@ -307,17 +307,22 @@ def model_options(asked: Asked, left: str, right: str, texts: Sequence[str]) -> 
     head = left[-16:]
     found: list[tuple[int, str]] = []
     for text, count in Counter(texts).items() if form.style != "f" else ():
-        exact = None
-        for end in (f"{text.split()[0] if text.split() else ''}", f"{_leading(text)}{form.suffix}{right[:12]}"):
-            number = next((n for n in find_numbers(head + end) if n.end > len(head)), None)
-            if number is not None and number.start <= len(head) and number.low is None:
-                if (number.kind, number.unit) == (asked.kind, asked.unit):
-                    exact = units8(number.value)
-                    break
-        m, rest = divmod(exact, form.scale) if exact else (0, 1)
+        number = _number_after(head, text)
+        if number is not None and not number.unit:  # the unit stands behind the blank
+            number = _number_after(head, f"{_leading(text)}{form.suffix}{right[:12]}")
+        if number is None or (number.kind, number.unit) != (asked.kind, asked.unit):
+            continue
+        m, rest = divmod(units8(number.value) or 1, form.scale)
         if not rest and asked.like(m) and asked.allowed(m):
             found += [(m, "model")] * count
     return found
+
+
+def _number_after(head: str, text: str) -> Number | None:
+    """The number that begins where `text` does, read after `head`; None for another beginning, and for a range."""
+    found = find_numbers(head + text)
+    number = next((n for n in found if n.end > len(head)), None)
+    return number if number is not None and number.start <= len(head) and number.low is None else None
 
 
 def _leading(text: str) -> str:
