@@ -39,9 +39,13 @@ class TrainConfig:
     micro_tokens: int | None = None
     """Positions that go through the model at once; a larger step is accumulated, to the same gradient."""
     loss: str = "letter"
-    """Choice loss of the numeric adapter: "letter" or "likelihood"."""
+    """Choice loss of the numeric adapter: "letter", "likelihood", or "both"."""
     text_weight: float = 0.0
-    """With "likelihood": weight of the next-token loss on the right option's text, added to the choice loss."""
+    """With "likelihood", "both": weight of the next-token loss on the right option's text, added to the choice loss."""
+    letter_weight: float = 1.0
+    """With "both": weight of the letter's loss, added to that of the likelihood."""
+    digit_weight: float = 0.0
+    """With "likelihood", "both": weight of the expected distance of a right option's digits, `train.digit_loss`."""
     domain: LoRAConfig = LoRAConfig()
     numeric: LoRAConfig = LoRAConfig()
     domain_rate: float = 2e-4
@@ -104,7 +108,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not math.isfinite(value) or value <= 0:
                 raise ConfigError(f"{name} must be a positive number, got {value!r}")
-        for name in ("text_weight", "weight_decay", "spike", "orthogonality"):
+        for name in ("text_weight", "letter_weight", "digit_weight", "weight_decay", "spike", "orthogonality"):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ConfigError(f"{name} must be a number of at least 0, got {value!r}")
@@ -119,7 +123,7 @@ class TrainConfig:
         if "numeric" in self.adapters and self.numct is None:
             raise ConfigError("the numeric adapter needs choice questions; give --numct or --adapters domain")
         for name, allowed in (
-            ("loss", ("letter", "likelihood")), ("domain_schedule", SCHEDULES), ("numeric_schedule", SCHEDULES),
+            ("loss", ("letter", "likelihood", "both")), ("domain_schedule", SCHEDULES), ("numeric_schedule", SCHEDULES),
             ("checkpointing", CHECKPOINTING), ("dtype", (None, "float32", "bfloat16", "float16")),
         ):
             if getattr(self, name) not in allowed:
@@ -129,8 +133,10 @@ class TrainConfig:
 
     def _check_together(self) -> None:
         """ConfigError for settings that contradict each other."""
-        if self.text_weight and self.loss != "likelihood":
-            raise ConfigError("text_weight needs the loss likelihood: the letter loss scores no text")
+        if self.text_weight and self.loss == "letter":
+            raise ConfigError("text_weight needs the loss likelihood or both: the letter loss scores no text")
+        if self.digit_weight and self.loss == "letter":
+            raise ConfigError("digit_weight needs the loss likelihood or both: the letter loss scores no digits")
         for adapter in ADAPTERS:
             if (own := getattr(self, f"{adapter}_steps")) is not None and own > self.steps:
                 raise ConfigError(f"{adapter}_steps is {own}, more than the run's {self.steps} steps")

@@ -39,9 +39,12 @@ def _lora_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--length", default=512, show_default=True, help="Tokens a row.")
 @click.option("--rows", default=8, show_default=True, help="Rows of text a step.")
 @click.option("--questions", default=8, show_default=True, help="Questions a step.")
-@click.option("--loss", type=click.Choice(["letter", "likelihood"]), default="letter", show_default=True)
+@click.option("--loss", type=click.Choice(["letter", "likelihood", "both"]), default="letter", show_default=True)
 @click.option("--text-weight", default=0.0, show_default=True,
-              help="Weight of the next-token loss on the right option's text (likelihood).")
+              help="Weight of the next-token loss on the right option's text (likelihood, both).")
+@click.option("--letter-weight", default=1.0, show_default=True, help="Weight of the letter's loss (both).")
+@click.option("--digit-weight", default=0.0, show_default=True,
+              help="Weight of the expected distance of the right option's digits (likelihood, both).")
 @_lora_options
 @click.option("--warmup", default=0.05, show_default=True, help="Share of the steps.")
 @click.option("--clip", default=1.0, show_default=True, help="Largest gradient norm of an adapter.")

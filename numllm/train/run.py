@@ -41,8 +41,10 @@ def _sources(
         questions = read_questions([Path(config.numct)], split="train")
         sources["numeric"] = ChoiceBatches(
             questions, tokenizer, size=config.questions, tokens=config.tokens, length=config.length, loss=config.loss,
-            text=config.text_weight > 0, seed=config.seed,
+            text=config.text_weight > 0, letter_weight=config.letter_weight, seed=config.seed,
         )
+        if config.digit_weight and not sources["numeric"].has_digits:
+            raise TrainError("digit_weight needs a tokenizer with a token for each digit; leave it at 0")
     return sources
 
 

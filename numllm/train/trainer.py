@@ -159,7 +159,9 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         for part in micro_batches(batches, self.config.micro_tokens):
             moved = {name: batch.to(self.model.device) for name, batch in part.items()}
-            losses = forward_losses(self.model, self.adapters, moved, self.config.text_weight)
+            losses = forward_losses(
+                self.model, self.adapters, moved, self.config.text_weight, self.config.digit_weight
+            )
             scaled = [loss if scales[name] is None else loss * scales[name] for name, loss in losses.items()]
             torch.stack(scaled).sum().backward()
             for name, loss in losses.items():
