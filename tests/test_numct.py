@@ -342,7 +342,7 @@ def test_cheats_fail_on_real_textbooks(shared_data: Path) -> None:
     for path in sorted((shared_data / "textbooks").rglob("*.md")):
         name = str(path.relative_to(shared_data))
         documents.append({"id": name, "text": path.read_text("utf-8-sig", errors="replace"), "split": "train"})
-    report = audit(build(documents, per_sentence=4))
+    report = audit(build(documents, context=1, per_sentence=4))
     assert report["n"] > 5000 and len(report["cheats"]) >= 16
     far = {name: c["accuracy"] for name, c in report["cheats"].items() if abs(c["accuracy"] - 0.25) > 0.04}
     assert far == {}, far

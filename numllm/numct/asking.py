@@ -25,6 +25,7 @@ KINDS = ("amount", "rate", "price", "count", "duration", "index")
 """Kinds of numbers that can be asked."""
 
 _VAGUE_COUNTS = frozenset("个 项 种 类 次 位 条 点 步 组 轮 分 层 口 例 单位 道 部 期 副 场 片 门 座 票".split())
+_OPENING = re.compile(r"[（(【\[]?\s*(?:例题?|案例|习题)\s?[0-9一二三四五六七八九十]")
 _REMEMBERED = 400  # answers of one unit and form that may come again as wrong options
 _DRAWS = 8  # draws of wrong options among which the most balanced is kept
 _FAILURES = 6  # draws without result after which no more are made
@@ -125,6 +126,8 @@ def ask(
         tag = "derivable"
     elif is_rule(text, before, number, len(str(significant(m)[0])), siblings, document.statute):
         tag = "recall"
+    elif _OPENING.match(text) is not None:
+        return None  # what an example sets out from can be neither known nor worked out
     if tag not in state.tags:
         return None
     taken: set[int] = set()

@@ -46,7 +46,7 @@ _STORY = re.compile(
 )
 # what is supposed or concluded: a statute speaks so as well
 _SUPPOSED = re.compile(
-    r"如果|若(?!干)|设(?=[^备定立计施有])|(?<![准原规细法总附])则|因此|于是|可见|案例|又如|问(?=[^题])|[多少][付还缴提]|默认|字段|选项"
+    r"如果|若(?!干|无相反)|设(?=[^备定立计施有])|(?<![准原规细法总附])则|因此|于是|可见|案例|又如|问(?=[^题])|[多少][付还缴提]|默认|字段|选项"
 )
 # what a story says of its figures, and a rule seldom: it tells against a rule that is not prescribed in so many words
 _TOLD = re.compile(
