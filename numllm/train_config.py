@@ -44,6 +44,10 @@ class TrainConfig:
     """With "likelihood", "both": weight of the next-token loss on the right option's text, added to the choice loss."""
     letter_weight: float = 1.0
     """With "both": weight of the letter's loss, added to that of the likelihood."""
+    varied: bool = False
+    """Letters are asked in several layouts (`questions.PROMPT_FORMS`), not in FinEval's alone."""
+    chat: bool = False
+    """Letters are asked as a message in the checkpoint's chat template."""
     digit_weight: float = 0.0
     """With "likelihood", "both": weight of the expected distance of a right option's digits, `train.digit_loss`."""
     domain: LoRAConfig = LoRAConfig()
@@ -137,6 +141,8 @@ class TrainConfig:
             raise ConfigError("text_weight needs the loss likelihood or both: the letter loss scores no text")
         if self.digit_weight and self.loss == "letter":
             raise ConfigError("digit_weight needs the loss likelihood or both: the letter loss scores no digits")
+        if (self.varied or self.chat) and self.loss == "likelihood":
+            raise ConfigError("varied and chat are about letters: they need the loss letter or both")
         for adapter in ADAPTERS:
             if (own := getattr(self, f"{adapter}_steps")) is not None and own > self.steps:
                 raise ConfigError(f"{adapter}_steps is {own}, more than the run's {self.steps} steps")

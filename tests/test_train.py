@@ -155,6 +155,7 @@ def test_one_adapter_alone_is_the_same_as_beside_the_other(world):
     ({"text_weight": -1.0, "loss": "likelihood"}, ConfigError, "at least 0"),
     ({"text_weight": 1.0, "loss": "letter"}, ConfigError, "scores no text"),
     ({"digit_weight": 1.0, "loss": "letter"}, ConfigError, "scores no digits"),
+    ({"varied": True, "loss": "likelihood"}, ConfigError, "are about letters"),
     ({"length": 4096}, TrainError, "more than the model's context of 128"),
     ({"corpus": "nowhere"}, NumLLMError, "nowhere"),
     ({"numct": "nowhere.jsonl"}, NumLLMError, "nowhere.jsonl"),

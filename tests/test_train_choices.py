@@ -8,9 +8,10 @@ import pytest
 import tiny
 import torch
 
+from numllm.chat import Chat
 from numllm.data import Batch, ChoiceBatches
 from numllm.model import Transformer, load_model
-from numllm.questions import encode_options
+from numllm.questions import PROMPT_FORMS, encode_options, letter_prompt
 from numllm.tokenizer import Tokenizer
 from numllm.train import batch_loss, digit_loss, train
 
@@ -76,6 +77,26 @@ def test_digit_loss_is_the_expected_distance(world: Path, model: Transformer) ->
     assert seen
     found = digit_loss(_states(model, batch), model.lm_head.weight, batch)
     assert float(found) == pytest.approx(expected / len(tiny.QUESTIONS), rel=1e-5)
+
+
+def test_letters_are_asked_in_several_forms_and_as_a_message(world: Path) -> None:
+    tokenizer, question = Tokenizer(world / "base"), tiny.QUESTIONS[0]
+    prompts = [letter_prompt(question, form=form) for form in range(len(PROMPT_FORMS))]
+    assert len(set(prompts)) == len(prompts) and prompts[0] == letter_prompt(question)
+    for prompt in prompts:
+        assert prompt.endswith("\n答案：") and question.question in prompt
+        assert all(option in prompt for option in question.options)
+
+    def seen(**settings: object) -> list[str]:
+        batches = ChoiceBatches([question], tokenizer, size=1, length=200, **settings)
+        return [tokenizer.decode(batches(step).tokens[0].tolist()) for step in range(24)]
+
+    varied, plain = seen(varied=True), seen()
+    leads = [form.lead for form in PROMPT_FORMS if form.lead]
+    assert all(any(text.startswith(lead) for text in varied) for lead in leads)
+    assert not any(text.startswith(tuple(leads)) for text in plain) and seen(varied=True) == varied
+    chat = Chat("用户：{{ messages[0].content }}\n助手：", {}, tokenizer)
+    assert all("用户：" in text and "助手：答案：" in text for text in seen(chat=chat))
 
 
 def test_a_run_with_both_losses_and_digits_learns(world: Path) -> None:

@@ -43,6 +43,8 @@ def _lora_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--text-weight", default=0.0, show_default=True,
               help="Weight of the next-token loss on the right option's text (likelihood, both).")
 @click.option("--letter-weight", default=1.0, show_default=True, help="Weight of the letter's loss (both).")
+@click.option("--varied", is_flag=True, help="Ask for letters in several layouts, not in FinEval's alone.")
+@click.option("--chat", is_flag=True, help="Ask for letters in the checkpoint's chat template.")
 @click.option("--digit-weight", default=0.0, show_default=True,
               help="Weight of the expected distance of the right option's digits (likelihood, both).")
 @_lora_options

@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..questions import LETTERS, Question, encode_letters, encode_options, letter_ids
+from ..questions import LETTERS, PROMPT_FORMS, Question, encode_letters, encode_options, letter_ids
 from ..tokenizer import Tokenizer
 from .batch import Batch, Choice
 from .packing import Draw, Piece, lay_out, pack
+
+if TYPE_CHECKING:
+    from ..chat import Chat
 
 LOSSES = ("letter", "likelihood", "both")
 """How a choice question is learnt from."""
@@ -42,13 +46,15 @@ class ChoiceBatches:
     options are shuffled afresh each epoch. loss "likelihood": one piece an option, the text with the blank
     filled by it, scored as `questions.Encoded` says (see `train.choice_loss`); with `text`, the right option's
     whole text is scored too. loss "both": the likelihood, and the letter as one more branch of the same text, its
-    loss weighted by `letter_weight`. size: questions a step; or tokens: as many as have that many tokens.
+    loss weighted by `letter_weight`. varied: letters are asked in the forms of `questions.PROMPT_FORMS`, drawn for each
+    question and epoch, not in FinEval's alone; chat: as a message to the model. size: questions a step; or tokens: as
+    many as have that many tokens.
     """
 
     def __init__(
         self, questions: Sequence[Question], tokenizer: Tokenizer, *, size: int, length: int,
         tokens: int | None = None, loss: str = "letter", text: bool = False, letter_weight: float = 1.0,
-        seed: int = 0,
+        varied: bool = False, chat: Chat | None = None, seed: int = 0,
     ) -> None:
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
@@ -57,7 +63,7 @@ class ChoiceBatches:
             raise DataError("there are no questions with an answer to train on")
         self._tokenizer = tokenizer
         self.size, self.length, self.loss, self.text, self.seed = size, length, loss, text, seed
-        self.letter_weight = letter_weight
+        self.letter_weight, self.varied, self.chat = letter_weight, varied, chat
         if loss != "likelihood":
             self._letters = letter_ids(tokenizer)
         if loss != "letter":
@@ -99,7 +105,9 @@ class ChoiceBatches:
             options=tuple(question.options[index] for index in order),
             answer=LETTERS[order.index(right)],
         )
-        prompt = encode_letters(shuffled, self._tokenizer, max_length=self.length - 1)
+        forms = len(PROMPT_FORMS) if self.varied else 1
+        form = random.Random(f"{self.seed} form {question.id} {epoch}").randrange(forms)
+        prompt = encode_letters(shuffled, self._tokenizer, max_length=self.length - 1, chat=self.chat, form=form)
         return (*prompt, self._letters[LETTERS.index(shuffled.answer)]), len(prompt)
 
     def __call__(self, step: int) -> Batch:

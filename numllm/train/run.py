@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..chat import Chat
 from ..checkpoint import Checkpoint
 from ..corpus import read_corpus
 from ..data import ChoiceBatches, TextBatches, prepared
@@ -41,7 +42,8 @@ def _sources(
         questions = read_questions([Path(config.numct)], split="train")
         sources["numeric"] = ChoiceBatches(
             questions, tokenizer, size=config.questions, tokens=config.tokens, length=config.length, loss=config.loss,
-            text=config.text_weight > 0, letter_weight=config.letter_weight, seed=config.seed,
+            text=config.text_weight > 0, letter_weight=config.letter_weight,
+            varied=config.varied, chat=Chat.open(config.model, tokenizer) if config.chat else None, seed=config.seed,
         )
         if config.digit_weight and not sources["numeric"].has_digits:
             raise TrainError("digit_weight needs a tokenizer with a token for each digit; leave it at 0")
