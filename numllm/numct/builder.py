@@ -30,7 +30,7 @@ from .tags import TAGS, is_statute
 
 __all__ = ["build"]
 
-_MIN_PROSE = 7  # Chinese characters a sentence needs besides its number
+_MIN_PROSE = 10  # Chinese characters a sentence needs besides its number
 _MAX_SENTENCE = 300
 _MAX_CONTEXT = 420
 
