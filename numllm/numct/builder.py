@@ -2,8 +2,8 @@
 
 A question is one sentence whose number is replaced by `BLANK`, a few sentences of context before it, and options
 in one written form: the answer and, as wrong options, numbers of the same unit and kind from elsewhere in the
-document ("document"), answers of earlier questions ("corpus"), what a relation gives when it is worked out with a
-common mistake ("mistake") and perturbed numbers ("perturbed").
+document ("document"), answers of earlier questions ("corpus"), a model's own ("model"), what a relation gives when it
+is worked out with a common mistake ("mistake") and perturbed numbers ("perturbed").
 
 Wrong options are drawn several times and the draw is kept that leaves the known ways to guess without reading (the
 middle value, the roundest, the longest, the most frequent …) nearest to pure chance; see `balance.Balance`.

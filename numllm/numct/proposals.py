@@ -28,7 +28,7 @@ _SAVED = 16  # questions in a line of the journal
 
 
 class Proposals:
-    """Continuations of texts by a model, by the question's id; those asked for and not known are in `missing`."""
+    """Continuations of texts by a model, by question and text; those asked for and not known are in `missing`."""
 
     def __init__(self, sample: Sample, journal: Path, *, model: str, samples: int = 16, seed: int = 0) -> None:
         """samples: of each text. model: tells it in the journal, which is refused (DataError) when it is another
@@ -41,16 +41,17 @@ class Proposals:
 
     def __call__(self, question: str, text: str) -> list[str]:
         """The continuations of the text before a question's blank; none yet where they are not known."""
-        if question not in self.known and text.strip():
-            self.missing[question] = text
-        return self.known.get(question, [])
+        key = hashlib.blake2b(f"{question}\0{text}".encode(), digest_size=8).hexdigest()
+        if key not in self.known and text.strip():
+            self.missing[key] = text
+        return self.known.get(key, [])
 
     def fetch(self, progress: Progress = no_progress) -> None:
         """Samples what is missing and adds it to the journal."""
         found: dict[str, list[str]] = {}
         texts = self.missing.items()
-        for question, text in progress(texts, total=len(texts), description="model's numbers", unit="text"):
-            found[question] = self.sample(text, self.samples, _seed(self.seed, question))
+        for key, text in progress(texts, total=len(texts), description="model's numbers", unit="text"):
+            found[key] = self.sample(text, self.samples, _seed(self.seed, key))
             if len(found) == _SAVED:
                 self._add(found)
                 found = {}
@@ -86,8 +87,8 @@ class Proposals:
         self.known.update(found)
 
 
-def _seed(seed: int, question: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {question}".encode()).digest()[:6], "big")
+def _seed(seed: int, key: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:6], "big")
 
 
 def build_with_model(
