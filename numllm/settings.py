@@ -29,7 +29,12 @@ Layer = Mapping[str, Any]
 SHARED = tuple(field.name for field in dataclasses.fields(LoRAConfig))
 """Keys that, outside of a table, are for both adapters."""
 
-_ONLY_FOR = {"domain": ("corpus", "rows"), "numeric": ("numct", "questions", "loss", "text_weight")}
+_ONLY_FOR = {
+    "domain": ("corpus", "rows"),
+    "numeric": (
+        "numct", "questions", "loss", "text_weight", "letter_weight", "digit_weight", "varied", "chat",
+    ),
+}
 _VALIDATED_BY = ("corpus", "numct", "loss")
 """Of these, what a validation of the other adapter uses too."""
 

@@ -40,10 +40,18 @@ class TrainConfig:
     """Tokens a step of each adapter, instead of `rows` and `questions`."""
     micro_tokens: int | None = None
     """Positions that go through the model at once; a larger step is accumulated, to the same gradient."""
-    loss: Literal["letter", "likelihood"] = "letter"
-    """Choice loss of the numeric adapter: the answer's letter, or the likelihood of the options."""
+    loss: Literal["letter", "likelihood", "both"] = "letter"
+    """Choice loss of the numeric adapter: the answer's letter, the likelihood of the options, or both weighted."""
     text_weight: float = 0.0
-    """With "likelihood": weight of the next-token loss on the right option's text, added to the choice loss."""
+    """With "likelihood", "both": weight of the next-token loss on the right option's text, added to the choice loss."""
+    letter_weight: float = 1.0
+    """With "both": weight of the letter's loss, added to that of the likelihood."""
+    varied: bool = False
+    """Letters are asked in several layouts (`questions.PROMPT_FORMS`), not in FinEval's alone."""
+    chat: bool = False
+    """Letters are asked as a message in the checkpoint's chat template."""
+    digit_weight: float = 0.0
+    """With "likelihood", "both": weight of the expected distance of a right option's digits, `train.digit_loss`."""
     domain: LoRAConfig = LoRAConfig()
     numeric: LoRAConfig = LoRAConfig()
     domain_rate: float = 2e-4
@@ -122,7 +130,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not math.isfinite(value) or value <= 0:
                 raise ConfigError(f"{name} must be a positive number, got {value!r}")
-        for name in ("text_weight", "weight_decay", "spike", "orthogonality"):
+        for name in ("text_weight", "letter_weight", "digit_weight", "weight_decay", "spike", "orthogonality"):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ConfigError(f"{name} must be a number of at least 0, got {value!r}")
@@ -137,8 +145,12 @@ class TrainConfig:
 
     def _check_together(self) -> None:
         """ConfigError for settings that contradict each other."""
-        if self.text_weight and self.loss != "likelihood":
-            raise ConfigError("text_weight needs the loss likelihood: the letter loss scores no text")
+        if self.text_weight and self.loss == "letter":
+            raise ConfigError("text_weight needs the loss likelihood or both: the letter loss scores no text")
+        if self.digit_weight and self.loss == "letter":
+            raise ConfigError("digit_weight needs the loss likelihood or both: the letter loss scores no digits")
+        if (self.varied or self.chat) and self.loss == "likelihood":
+            raise ConfigError("varied and chat are about letters: they need the loss letter or both")
         for adapter in ADAPTERS:
             if (own := getattr(self, f"{adapter}_steps")) is not None and own > self.steps:
                 raise ConfigError(f"{adapter}_steps is {own}, more than the run's {self.steps} steps")

@@ -27,9 +27,12 @@ def test_the_set_is_large_consistent_and_has_every_kind() -> None:
             last = n["end"]
 
 
-@pytest.mark.parametrize("part", ["development", "measurement"])
+@pytest.mark.parametrize("part", ["development", "measurement", "fresh"])
 def test_scores(part: str) -> None:
-    """F1 of span, value and unit together, and `variable` where these agree: both at least 0.97."""
+    """F1 of span, value and unit together, and `variable` where these agree: both at least 0.97.
+
+    The part `fresh` was written last and measured once before anything was changed for it: F1 0.958, variable 0.993.
+    """
     right = found = wanted = variable = 0
     for row in ROWS:
         if row["part"] != part:

@@ -337,14 +337,15 @@ def test_chi_square_p(square: float, freedom: int, p: float) -> None:
 
 
 def test_cheats_fail_on_real_textbooks(shared_data: Path) -> None:
-    """On more than 5,000 questions no way to guess is further than 4 points from chance, but for its own error."""
+    """On more than 5,000 questions no way to guess is further than 4 points from chance."""
     documents = []
     for path in sorted((shared_data / "textbooks").rglob("*.md")):
-        documents.append({"id": str(path), "text": path.read_text("utf-8-sig", errors="replace"), "split": "train"})
-    report = audit(build(documents, per_sentence=2))
+        name = str(path.relative_to(shared_data))
+        documents.append({"id": name, "text": path.read_text("utf-8-sig", errors="replace"), "split": "train"})
+    report = audit(build(documents, context=1, per_sentence=4))
     assert report["n"] > 5000 and len(report["cheats"]) >= 16
     far = {name: c["accuracy"] for name, c in report["cheats"].items() if abs(c["accuracy"] - 0.25) > 0.04}
-    assert far == {} or (set(far) == {"logistic regression"} and far["logistic regression"] < 0.305), far
+    assert far == {}, far
 
 
 def test_the_regression_finds_what_no_single_cheat_does() -> None:

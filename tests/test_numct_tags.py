@@ -197,6 +197,16 @@ RULES = {
     "企业应当按税后利润的10%提取法定盈余公积。": True,
     "商业汇票的付款期限，自出票日起最长不得超过6个月。": True,
     "个人养老金账户每年能存的钱有上限，定为12,000元。": True,
+    "法定盈余公积按照税后利润的10%提取。": True,
+    "销售货物的增值税税率为13%。": True,
+    "巴塞尔协议要求银行的资本充足率达到8%。": True,
+    "股票买卖的印花税按成交金额的0.5‰由卖方缴纳。": True,
+    "增加或者减少注册资本的决议，应当经代表三分之二以上表决权的股东通过。": True,
+    "流动性资产余额与流动性负债余额的比例不得低于百分之二十五。": True,
+    "有前款行为的，并处违法所得一倍以上五倍以下的罚款。": True,
+    "公司的毛利率比上年提高3个百分点，其中家电下降2%。": False,
+    "将税率字段的默认值设置为18%。": False,
+    "该企业本年的增值税税率由16%降到13%。": False,
     "甲公司按规定提取法定盈余公积35万元。": False,
     "某企业适用的所得税税率为25%。": False,
     "预期利润1,236万元，应当发行债券。": False,
@@ -209,6 +219,19 @@ def test_rules(text: str, rule: bool) -> None:
     number, *others = find_numbers(text)
     digits = len(number.value.strip("0.").replace(".", ""))
     assert tags.is_rule(text, "", number, digits, others) is rule
+
+
+def test_in_a_statute_every_sentence_is_a_rule_but_a_story() -> None:
+    article = "第{n}条 申请人应当在{n}十日内提交第{n}类材料，主管机关自受理之日起处理。\n"
+    law = "".join(article.format(n=n) for n in "二三四五六七八九")
+    story = "甲公司于本年以1,200万元购入设备，预计使用8年。\n" * 40
+    assert tags.is_statute(law) and not tags.is_statute(story) and not tags.is_statute(law + story * 20)
+    plain = "载客人数为9人的乘用车的税额标准为每辆480元。"
+    for text, rule in ((plain, True), (f"某企业购入{plain}", False)):
+        number, *others = find_numbers(text)
+        assert tags.is_rule(text, "", number, 1, others, True) is rule
+    rows = list(build([{"id": "law", "text": law}]))
+    assert rows and {row["tag"] for row in rows} == {"recall"}
 
 
 def _documents() -> list[dict[str, Any]]:

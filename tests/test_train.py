@@ -42,7 +42,7 @@ def test_both_adapters_learn(world, loss):
     assert {p.name for p in (run / "adapters").iterdir()} == {"domain", "numeric"}
 
 
-@pytest.mark.parametrize("loss", ["letter", "likelihood"])
+@pytest.mark.parametrize("loss", ["letter", "likelihood", "both"])
 def test_joint_gradients_equal_separate_ones(world, loss):
     tokenizer = Tokenizer(world / "base")
     settings = config(world)
@@ -176,9 +176,11 @@ def test_one_adapter_alone_is_the_same_as_beside_the_other(world):
     ({"steps": 0}, ConfigError, "steps must be a positive"),
     ({"corpus": None}, ConfigError, "needs a corpus"),
     ({"numct": None}, ConfigError, "needs choice questions"),
-    ({"loss": "other"}, ConfigError, "letter or likelihood"),
+    ({"loss": "other"}, ConfigError, "letter, likelihood or both"),
     ({"text_weight": -1.0, "loss": "likelihood"}, ConfigError, "at least 0"),
     ({"text_weight": 1.0, "loss": "letter"}, ConfigError, "scores no text"),
+    ({"digit_weight": 1.0, "loss": "letter"}, ConfigError, "scores no digits"),
+    ({"varied": True, "loss": "likelihood"}, ConfigError, "are about letters"),
     ({"length": 4096}, TrainError, "more than the model's context of 128"),
     ({"corpus": "nowhere"}, NumLLMError, "nowhere"),
     ({"numct": "nowhere.jsonl"}, NumLLMError, "nowhere.jsonl"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from pathlib import Path
@@ -12,7 +13,18 @@ import click
 
 from ..errors import NumLLMError
 from ..report import interval, percent, table, write_corpus_report
-from .common import EXISTING, bar, command, finish, json_option, say
+from .common import (
+    EXISTING,
+    bar,
+    checkpoint_hashes,
+    command,
+    device_option,
+    dtype_option,
+    finish,
+    json_option,
+    load_for_use,
+    say,
+)
 
 UNREADABLE = 3
 """Exit code of a corpus that lacks files which could not be read."""
@@ -102,8 +114,35 @@ def numbers(file: Any) -> None:
         click.echo(json.dumps(dataclasses.asdict(number), ensure_ascii=False))
 
 
+def _continuations(model: Any, tokenizer: Any, text: str, count: int, seed: int) -> list[str]:
+    """`count` samples of the number that the model puts behind a text, cut in front where it is too long."""
+    from ..generate import generate
+
+    new, room = 12, model.config.context - len(tokenizer.prefix())
+    ids = tokenizer.encode(text)
+    text = text if len(ids) + new <= room else tokenizer.decode(ids[new - room :])
+    return generate(model, tokenizer, [text] * count, max_new_tokens=new, temperature=1.0, seed=seed)
+
+
+def _weights(text: str) -> dict[str, float]:
+    """`rate=2,amount=1` as {"rate": 2.0, "amount": 1.0}; NumLLMError where it is not of that form."""
+    from ..numct import KINDS
+
+    found: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        kind, _, weight = part.strip().partition("=")
+        try:
+            found[kind] = float(weight)
+        except ValueError:
+            found[kind] = -1.0
+        if kind not in KINDS or not 0 <= found[kind] < float("inf"):
+            raise NumLLMError(f"--kind-weights wants KIND=NUMBER,… with kinds of {', '.join(KINDS)}, got {part!r}")
+    return found
+
+
 @command(epilog="numllm numct corpus --out numct.jsonl\nnumllm numct corpus --out numct.jsonl --max-per-doc 20\n"
-         "numllm numct corpus --out numct.jsonl --tags recall,derivable")
+         "numllm numct corpus --out numct.jsonl --tags recall,derivable\n"
+         "numllm numct corpus --out numct.jsonl --model Qwen/Qwen2.5-7B --kind-weights rate=2,amount=1")
 @click.argument("corpus_dir", type=EXISTING)
 @click.option("--out", required=True, type=EXISTING, help="File to write; the audit stands beside it.")
 @click.option("--options", default=4, show_default=True, help="Options a question.")
@@ -113,10 +152,16 @@ def numbers(file: Any) -> None:
 @click.option("--per-sentence", type=click.IntRange(min=1), default=1, show_default=True, help="Most of a sentence.")
 @click.option("--tags", default="recall,derivable,other", show_default=True,
               help="Keep what asks for a rule's number (recall), one that follows from others (derivable), other.")
+@click.option("--kind-weights", default="", metavar="KIND=W,…",
+              help="Keep these kinds of numbers in this proportion, as rate=2,amount=1; 0 leaves one out.")
+@click.option("--model", help="Checkpoint whose own wrong numbers become wrong options too; resumable.")
+@click.option("--samples", type=click.IntRange(min=1), default=16, show_default=True, help="Of the model, a question.")
+@device_option
+@dtype_option
 @json_option
 def numct(
     corpus_dir: Path, out: Path, options: int, context: int, seed: int, max_per_doc: int | None, per_sentence: int,
-    tags: str, as_json: bool,
+    tags: str, kind_weights: str, model: str | None, samples: int, device: str, dtype: str | None, as_json: bool,
 ) -> None:
     """Choice questions about the numbers of a corpus (NumCT), and their audit."""
     from ..corpus import read_corpus
@@ -126,10 +171,24 @@ def numct(
     kept = tuple(tag.strip() for tag in tags.split(","))
     if not set(kept) <= set(TAGS):
         raise NumLLMError(f"--tags wants some of {','.join(TAGS)}, got {tags}")
-    rows = list(build(
-        read_corpus(corpus_dir), options=options, context=context, seed=seed, max_per_doc=max_per_doc,
-        per_sentence=per_sentence, tags=kept, progress=bar,
-    ))
+    settings: dict[str, Any] = {
+        "options": options, "context": context, "seed": seed, "max_per_doc": max_per_doc,
+        "per_sentence": per_sentence, "tags": kept, "kind_weights": _weights(kind_weights),
+    }
+    if model is None:
+        rows = list(build(read_corpus(corpus_dir), progress=bar, **settings))
+    else:
+        import hashlib
+
+        from ..numct.proposals import Proposals, build_with_model
+
+        loaded, tokenizer, _ = load_for_use(model, (), device, dtype)
+        digest = hashlib.sha256(str(sorted(checkpoint_hashes(model, ()).values())).encode()).hexdigest()
+        journal = out.with_name(f"{out.name}.model")
+        proposals = Proposals(
+            functools.partial(_continuations, loaded, tokenizer), journal, model=digest[:16], samples=samples, seed=seed
+        )
+        rows = build_with_model(lambda: read_corpus(corpus_dir), proposals, progress=bar, **settings)
     if not rows:
         more = "more figures" if set(kept) == set(TAGS) else "more figures, or more --tags"
         raise NumLLMError(f"{corpus_dir}: no number in it can be asked; give texts with {more}")

@@ -14,11 +14,13 @@ from ..model import PADDING
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How the scored positions of a batch make up the options of its questions (loss "likelihood").
+    """How the scored positions of a batch make up the options of its questions (loss "likelihood" or "both").
 
     options (S,) int64: the option each position belongs to, counted through the batch; weights (S,) fp32: its
     share in the option's score; sizes: options of each question; answers (Q,) int64: the right option of each.
     text (S,) fp32: the position's share in the text loss, the mean −log p of each question's right text.
+    letters (S,) fp32: its share in the letter loss (loss "both"). digits (S,) int64: the digit that the position
+    predicts in a right option, −1 elsewhere; digit_ids (10,) int64: the tokens of 0 to 9.
     """
 
     options: Tensor
@@ -26,6 +28,9 @@ class Choice:
     sizes: list[int]
     answers: Tensor
     text: Tensor
+    letters: Tensor
+    digits: Tensor
+    digit_ids: Tensor
 
     def part(self, inside: Tensor) -> Choice:
         """The choice over the positions (S,) bool `inside`, which holds all of a question's or none."""
@@ -36,7 +41,8 @@ class Choice:
         shift[kept] = (sizes[kept].cumsum(0) - sizes[kept]) - (sizes.cumsum(0) - sizes)[kept]
         return Choice(
             options=self.options[inside] + shift[owner], weights=self.weights[inside], sizes=sizes[kept].tolist(),
-            answers=self.answers[kept] + shift[kept], text=self.text[inside],
+            answers=self.answers[kept] + shift[kept], text=self.text[inside], letters=self.letters[inside],
+            digits=self.digits[inside], digit_ids=self.digit_ids,
         )
 
 

@@ -9,14 +9,14 @@ from .number import Number
 from .numerals import FOLD, exact_decimal
 from .patterns import ARABIC, DOTTED, INDEX_CUE, MARK_BEFORE, PER, PER_WORDS, WORD_TAIL
 from .reading import Core, Measure
-from .units import CODES, SPACE
+from .units import CODES, SPACE, UNITS
 
 __all__ = [
     "bare_number", "cue_before", "day_at", "in_address", "label_at", "make", "price_before", "read_index", "with_unit",
 ]  # fmt: skip
 
 _PER_BEFORE = re.compile(
-    r"每(1|一)?(股|件|吨|桶|台|份|张|套|辆|平方米|公斤|千克|盎司|小时|工时|单位|箱|只|公里|杯|升|瓶|亩)[^，。；、,;：:0-9每\n]{0,10}\Z"
+    r"每(1|一)?(股|件|吨|桶|台|份|张|套|辆|平方米|公斤|千克|盎司|小时|工时|单位|箱|只|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)[^，。；、,;：:0-9每\n]{0,10}\Z"
 )
 _LABEL = re.compile(
     r"(?:(?<![比条惯])例题?|图|表|公式|式|(?<!银)行|附件|附录|附注|步骤|习题|案例|题|页|阶段|情形|方案|版本|版|章|节|卷|"
@@ -24,12 +24,15 @@ _LABEL = re.compile(
 )
 _IDENTIFIER_CUE = re.compile(
     r"(?:电话|传真|帐号|账号|卡号|账户|帐户|编号|编码|代码|号码|邮编|ISBN|ISSN|证号|文号|科目|ID|单号|信箱|QQ|版本|KB|凭证|"
-    r"批号|序号|端口|主科目)[\s:：为是（(“\"*-]{0,4}\Z"
+    r"批号|序号|端口|主科目)[\s:：为是（(“\"*-]{0,4}(?:[A-Z]{1,6}-)?\Z"
 )
 _CUE = re.compile(  # the last cue decides: 边际消费倾向 is a rate
-    r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|现值指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|方差)|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
+    r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|现值指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|(?<!协)方差)|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
     r"(?P<index>指数|点位|大盘)|(?P<amount>金额|成本|收入|利润|余额|价值|费用|价款|资产|负债|现金|利息|税额|税款|资本|支出|借：|贷：|存款|"
-    r"账款|收益|损失|产值|GDP|总额|净额|投资|消费|股利|薪酬|准备|折旧|摊销))[^，。；、,;0-9\n]{0,5}\Z"
+    r"账款|收益|损失|产值|GDP|总额|净额|投资|消费|股利|薪酬|准备|折旧|摊销|扣除数))[^，。；、,;0-9\n]{0,5}\Z"
+)
+_ASIDE = re.compile(  # 系数（8%，5年）为
+    r"(?<=[\u4e00-\u9fff])[（(][^（()）]{1,20}[)）](?=(?:[约分]?[为是]|等于|达|[:：=＝])\s?\Z)"
 )
 _LABEL_ENDS = "例题图表式行件录注骤案页段形本版章节卷号.eenrp第"
 _IDENTIFIER_ENDS = '话真号户码编NID目箱Q本B证口:：为是“"*-'
@@ -62,8 +65,8 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
             value = core.value(-2)
     elif kind == "amount":
         kind, name = price_before(text, start, name)
-        if core.currency:
-            name = core.currency if unit.name == "CNY" else name
+        if unit.name == "CNY" and (currency := core.currency or _currency_word(text, start)):
+            name = name.replace("CNY", currency)
     elif name == "点":
         if INDEX_CUE.search(text, max(0, start - 16), start) or (
             core.style == "a" and (len(core.digits) >= 3 or core.exponent < 0)
@@ -73,8 +76,17 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
             variable = False
             kind = "other"
     elif core.lone and unit.grade < 3:
-        variable = unit.grade >= 2 and core.digits != "1"
+        variable = unit.grade >= 2
     return make(text, start, end, value, name, kind, variable)
+
+
+_CURRENCY_WORD = re.compile("(?:港币|美金|新?台币)\\Z")
+
+
+def _currency_word(text: str, start: int) -> str:
+    """The currency that a word directly before an amount in 元 names: 港币100元; "" where there is none."""
+    word = _CURRENCY_WORD.search(text, max(0, start - 4), start) if text[start - 1 : start] in ("币", "金") else None
+    return UNITS[word.group().strip()].name if word is not None else ""
 
 
 def price_before(text: str, start: int, currency: str) -> tuple[str, str]:
@@ -102,7 +114,7 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         return make(text, start, j, value, core.currency, "amount", True)
     if p and p in "（(" and n and n in "）)" and start > floor:
         if digits and len(raw) <= 2:
-            return make(text, start - 1, j + 1, value, "", "ordinal", False)
+            return make(text, *with_ordinal_words(text, start - 1, j + 1), value, "", "ordinal", False)
         if ("," in raw or "." in raw) and _negative_entry(text, start - 1, j + 1):
             return make(text, start - 1, j + 1, core._replace(negative=True).value(), "", "amount", True)
     if not core.scaled and (label := label_at(text, core, left, raw, digits)) is not None:
@@ -127,13 +139,23 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
             return make(text, start, j, value, "", "date", False)
     if cue is not None:
         return make(text, start, j, value, "1" if cue == "rate" else "", cue, True)
+    operated = operated or (bool(p) and p == "{" and left.endswith(("frac{", "}{")))
     marked = core.scaled or not digits or core.negative or (operated and value != "1") or whole
     return make(text, start, j, value, "", "other", bool(marked))
 
 
+def with_ordinal_words(text: str, start: int, end: int) -> tuple[int, int]:
+    """The span of a mark in brackets, with what makes it an ordinal: 第（二）项."""
+    ordinal = text[start - 1 : start] == "第" and text[end : end + 1] in tuple("项款类条种")
+    return (start - 1, end + 1) if ordinal else (start, end)
+
+
 def cue_before(text: str, start: int) -> str | None:
     """The kind that a word shortly before start gives to a numeral without unit (利率, 单价, 余额), or None."""
-    left = text[max(0, start - 40) : start].rstrip(" \t*|$\u00a0\u3000")[-14:]
+    left = text[max(0, start - 40) : start].rstrip(" \t*|$\u00a0\u3000")
+    if ")" in left or "）" in left:
+        left = _ASIDE.sub("", left)
+    left = left[-14:]
     if not left or left.isascii() or left[-1].isdigit() or left.endswith(("除以", "乘以", "乘", "加上", "减去")):
         return None
     match = _CUE.match(left)
@@ -198,7 +220,7 @@ def read_index(text: str, i: int, floor: int, p: str) -> tuple[Number | None, in
             k -= 1
         if text[k:i] in CODES:
             return None
-        kind = "formula" if i - k == 1 else "identifier"
+        kind = "formula" if i - k == 1 and text[k] not in "vV" else "identifier"
     else:
         kind = "formula" if p in "^_{" else "identifier"
     match = ARABIC.match(text, i)

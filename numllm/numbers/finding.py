@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 from fractions import Fraction
 
-from .context import bare_number, day_at, in_address, label_at, make, read_index, with_unit
+from .context import bare_number, day_at, in_address, label_at, make, read_index, with_ordinal_words, with_unit
 from .number import Number
 from .numerals import CN, DIGITS, FOLD, FORMAL, TENS, D, chinese_to_int, decimal_string, exact_decimal
 from .patterns import AFTER_ONE, ARABIC, CALENDAR, CN_RUN, MARK_BEFORE, WORD_TAIL
@@ -37,6 +37,11 @@ _CN_DATE = re.compile(
 )
 _STEP_WORDS = "这那某同上下前后另任头本哪"  # 这一年, 上一季度: a step in a row, no duration
 _HALF = re.compile(r"半(?:(?P<m>个月)|(?P<y>年)(?!度|报)|(?P<d>天)|(?P<h>个?小时)|(?P<q>个季度))")
+_COUNTED = re.compile(r"以[上下内]")
+_COUNTED_BEFORE = re.compile(r"(?:满|至少|不[少多]于|仅有?|只有|每[^，。；\n]{1,8}为)\Z")
+_IDIOM = re.compile(
+    "十年(?:树木|寒窗|磨一剑|如一日)|三年五载|一年(?:四季|之计|到头)|三天两头|三人(?:行|成虎)|三个代表|两个(?:务必|维护|确立)|四个(?:自信|全面|意识)"
+)
 _NO_MONEY_ONE = "线性论化次函方程回模期悖"
 
 
@@ -71,19 +76,23 @@ def find_numbers(text: str) -> list[Number]:
         else:
             number, position = _read_chinese(text, i, floor)
         if number is not None:
-            if number.kind == "count" and found and _continues(text, found[-1], number):
-                number = replace(number, unit="", kind="ordinal", variable=False)
+            if found and number.start - found[-1].end == 1:
+                number = _in_list(text, found[-1], number)
             found.append(number)
             floor = number.end
     return found
 
 
-def _continues(text: str, last: Number, number: Number) -> bool:
-    """Whether a count goes on from an ordinal before it: 第五十条、五十一条."""
-    gap = number.start - last.end
-    return (
-        last.kind == "ordinal" and gap == 1 and text[last.end] in "、和至或及到,，" and last.text[-1] == number.text[-1]
-    )
+def _in_list(text: str, last: Number, number: Number) -> Number:
+    """A number that goes on from the one before it: 第五十条、五十一条 are ordinals, 弹性为0.3与0.7 are rates."""
+    if text[last.end] not in "、和与至或及到,，":
+        return number
+    if number.kind == "count" and last.kind == "ordinal" and last.text[-1] == number.text[-1]:
+        return replace(number, unit="", kind="ordinal", variable=False)
+    if number.kind == "other" and last.kind == "rate" and "." in number.text and last.text.isascii():
+        if last.text[-1].isdigit() and last.low is None and "/" not in last.text and ":" not in last.text:
+            return replace(number, unit="1", kind="rate", variable=True)
+    return number
 
 
 def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
@@ -126,6 +135,7 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
 
 
 _ORDINAL_TO = re.compile(r"\s?[-–—~～至到]\s?[0-9]{1,4}")
+_ORDINAL_PARTS = re.compile(r"(?:\.[0-9]{1,3})+(?=\s?[条款项章节])")  # 第14.1.2条
 _ORDINAL_WORDS = "章节条款项编部分类种个次期年季步号页回届位名卷阶层轮批方代集题组段句行列点级"
 
 
@@ -145,9 +155,12 @@ def _read_ordinal(text: str, i: int, floor: int) -> tuple[Number | None, int]:
         if whole is None:
             return None, run.end()
         j, value = run.end(), str(whole)
-    tail = _ORDINAL_TO.match(text, j)
-    if tail is not None and text[i].isdecimal():
-        j = tail.end()
+    if text[i].isdecimal():
+        if (tail := _ORDINAL_TO.match(text, j)) is not None:
+            j = tail.end()
+        elif (tail := _ORDINAL_PARTS.match(text, j)) is not None:
+            j = tail.end()
+            value += tail.group()
     if text[j : j + 1] in tuple("方者"):  # 第三方, 第三者
         return None, j
     word = j + 1 if text[j : j + 1] in SPACE and text[j : j + 1] else j
@@ -206,7 +219,7 @@ def _read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
         value = chinese_to_int(run.group())
         if value is not None:
             parenthesised = p in "（(" and bool(p) and n in "）)"
-            start, end = (i - 1, j + 1) if parenthesised else (i, j)
+            start, end = with_ordinal_words(text, i - 1, j + 1) if parenthesised else (i, j)
             return make(text, start, end, str(value), "", "ordinal", False)
     if n == "折" and j - i == 2 and all(c in "一二三四五六七八九" for c in run.group()):
         if text[j + 1 : j + 2] not in tuple(NOT_BEFORE["折"]):
@@ -235,9 +248,17 @@ def _read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
             return make(text, core.start, core.end, core.value(), "", "other", True)
         if core.lone or not any(c in TENS or c in "万亿" for c in run.group()[1:]):
             return None, max(core.end, i + 1)
-        return make(text, core.start, core.end, core.value(), "", "other", False)
-    if core.lone and core.digits == "1" and (measure.unit.grade < 3 or (p and p in _STEP_WORDS)):
-        return None, j
+        return make(text, core.start, core.end, core.value(), "", "other", any(c in "万亿" for c in run.group()))
+    if core.lone and core.digits == "1":
+        grade = measure.unit.grade
+        counted = grade == 2 and (
+            _COUNTED.match(text, measure.end) is not None
+            or _COUNTED_BEFORE.search(text[max(0, i - 12) : i]) is not None
+        )
+        if (grade < 3 and not counted) or (p and p in _STEP_WORDS):
+            return None, j
+    if _IDIOM.match(text, i) is not None:
+        return None, measure.end
     return with_unit(text, core, measure)
 
 
@@ -254,7 +275,9 @@ def _chinese_measure(text: str, core: Core, p: str) -> Measure | None:
         return None
     if word == "周" and p in "上下本":
         return None
-    if (word == "折" and core.digits == "1" and after and after not in "，。、优出销") or (word == "门" and p == "花"):
+    if word == "折" and core.digits == "1" and after and after not in "，。、优出销以的左至到起":
+        return None
+    if word == "门" and p == "花":
         return None
     if after and word + after in ("套房", "类户"):
         return None

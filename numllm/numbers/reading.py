@@ -12,13 +12,14 @@ from .units import CODES, LONGEST, MAGNITUDES, NOT_BEFORE, NOT_MAGNITUDE, SIGNS,
 
 __all__ = ["Core", "Measure", "RATIO_MEASURE", "arabic_at", "chinese_at", "magnitude_at", "measure_at"]
 
-_WIDE_COMMA = re.compile(r"，000(?![0-9，,.])")
+_WIDE_COMMA = re.compile(r"(?:，[0-9]{3}){0,4}，000(?![0-9，,.])|(?:，[0-9]{3}){1,4}\.[0-9]{2}(?![0-9])")
 _SPACED = re.compile(r"[0-9]{1,3}(?:[ \u00a0\u2009\u202f][0-9]{3})+(?![0-9])(?:\.[0-9]+)?")
 _CHANGE = re.compile(
     rf"(?:(?P<jiao>[{D}一二三四五六七八九])角(?:(?P<fen>[{D}一二三四五六七八九])分)?|零?(?P<only>[{D}一二三四五六七八九])分)(?!之)"
 )
 _CN_FRACTION = re.compile("点([零〇○一二三四五六七八九]{1,32})(百万|千万|百亿|千亿|万亿|[万亿])?")
 _MIXED = re.compile(r"([0-9]+(?:\.[0-9]+)?)([十百千]?[万亿]|[百千])")
+_SHORT_TENTH = re.compile(r"([0-9]{1,4})万([1-9])(?=[。，；、！？)）]|\Z)")
 _PERCENT_TEX = re.compile(r"\s?\$?\s?\\(?:%|textperthousand)(?:\s?\$)?")
 _TENTHS = re.compile("[一二三四五六七八九](?![十百千万个年月天人家股次条项])")
 
@@ -153,8 +154,9 @@ def arabic_at(text: str, i: int, floor: int) -> Core:
     start, negative, currency = _before(text, i, floor)
     scaled = False
     c = text[j : j + 1]
-    if c == "，" and exponent == 0 and j - i <= 3 and _WIDE_COMMA.match(text, j) is not None:  # 1，000元
-        j, digits = j + 4, digits + "000"
+    if c == "，" and exponent == 0 and j - i <= 3 and (groups := _WIDE_COMMA.match(text, j)) is not None:  # 1，000元
+        whole, _, rest = groups.group().replace("，", "").partition(".")
+        j, digits, exponent = groups.end(), digits + whole + rest, -len(rest)
         c = text[j : j + 1]
     if c and (c in "十百千万亿" or c in SPACE):
         end, power = magnitude_at(text, j)
@@ -176,9 +178,11 @@ def _split(value: Fraction) -> tuple[str, int]:
 
 
 def _mixed(text: str, i: int, end: int) -> tuple[int, Fraction] | None:
-    """(end, value) of `1万2千`, `2亿3千5百万`; None when no further group follows the first magnitude."""
+    """(end, value) of `1万2千`, `2亿3千5百万`, `3万5`; None when no further group follows the first magnitude."""
     if not text[end : end + 1].isdecimal() or not text[end : end + 1].isascii():
         return None
+    if (short := _SHORT_TENTH.match(text, i)) is not None and short.end() == end + 1:
+        return end + 1, Fraction(10 * int(short.group(1)) + int(short.group(2))) * 1000
     total, last, k = Fraction(0), 10**13, i
     for _ in range(6):
         group = _MIXED.match(text, k)
@@ -201,7 +205,7 @@ def chinese_at(text: str, i: int, floor: int) -> Core | None:
     start, negative = (i - 1, True) if p == "负" else (i, False)
     if text[j : j + 2] == "分之":
         return _parts(text, start, j, numeral, negative)
-    if p and p in "几数上" and numeral[0] in "十百千万亿":
+    if p and p in "几数上" and numeral[0] in "十百千万亿" and text[i - 2 : i] != "以上":
         return None
     value = chinese_to_int(numeral)
     if value is None:

@@ -15,7 +15,7 @@ from .units import SPACE, UNITS, Unit
 __all__ = ["iso_date", "try_date", "try_range", "try_special"]
 
 _YEAR_DATE = re.compile(
-    rf"(?P<y>[{D}]{{4}})\s?年(?:度|\s?(?P<m>[{D}]{{1,2}})\s?月(?!至)(?:份|\s?(?P<d>[{D}]{{1,2}})\s?[日号])?)?"
+    rf"(?P<y>[{D}]{{4}})\s?年(?:度|代|\s?(?P<m>[{D}]{{1,2}})\s?月(?:份|\s?(?P<d>[{D}]{{1,2}})\s?[日号])?)?"
 )
 _SHORT_YEAR = re.compile(r"(?:[5-9][0-9]年(?:代|初|末|底)|[0-9]{2}年\s?[0-9]{1,2}月(?:\s?[0-9]{1,2}日)?)")
 _MASKED_YEAR = re.compile(
@@ -232,7 +232,7 @@ def _date_range(text: str, core: Core, other: Core, n: str) -> tuple[Number, int
         calendar = len(low) == 4 and len(high) == 4
     if not calendar:
         return None
-    if n not in "月日" and text[end : end + 1] == "度":
+    if text[end : end + 1] == {"月": "份", "年": "度"}.get(text[end - 1]):
         end += 1
     number = Number(text[core.start : end], core.start, end, low, "", "date", False, low, high)
     return number, end

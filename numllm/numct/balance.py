@@ -1,25 +1,42 @@
-"""The running balance that keeps every known way to guess at pure chance."""
+"""The running balance that keeps every known way to guess at pure chance.
+
+For each question several sets of wrong options are drawn; all are judged at once, as arrays (draws, traits, options)
+with the answer as the first option.
+"""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Sequence
+from dataclasses import dataclass
 
-__all__ = ["Balance"]
+import numpy as np
+from numpy.typing import NDArray
 
-Seen = Sequence[Sequence[float]]
-"""For each trait its value for every option, the answer first: see `Asked.seen`."""
-Traits = tuple[Seen, Sequence[Sequence[int]], Sequence[Sequence[float]]]
-"""Traits as they are, as ranks, and as the adversary sees them."""
+__all__ = ["Balance", "Traits"]
 
-_TRAITS = 15
-_FREQUENCIES = {3: 0.5, 4: 0.85}  # traits that count how often an option occurs: target, in parts of pure chance
+Array = NDArray[np.float64]
+
+TRAITS = 15
+_MARKS = 19  # what the adversary sees besides the traits: see `Asked.traits`
+_ANSWERS = 4  # the trait that counts how often an option was an answer
+_FREQUENCIES = {3: 0.5, _ANSWERS: 0.85}  # traits that count how often an option occurs: target, in parts of chance
 _LOGS = (9, 10, 14)  # traits that are distances of logarithms: seen as they are, not as ranks
 _FOUND = 0.85  # of pure chance, what the adversary may find: one that reads all questions twice finds more
 _COMMON = 8.0  # questions that the most frequent answer may win above its target before it is left out
-_RATE = 0.015  # step of the adversary's gradient
-_WEIGHT = 6.0  # of the adversary in the cost
+_RATE = 0.005  # step of the adversary, for features of unit size
+_MEMORY = 0.998  # of the size of a feature, from question to question
+_WEIGHT = 20.0  # of the adversary in the cost
+
+
+@dataclass(slots=True)
+class Traits:
+    """What can be seen of the options of one question, for each of several draws."""
+
+    values: Array  # (draws, TRAITS, options)
+    marks: Array  # (draws, _MARKS, options)
+    ranks: Array  # (draws, TRAITS, options): options below less options above
+    features: Array  # (draws, features, options): what the adversary sees
+    hits: Array  # (draws, ways): the chance that each way to guess finds the answer, less its target
 
 
 class Balance:
@@ -32,84 +49,64 @@ class Balance:
 
     def __init__(self, options: int) -> None:
         self.options = options
-        self.sums: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+        ways = options + 2 * (TRAITS - 2)
+        self.sums: dict[str, Array] = defaultdict(lambda: np.zeros(ways))
         self.common: dict[str, float] = defaultdict(float)  # questions the most frequent answer wins above its target
         self.found = 0.0  # questions the adversary has found above chance
-        self.weights = [0.0] * (_TRAITS + 1)
+        count = TRAITS + 1 + _MARKS
+        self.weights, self.sizes = np.zeros(count), np.full(count, 1e-2)
+        targets = np.ones(TRAITS - 2)
+        for trait, target in _FREQUENCIES.items():
+            targets[trait - 1] = target
+        self._targets = targets / options
+        self._low = np.array([trait not in _FREQUENCIES for trait in range(1, TRAITS - 1)], dtype=np.float64)
 
-    def cost(self, kind: str, seen: Seen) -> tuple[float, Traits]:
-        """How far the sums of `kind` would be from zero with such options and how sure the adversary is; the traits
-        in ranks, for `add`."""
-        ranks = [_ranks(keys) for keys in seen]
-        sums = self.sums[kind]
-        simple = sum((sums[i] + 0.5 * h) * h for i, h in enumerate(self._hits(seen, ranks)))
-        features = self._features(seen, ranks)
-        return simple + _WEIGHT * (self._chances(features)[0] - 1 / self.options), (seen, ranks, features)
+    def judge(self, values: Array, marks: Array) -> Traits:
+        """The traits of all draws, with what each way to guess makes of them."""
+        ranks = np.sign(values[:, :, :, None] - values[:, :, None, :]).sum(-1)
+        features = np.concatenate([ranks, ranks[:, :1] ** 2, marks], axis=1)
+        features[:, _LOGS, :] = values[:, _LOGS, :]
+        features -= features.mean(-1, keepdims=True)
+        return Traits(values, marks, ranks, features, self._hits(values, ranks))
 
-    def _hits(self, seen: Seen, ranks: Sequence[Sequence[int]]) -> list[float]:
+    def _hits(self, values: Array, ranks: Array) -> Array:
         """For each way to guess, the chance that it finds the answer, less its target."""
-        chance = 1.0 / self.options
-        place = ranks[0][0]
-        found = [-chance] * self.options
-        found[(place + self.options - 1) // 2] += 1.0
-        for trait in range(1, len(seen) - 1):
-            keys = seen[trait]
-            ties, rank = keys.count(keys[0]), ranks[trait][0]
-            if trait in _FREQUENCIES:
-                found.append((1.0 / ties if rank == self.options - ties else 0.0) - chance * _FREQUENCIES[trait])
-            else:
-                found.append((1.0 / ties if rank == self.options - ties else 0.0) - chance)
-                found.append((1.0 / ties if rank == ties - self.options else 0.0) - chance)
-        return found
+        count = self.options
+        own, ties = ranks[:, 1:-1, 0], (values[:, 1:-1] == values[:, 1:-1, :1]).sum(-1)
+        middle = np.full((len(values), count), -1.0 / count)
+        middle[np.arange(len(values)), ((ranks[:, 0, 0] + count - 1) // 2).astype(int)] += 1.0
+        most = (own == count - ties) / ties - self._targets
+        least = ((own == ties - count) / ties - 1.0 / count) * self._low
+        return np.concatenate([middle, most, least], axis=1)
 
-    def _features(self, seen: Seen, ranks: Sequence[Sequence[int]]) -> list[Sequence[float]]:
-        """What the adversary sees: logarithms as they are, other traits by rank, and how far out a value is."""
-        return [*(seen[i] if i in _LOGS else rank for i, rank in enumerate(ranks)), [r * r for r in ranks[0]]]
+    def costs(self, kind: str, traits: Traits) -> Array:
+        """For each draw, how far the sums of `kind` would be from zero and how sure the adversary is."""
+        simple = ((self.sums[kind] + 0.5 * traits.hits) * traits.hits).sum(-1)
+        return simple + _WEIGHT * (self._chances(traits.features)[:, 0] - 1 / self.options)
 
-    def _chances(self, features: Sequence[Sequence[float]]) -> list[float]:
-        """The adversary's probability of each option."""
-        scores = [0.0] * self.options
-        for w, x in zip(self.weights, features, strict=True):
-            for i, v in enumerate(x):
-                scores[i] += w * v
-        top = max(scores)
-        exps = [math.exp(score - top) for score in scores]
-        total = sum(exps)
-        return [e / total for e in exps]
+    def _chances(self, features: Array) -> Array:
+        """The adversary's probability of each option, (…, options)."""
+        scores = self.weights @ features
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        return scores / scores.sum(-1, keepdims=True)
 
-    def too_easy(self, kind: str, traits: Traits) -> bool:
+    def too_easy(self, kind: str, traits: Traits, draw: int) -> bool:
         """Whether a question should be left out: its answer (12 个月) is so frequent that whoever names the usual
         number would be right too often, which no wrong option can mend, or the adversary has been right too often."""
-        answers = traits[0][4]
-        if max(answers[1:]) < answers[0] and self.common[kind] > _COMMON:
+        answers = traits.values[draw, _ANSWERS]
+        if answers[1:].max() < answers[0] and self.common[kind] > _COMMON:
             return True
-        chances = self._chances(traits[2])
-        return self.found > 0 and chances[0] == max(chances)
+        chances = self._chances(traits.features[draw])
+        return self.found > 0 and chances[0] == chances.max()
 
-    def add(self, kind: str, traits: Traits) -> None:
+    def add(self, kind: str, traits: Traits, draw: int) -> None:
         """Counts a question; the adversary learns from it."""
-        seen, ranks, features = traits
-        sums = self.sums[kind]
-        for i, hit in enumerate(self._hits(seen, ranks)):
-            sums[i] += hit
-        top = max(seen[4])
-        self.common[kind] += (seen[4][0] == top) / seen[4].count(top) - _FREQUENCIES[4] / self.options
+        self.sums[kind] += traits.hits[draw]
+        answers = traits.values[draw, _ANSWERS]
+        top = answers.max()
+        self.common[kind] += (answers[0] == top) / (answers == top).sum() - _FREQUENCIES[_ANSWERS] / self.options
+        features = traits.features[draw]
         chances = self._chances(features)
-        self.found += (chances[0] == max(chances)) - _FOUND / self.options
-        for f, x in enumerate(features):
-            self.weights[f] += _RATE * (x[0] - sum(p * v for p, v in zip(chances, x, strict=True)))
-
-
-def _ranks(keys: Sequence[float]) -> list[int]:
-    """For each option, how many options are below it by a trait less how many are above."""
-    ranks = [0] * len(keys)
-    for i in range(1, len(keys)):
-        key = keys[i]
-        for j in range(i):
-            if key > keys[j]:
-                ranks[i] += 1
-                ranks[j] -= 1
-            elif key < keys[j]:
-                ranks[i] -= 1
-                ranks[j] += 1
-    return ranks
+        self.found += (chances[0] == chances.max()) - _FOUND / self.options
+        self.sizes = _MEMORY * self.sizes + (1 - _MEMORY) * (features**2).mean(-1)
+        self.weights += _RATE * (features[:, 0] - features @ chances) / np.sqrt(self.sizes + 1e-3)

@@ -10,19 +10,26 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ..numbers import Number, find_numbers
 from .arithmetic import evaluate
-from .form import UNIT8, Form, significant
+from .form import UNIT8, Form, significant, units8
 from .mistakes import mistakes
 
-__all__ = ["Asked", "draw", "natural_options"]
+__all__ = ["Asked", "draw", "model_options", "natural_options"]
 
 _NATURAL = (0, 2, 2, 3, 3, 3, 3)  # wrong options that are numbers of the document or the corpus, as often as listed
 _RARITY = {digit: place for place, digit in enumerate("1235684790")}  # first digits, the most frequent first
 _SHOWN = frozenset("0123456789零一二三四五六七八九十百千万亿两")
 _REAL = 0.85  # of perturbed numbers are chosen for being as frequent as can be
 _MISTAKES = 4  # times a mistaken result stands among the numbers to draw from
+_DIGITS = re.compile(r"[0-9][0-9,]*(?:\.[0-9]+)?|[零一二三四五六七八九十百千万亿两]+")
+_FIRST = [tuple(float(first == digit) for digit in range(1, 10)) for first in range(10)]
+_BLANK, _ITSELF = ord(" "), np.array([0, 1, 1, 1, 0, 0])[:, None, None]  # an option is like itself in three ways
+_TEN = math.log(10)
 _SPREAD = 16  # a wrong option is less than so many times larger or smaller than the answer
 _PARTS = (2, 3, 3, 4, 4, 5, 6, 8, 10)  # denominators of fractions, as often as listed
 _STEPS = (1, 1, 1, 2, 2, 3, -1, -1, -1, -2, -2, -3)
@@ -85,41 +92,43 @@ class Asked:
     bounds: tuple[int, int | None]  # values, in 1e-8, that the sentence sets an option between: `____元以上50万元以下`
     digits: frozenset[str]  # that stand in question or context
     size: tuple[int, int, int] = field(init=False)  # digits before trailing zeros, digits, trailing zeros of m
-    features: dict[int, tuple[Any, ...]] = field(default_factory=dict)
     near_to: dict[int, list[int]] = field(default_factory=dict)  # perturbed numbers by what they were made from
 
     def __post_init__(self) -> None:
         s, z = significant(self.m)
         self.size = len(str(s)), len(str(self.m)), z
 
-    def look(self, m: int) -> tuple[Any, ...]:
-        """The traits of an option that do not depend on the others, as in `seen`, and its digits."""
-        found = self.features.get(m)
-        if found is None:
-            form, near = self.form, self.near
-            value = form.value(m)
-            distance = 0.0
-            if near:
-                size = math.log(value)
-                at = bisect.bisect(near, size)
-                distance = min(abs(size - near[at - 1]), abs(size - near[min(at, len(near) - 1)]))
-            text = form.render(m)
-            plain = str(m) if form.style != "f" else str(m // 1000)
-            shown = [c for c in text if c in _SHOWN]
-            found = (
-                value,
-                len(plain) if form.style == "a" else len(text),
-                len(plain.rstrip("0")) if form.style != "f" else 1,
-                self.frequency.get((self.unit, m * form.scale), 0),
-                self.answers.get(m, 0),
-                distance,
-                ord(plain[0]),
-                _RARITY[plain[0]],
-                sum(c in self.digits for c in shown) / max(1, len(shown)),
-                plain,
-            )
-            self.features[m] = found
-        return found
+    def count(self, m: int) -> int:
+        """How often `m` stands in the texts read so far."""
+        return self.frequency.get((self.unit, m * self.form.scale), 0)
+
+    def look(self, m: int) -> tuple[tuple[float, ...], str]:
+        """The traits and marks of an option that do not depend on the others, as in `traits`, and its digits."""
+        form, near = self.form, self.near
+        value = form.value(m)
+        distance = 0.0
+        if near:
+            size = math.log(value)
+            at = bisect.bisect(near, size)
+            distance = min(abs(size - near[at - 1]), abs(size - near[min(at, len(near) - 1)]))
+        plain = str(m) if form.style != "f" else str(m // 1000)
+        shown = plain if form.style == "a" else [c for c in form.render(m) if c in _SHOWN]
+        digits = plain.rstrip("0")
+        count = self.count(m)
+        first = ord(plain[0]) - 48
+        return (
+            value,
+            len(shown),
+            len(digits) if form.style != "f" else 1,
+            count,
+            self.answers.get(m, 0),
+            distance,
+            first,
+            _RARITY[plain[0]],
+            sum([c in self.digits for c in shown]) / max(1, len(shown)),
+            *_FIRST[first],
+            digits[-1] == "5", digits[-1] in "2468", len(set(digits)) < len(digits), not count, math.log1p(count),
+        ), plain
 
     def allowed(self, m: int) -> bool:
         """Whether `m` may be a wrong option: written like the answer, no value of the text, no impossible rate."""
@@ -171,51 +180,65 @@ class Asked:
                 m = _perturb(base, self.form, rng)
                 if m and m not in known and self.allowed(m):
                     known.append(m)
-                if len(known) == 8 or (draw > 12 and len(known) >= 4):
+                if len(known) == 6 or (draw > 9 and len(known) >= 3):
                     break
             self.near_to[base] = known
         free = [m for m in known if m not in chosen]
         if not free:
             return 0
         # a real number goes on to occur in the texts; so do most of these
-        known_best = max(free, key=lambda m: self.look(m)[3]) if rng.random() < _REAL else 0
-        m = known_best if known_best and self.look(known_best)[3] else free[int(rng.random() * len(free))]
+        known_best = max(free, key=self.count) if rng.random() < _REAL else 0
+        m = known_best if known_best and self.count(known_best) else free[int(rng.random() * len(free))]
         chosen[m] = "perturbed"
         return m
 
-    def seen(self, wrong: Sequence[int]) -> list[tuple[float, ...]]:
-        """What can be seen of the options, the answer first: for each trait, its value for every option.
+    def traits(self, draws: Sequence[Sequence[int]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What can be seen of the options of each draw, the answer first: (draws, traits, options) and the same of
+        the marks that only the adversary sees.
 
-        Traits: value, length, significant digits, frequencies in the texts and among earlier answers, distance to the
-        nearest number of the text, first digit, its rarity, share of digits that stand in the text, log distance to
-        the nearest and to all other options, options that differ in one digit, of the same length, with the same
-        first digit, the logarithm of the value.
+        draws: the wrong options. Traits: value, length, significant digits, frequencies in the texts and among earlier
+        answers, distance to the nearest number of the text, first digit, its rarity, share of digits that stand in the
+        text, log distance to the nearest and to all other options, options that differ in one digit, of the same
+        length, with the same first digit, the logarithm of the value. Marks: each first digit, a last digit that is
+        5, that is even, a digit that comes twice; distance from the middle in logarithms; options of the same digits,
+        ten times larger or smaller, that add up to the whole; whether a frequency is zero, and its logarithm.
         """
-        looks = [self.look(self.m), *map(self.look, wrong)]
-        columns: list[tuple[float, ...]] = list(zip(*(look[:-1] for look in looks), strict=True))
-        sizes = [math.log(value) for value in columns[0]]
-        texts = [look[-1] for look in looks]
-        count = len(sizes)
-        nearest, total = [math.inf] * count, [0.0] * count
-        alike, long, first = [0] * count, [0] * count, [0] * count
-        for i in range(count):
-            for j in range(i):
-                gap, a, b = abs(sizes[i] - sizes[j]), texts[i], texts[j]
-                one, same, begin = _one_digit(a, b), len(a) == len(b), a[0] == b[0]
-                for k in (i, j):
-                    nearest[k] = min(nearest[k], gap)
-                    total[k] += gap
-                    alike[k] += one
-                    long[k] += same
-                    first[k] += begin
-        nearest, total = [round(x, 9) for x in nearest], [round(x, 9) for x in total]
-        columns += [tuple(nearest), tuple(total), tuple(alike), tuple(long), tuple(first), tuple(sizes)]
-        return columns
+        place: dict[int, int] = {self.m: 0}
+        at = np.array([[0, *(place.setdefault(m, len(place)) for m in wrong)] for wrong in draws])
+        looks = [self.look(m) for m in place]
+        static = np.array([look[0] for look in looks])
+        digits = np.frombuffer("".join(look[1].ljust(16)[:16] for look in looks).encode(), np.uint8).reshape(-1, 16)
+        bags = np.sort(np.where(digits == _BLANK, 0, digits), axis=1) if len(looks[0][1]) > 1 else digits
+        size, length, values = np.log(static[:, 0]), static[:, 1], static[:, 0]
+        gap = np.abs(size[:, None] - size)
+        same = length[:, None] == length
+        whole = 1.0 if self.kind == "rate" and self.form.style != "f" else 100.0
+        pairs = np.empty((6, len(looks), len(looks)), dtype=bool)
+        pairs[0] = same & ((digits[:, None] != digits).sum(-1) == 1)
+        pairs[1] = same
+        pairs[2] = digits[:, None, 0] == digits[:, 0]
+        pairs[3] = (bags[:, None] == bags).all(-1)
+        pairs[4] = np.abs(gap - _TEN) < 1e-9
+        pairs[5] = np.abs(values[:, None] + values - whole) < 1e-9
 
-
-def _one_digit(a: str, b: str) -> bool:
-    """Whether two numerals of one length differ in one digit."""
-    return len(a) == len(b) and sum(map(str.__ne__, a, b)) == 1
+        rows, columns = at[:, :, None], at[:, None, :]
+        count = at.shape[1]
+        gaps = gap[rows, columns]
+        counts = pairs[:, rows, columns].sum(-1) - _ITSELF
+        sizes = size[at]
+        ordered = np.sort(sizes, axis=1)
+        traits = np.empty((len(at), 15, count))
+        traits[:, :9] = static[at, :9].transpose(0, 2, 1)
+        traits[:, 9] = np.round((gaps + np.where(np.eye(count, dtype=bool), np.inf, 0.0)).min(-1), 9)
+        traits[:, 10] = np.round(gaps.sum(-1), 9)
+        traits[:, 11:14] = counts[:3].transpose(1, 0, 2)
+        traits[:, 14] = sizes
+        marks = np.empty((len(at), 19, count))
+        marks[:, :14] = static[at, 9:].transpose(0, 2, 1)
+        marks[:, 14] = np.abs(sizes - (ordered[:, (count - 1) // 2] + ordered[:, count // 2])[:, None] / 2)
+        marks[:, 15:18] = counts[3:].transpose(1, 0, 2)
+        marks[:, 18] = gaps.max(-1)
+        return traits, marks
 
 
 def draw(
@@ -275,6 +298,37 @@ def natural_options(
         likely = [m for m in _mistaken(asked, relation) if asked.like(m) and asked.allowed(m)]
         found += [(m, "mistake") for m in likely for _ in range(_MISTAKES)]
     return found
+
+
+def model_options(asked: Asked, left: str, right: str, texts: Sequence[str]) -> list[tuple[int, str]]:
+    """The numbers that a model's continuations of `left` begin with, where they may be wrong options, as often as the
+    model gave them, as (m, "model"). right: what follows the blank, for a unit that stands there."""
+    form = asked.form
+    head = left[-16:]
+    found: list[tuple[int, str]] = []
+    for text, count in Counter(texts).items() if form.style != "f" else ():
+        number = _number_after(head, text)
+        if number is not None and not number.unit:  # the unit stands behind the blank
+            number = _number_after(head, f"{_leading(text)}{form.suffix}{right[:12]}")
+        if number is None or (number.kind, number.unit) != (asked.kind, asked.unit):
+            continue
+        m, rest = divmod(units8(number.value) or 1, form.scale)
+        if not rest and asked.like(m) and asked.allowed(m):
+            found += [(m, "model")] * count
+    return found
+
+
+def _number_after(head: str, text: str) -> Number | None:
+    """The number that begins where `text` does, read after `head`; None for another beginning, and for a range."""
+    found = find_numbers(head + text)
+    number = next((n for n in found if n.end > len(head)), None)
+    return number if number is not None and number.start <= len(head) and number.low is None else None
+
+
+def _leading(text: str) -> str:
+    """The digits that a text begins with, with their separators."""
+    match = _DIGITS.match(text)
+    return match.group() if match is not None else ""
 
 
 def _mistaken(asked: Asked, relation: str) -> list[int]:

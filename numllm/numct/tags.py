@@ -14,49 +14,83 @@ from ..numbers import Number
 from .arithmetic import equation
 from .relations import Target, find_relation
 
-__all__ = ["TAGS", "derivation", "is_rule"]
+__all__ = ["TAGS", "derivation", "is_rule", "is_statute"]
 
 TAGS = ("recall", "derivable", "other")
 
-# words of a norm or a custom; weaker ones that a story uses as well; what marks a story or a calculation
+_ARTICLE = re.compile(r"(?m)^[\s*#]*第[一二三四五六七八九十百零〇0-9]{1,7}条")
+_ARTICLES, _ARTICLE_LENGTH = 5, 600  # a statute has so many articles, of so many characters on average at most
+
+# words of a norm or a custom; what is prescribed in so many words; weaker words that a story uses as well
 _NORM = re.compile(
     r"应当|不得|不许|必须|规定|一般|通常|习惯上|惯例|惯用|称为|称作|是指|视[为同]|至少|至多|不(?:低于|高于|少于|多于|超过|晚于|迟于)|"
     r"最[低高长短多少]|[上下]限|限额|时限|门槛|封顶|起步|法定|监管|允许|有权|征收率|免征|减按|我国|法律|条例|准则|办法|交易所|"
     r"法则|原则上|常见|常用|多半|起码|只能|适用|定为|个人所得税"
 )
-_WEAK_NORM = re.compile(
-    r"税率|费率|标准(?![价工用差成])|期限|扣除|计提|以[上下内]|满|每[年季月周日天]|面值|国际|协议|归为"
+_PRESCRIBED = re.compile(
+    r"应当|不得|必须|不(?:低于|高于|少于|多于|超过|晚于|迟于|足)|规定|法定|处以?[^，。；]{0,24}(?:以[上下]|罚[款金])|有期徒刑|拘役|"
+    r"最[低高长短多少]|之日起|以[上下内]的?|日内|经[^，。；]{0,24}(?:通过|同意)"
 )
+_WEAK_NORM = re.compile(
+    r"税率|费率|标准(?![价工用差成])|期限|扣除|计提|以[上下内]|满|每[年季月周日天]|面值|国际|协议|归为|提取|充足率|准备金率|公积|"
+    r"增值税|所得税|印花税|契税|关税|营业税|房产税|消费税|巴塞尔|存款保险|涨跌幅|起征点|有效期|任期|时效"
+)
+# what marks a story or a calculation: its persons and firms, what is supposed, asked, worked out
 _STORY = re.compile(
     r"[甲乙丙丁戊己庚辛壬癸](?![类级种])|某|[A-Z]\s?(?:公司|企业|银行|股票|债券|基金|产品|项目|方案|国)|"
     r"(?<![每各应])该(?:公司|企业|银行|厂|项目|债券|股票|基金|设备|客户|投资者|产品|笔|批|组合|期权|合约|居民|员工|户)|"
-    r"这(?:家|笔|只|名|位|个|张|份|批|台|种情|一年|样|里)|本(?:例|题|案|月|期|年|季|公司)|上(?:例|题|年|月|期|述)|"
-    r"[今去当次](?:年|月|日)|当期|[年月期]末|[年月期]初|两人|[他她]们?|小[王李张刘陈赵周吴林杨黄孙马何]|老[张王李赵]|"
-    r"先生|女士|夫[妇妻]|假[如设定使]|如果|若|设(?=[^备定立置计施])|例(?!外|会)|比如|譬如|设想|解[：:]|答[：:]|题中|案例|"
-    r"[求问](?=[^权])|则|因此|于是|可见|其余|剩|改为|变为|比[^例率重值较价]|[=＝≈×÷？?]|净[赚亏]|节约|[多少][付还缴提]|"
-    r"提高|下降|下调|上调|上升|增加|减少|涨|跌(?!幅)|亏(?!损)|盈(?!余)|另有|还有|其中|合计|共[^同有]|所得为"
+    r"这(?:家|笔|只|名|位|个|张|份|批|台|种情|一年|样|里)|本(?:例|题|案|月|期|年|季)|上(?:例|题|年|月|期|述)|"
+    r"[今去当次](?:年|月(?!平均))|两人|(?<![其])[他她]|小[王李张刘陈赵周吴林杨黄孙马何]|老[张王李赵]|"
+    r"先生|女士|夫[妇妻]|假[如设定使]|(?<![比条惯案])例(?![外会])|比如|譬如|设想|解[：:]|答[：:]|题中|"
+    r"(?<![请要需谋寻])求(?=[^权])|[=＝≈×÷？?]|净[赚亏]"
 )
+# what is supposed or concluded: a statute speaks so as well
+_SUPPOSED = re.compile(
+    r"如果|若(?!干|无相反)|设(?=[^备定立计施有])|(?<![准原规细法总附])则|因此|于是|可见|案例|又如|问(?=[^题])|[多少][付还缴提]|默认|字段|选项"
+)
+# what a story says of its figures, and a rule seldom: it tells against a rule that is not prescribed in so many words
+_TOLD = re.compile(
+    r"本公司|[年月期]末|[年月期]初|当期|其余|剩|改为|变为|比[^例率重值较价]|节约|提高|下降|下调|上调|上升|增加|减少|涨(?!跌)|跌(?!幅)|"
+    r"亏(?!损)|盈(?!余)|另有|还有|其中|合计|共[^同有]|所得为|当日"
+)
+_PENAL = re.compile(r"罚[款金]|处以?[^，。；]{0,24}以[上下]|没收|注册资本|实缴")
 _WORKED = re.compile(r"例\s?[0-9]|解[：:]|[=≈？]|[某甲乙丙丁]")
-_MOST_OTHERS = 5  # numbers besides the asked one that a rule may hold
+_MEASURED = frozenset(("amount", "rate", "price", "count", "duration", "index", "other"))
+_MOST_OTHERS = 5  # numbers besides the asked one that a rule may hold, in a statute twice as many
 _MOST_DIGITS = 3  # significant digits that they may have
 
 
-def is_rule(sentence: str, before: str, number: Number, digits: int, others: Sequence[Number]) -> bool:
+def is_statute(text: str) -> bool:
+    """Whether a document is a law or a regulation: articles (第…条), one after the other."""
+    articles = sum(1 for _ in _ARTICLE.finditer(text))
+    return articles >= _ARTICLES and len(text) <= _ARTICLE_LENGTH * articles
+
+
+def is_rule(
+    sentence: str, before: str, number: Number, digits: int, others: Sequence[Number], statute: bool = False
+) -> bool:
     """Whether a sentence states a general rule, so that its number is known rather than found.
 
-    before: the sentence before it; digits: significant digits of the number, few in a rule.
+    before: the sentence before it; digits: significant digits of the number, few in a rule; statute: whether the
+    document is one (`is_statute`), where a sentence is a rule unless it tells a story.
     """
-    if digits > (2 if number.kind == "amount" else 4) or len(others) > _MOST_OTHERS:
+    if digits > (2 if number.kind == "amount" else 4) or len(others) > _MOST_OTHERS * (1 + statute):
         return False
-    if any(n.kind == "date" or len(n.value.replace(".", "").strip("0")) > _MOST_DIGITS for n in others):
+    if any(len(n.value.replace(".", "").strip("0")) > _MOST_DIGITS for n in others if n.kind in _MEASURED):
         return False
-    if _STORY.search(sentence) is not None:
+    if _STORY.search(sentence) is not None or (not statute and any(n.kind == "date" for n in others)):
         return False
+    if statute:
+        return True
+    if _SUPPOSED.search(sentence) is not None:
+        return False
+    if _TOLD.search(sentence) is not None:
+        return _PRESCRIBED.search(sentence) is not None and _WORKED.search(before) is None
     if _NORM.search(sentence) is not None:
         return True
-    if number.kind in ("amount", "price"):
-        return False
     few = sum(n.variable for n in others) <= 1 and _WORKED.search(before) is None
+    if number.kind in ("amount", "price"):
+        return few and _PENAL.search(sentence) is not None
     return few and _WEAK_NORM.search(sentence) is not None
 
 

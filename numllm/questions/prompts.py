@@ -34,10 +34,28 @@ _BARE = re.compile(r"\s*[（(]?([A-E](?:[、,，]?[A-E])*)[)）]?\s*(?:[.．。�
 
 
 
-def _block(question: Question) -> str:
-    lines = zip(LETTERS, question.options, strict=False)
-    options = "".join(f"\n{letter}. {option}" for letter, option in lines)
-    return f"{question.context}{question.question}{options}{ANSWER}"
+@dataclasses.dataclass(frozen=True)
+class PromptForm:
+    """How a question with options is laid out: what stands before it, and each option; 「答案：」 ends every form."""
+
+    lead: str
+    option: str  # with {letter} and {option}
+
+
+PROMPT_FORMS = (
+    PromptForm("", "\n{letter}. {option}"),
+    PromptForm("单项选择题：", "\n{letter}．{option}"),
+    PromptForm("请选出下面问题的正确答案。\n", "\n（{letter}）{option}"),
+    PromptForm("问题：", "\n选项{letter}：{option}"),
+    PromptForm("", "\n{letter}、{option}"),
+)
+"""The first is FinEval's; the others keep a model that learns from letters from learning one layout."""
+
+
+def _block(question: Question, form: int = 0) -> str:
+    lines, how = zip(LETTERS, question.options, strict=False), PROMPT_FORMS[form]
+    options = "".join(how.option.format(letter=letter, option=option) for letter, option in lines)
+    return f"{how.lead}{question.context}{question.question}{options}{ANSWER}"
 
 
 def header_of(question: Question) -> str:
@@ -46,12 +64,13 @@ def header_of(question: Question) -> str:
 
 
 def letter_prompt(
-    question: Question, shots: Sequence[Question] = (), header: str | None = None, *, steps: bool = False
+    question: Question, shots: Sequence[Question] = (), header: str | None = None, *, steps: bool = False,
+    form: int = 0,
 ) -> str:
     """FinEval's prompt: [header, blank line,] answered examples, then the question, ending in 「答案：」.
 
     Each example is the same text with its answer's letter and a blank line after it. steps: every answer begins
-    with `STEPS`, and an example's is its explanation and conclusion.
+    with `STEPS`, and an example's is its explanation and conclusion. form: which of `PROMPT_FORMS`.
     """
     if any(shot.answer is None for shot in shots):
         raise ValueError("examples must have answers")
@@ -61,8 +80,8 @@ def letter_prompt(
     thoughts = STEPS if steps else ""
     for shot in shots:
         said = f"{STEPS}{shot.explanation}\n{CONCLUSION.format(answer=shot.answer)}" if steps else shot.answer
-        start += f"{_block(shot)}{said}\n\n"
-    return start + _block(question) + thoughts
+        start += f"{_block(shot, form)}{said}\n\n"
+    return start + _block(question, form) + thoughts
 
 
 def extract_answer(text: str, letters: str, *, multiple: bool = False) -> str | None:
@@ -99,7 +118,7 @@ class LetterPrompt:
 
 def fit_letters(
     question: Question, tokenizer: Tokenizer, *, max_length: int, shots: Sequence[Question] = (),
-    header: str | None = None, chat: Chat | None = None, steps: bool = False,
+    header: str | None = None, chat: Chat | None = None, steps: bool = False, form: int = 0,
 ) -> LetterPrompt:
     """The letter prompt in at most `max_length` tokens, bos included where the model expects it.
 
@@ -108,13 +127,13 @@ def fit_letters(
     the message asks for them and the assistant is free).
     """
     if chat is not None:
-        return _fit_chat(question, tokenizer, chat, max_length, shots, header, steps)
+        return _fit_chat(question, tokenizer, chat, max_length, shots, header, steps, form)
     prefix = tokenizer.prefix()
     room = max_length - len(prefix)
     if room < 1:
         raise ValueError(f"max_length must leave room for a token after bos, got {max_length}")
     for kept, start in _tries(shots, header):
-        text = letter_prompt(question, kept, start, steps=steps)
+        text = letter_prompt(question, kept, start, steps=steps, form=form)
         ids = tokenizer.encode(text)
         if len(ids) <= room:
             break
@@ -131,13 +150,13 @@ def _tries(shots: Sequence[Question], header: str | None) -> list[tuple[Sequence
 
 def _fit_chat(
     question: Question, tokenizer: Tokenizer, chat: Chat, max_length: int, shots: Sequence[Question],
-    header: str | None, steps: bool,
+    header: str | None, steps: bool, form: int,
 ) -> LetterPrompt:
     tries = iter(_tries(shots, header))
     kept, start = next(tries)
     cut = 0
     while True:
-        message = letter_prompt(question, kept, start).removesuffix(ANSWER)
+        message = letter_prompt(question, kept, start, form=form).removesuffix(ANSWER)
         if steps:
             message += f"\n{ASK_STEPS}"
         text = chat.render([{"role": "user", "content": message}]) + ("" if steps else ANSWER.strip())
@@ -161,10 +180,12 @@ def _fit_chat(
 
 def encode_letters(
     question: Question, tokenizer: Tokenizer, *, max_length: int, shots: Sequence[Question] = (),
-    header: str | None = None,
+    header: str | None = None, chat: Chat | None = None, form: int = 0,
 ) -> tuple[int, ...]:
     """Ids of the letter prompt (see `fit_letters`)."""
-    return fit_letters(question, tokenizer, max_length=max_length, shots=shots, header=header).ids
+    return fit_letters(
+        question, tokenizer, max_length=max_length, shots=shots, header=header, chat=chat, form=form
+    ).ids
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..chat import Chat
 from ..checkpoint import Checkpoint, resolve
 from ..corpus import read_corpus
 from ..data import ChoiceBatches, TextBatches, in_memory, prepared
@@ -105,8 +106,12 @@ class Inputs:
             questions = read_questions([Path(config.numct)], split="train")
             sources["numeric"] = ChoiceBatches(
                 questions, self._tokenizer, size=config.questions, tokens=config.tokens, length=config.length,
-                loss=config.loss, text=config.text_weight > 0, seed=config.seed,
+                loss=config.loss, text=config.text_weight > 0, letter_weight=config.letter_weight,
+                varied=config.varied, chat=Chat.open(config.model, self._tokenizer) if config.chat else None,
+                seed=config.seed,
             )
+            if config.digit_weight and not sources["numeric"].has_digits:
+                raise TrainError("digit_weight needs a tokenizer with a token for each digit; leave it at 0")
         return sources
 
     def load(self, world: World, progress: Progress = no_progress) -> nn.Module:

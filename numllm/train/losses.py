@@ -14,18 +14,32 @@ from ..model import Transformer
 
 
 def choice_loss(losses: Tensor, batch: Batch, text_weight: float = 0.0) -> Tensor:
-    """Mean over questions of −log softmax(scores)[answer] + text_weight · text loss, a fp32 scalar.
+    """Mean over questions of −log softmax(scores)[answer] + text_weight · text loss + letter loss, a fp32 scalar.
 
     losses (S,): −log p of each scored token. An option's score is Σ weight · log p over its positions, that
     is its length-normalised log-likelihood (NumCT by likelihood); the text loss is the mean of −log p over the
-    tokens of the text with the right option in it.
+    tokens of the text with the right option in it, the letter loss −log p of the answer's letter times its weight.
     """
     choice = batch.choice
     scores = losses.new_zeros(sum(choice.sizes)).index_add(0, choice.options, -losses * choice.weights)
     per_question = scores.split(choice.sizes)
     whole = torch.stack([question.logsumexp(0) for question in per_question]).sum()
     total = whole - scores[choice.answers].sum() + text_weight * (losses * choice.text).sum()
+    total = total + (losses * choice.letters).sum()
     return total / batch.count
+
+
+def digit_loss(x: Tensor, weight: Tensor, batch: Batch) -> Tensor:
+    """Σ over digits of right options of E|d − digit| under the model's choice among the ten digits, over questions.
+
+    x (S, D): hidden states of the scored positions; weight (V, D): the output layer. A fp32 scalar in 0..9 a digit: it
+    tells a near miss from a far one, as cross-entropy does not (number token loss, arXiv 2411.02083).
+    """
+    choice = batch.choice
+    inside = (choice.digits >= 0).nonzero()[:, 0]
+    scores = (x[inside] @ weight[choice.digit_ids].T).float()
+    distance = (torch.arange(10, device=x.device) - choice.digits[inside, None]).abs()
+    return (scores.softmax(-1) * distance).sum() / batch.count
 
 
 def batch_loss(losses: Tensor, batch: Batch, text_weight: float = 0.0) -> Tensor:
@@ -35,11 +49,12 @@ def batch_loss(losses: Tensor, batch: Batch, text_weight: float = 0.0) -> Tensor
 
 def forward_losses(
     model: Transformer, adapters: AdapterSet, batches: Mapping[str, Batch], text_weight: float = 0.0,
-    seed: int | None = None,
+    digit_weight: float = 0.0, seed: int | None = None,
 ) -> dict[str, Tensor]:
     """Each adapter's loss (differentiable scalar) from one pass over all their rows, put side by side.
 
-    seed: of dropout, where the model is in training mode.
+    digit_weight: of `digit_loss`, added to the loss of batches of choices scored by likelihood. seed: of dropout,
+    where the model is in training mode.
     """
     order = {name: adapters.names.index(name) for name in batches}
     parts = list(batches.values())
@@ -62,8 +77,13 @@ def forward_losses(
             tokens, documents=torch.cat([batch.documents for batch in parts]), branches=branches, select=positions
         )
     losses = ops.token_losses(x, model.lm_head.weight, torch.cat([batch.labels for batch in parts]))
-    split = losses.split([len(batch.labels) for batch in parts])
-    return {
+    sizes = [len(batch.labels) for batch in parts]
+    found = {
         name: batch_loss(part, batch, text_weight)
-        for (name, batch), part in zip(batches.items(), split, strict=True)
+        for (name, batch), part in zip(batches.items(), losses.split(sizes), strict=True)
     }
+    if digit_weight:
+        for (name, batch), states in zip(batches.items(), x.split(sizes), strict=True):
+            if batch.choice is not None:
+                found[name] = found[name] + digit_weight * digit_loss(states, model.lm_head.weight, batch)
+    return found

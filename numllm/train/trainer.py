@@ -190,7 +190,8 @@ class Trainer:
             moved = {name: batch.to(self.model.device) for name, batch in part.items()}
             self.model.train(dropping)
             losses = forward_losses(
-                self.model, self.adapters, moved, self.config.text_weight, self._seed(index) if dropping else None
+                self.model, self.adapters, moved, self.config.text_weight, self.config.digit_weight,
+                self._seed(index) if dropping else None,
             )
             scaled = [loss if scales[name] is None else loss * scales[name] for name, loss in losses.items()]
             torch.stack(scaled).sum().backward()
