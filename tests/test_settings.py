@@ -86,7 +86,7 @@ def test_later_layers_win_and_tables_are_joined():
     ("steps = 3.5", "steps must be a whole number, got 3.5"),
     ("steps = true", "steps must be a whole number, got True"),
     ("clip = '1'", "clip must be a number, got '1'"),
-    ("loss = 'letters'", "loss must be letter or likelihood, got 'letters'"),
+    ("loss = 'letters'", "loss must be letter, likelihood or both, got 'letters'"),
     ("domain = 3", "domain must be a table, got 3"),
     ("[domain]\ntargets = [1]", "targets must be a list of text"),
     ("dtype = 'int8'", "dtype must be float32, bfloat16 or float16"),
