@@ -75,7 +75,7 @@ def inspect(
         "windows": sorted({window for window in config.windows if window is not None}),
         "tokenizer": _tokenizer(opened, config) if opened else None,
         "lora": {
-            "rank": rank, "adapters": count, "parameters": count * trained(touched, rank),
+            "rank": rank, "adapters": count, "parameters": count * trained(touched, lora),
             "linears": [
                 {"name": name, "shape": list(shapes[0]), "count": len(shapes),
                  "parameters": sum(rank * (n + k) for n, k in shapes)}

@@ -74,7 +74,8 @@ def linears(config: ModelConfig, lora: LoRAConfig) -> dict[str, tuple[int, int]]
     """Name → shape (N, K) of every linear an adapter sits on. AdapterError for a target the model lacks."""
     with torch.device("meta"):
         model = Transformer(config)
-    adapters = attach(model, {"adapter": dataclasses.replace(lora, rank=1)})
+    light = dataclasses.replace(lora, rank=1, ranks={}, start="default", dora=False)
+    adapters = attach(model, {"adapter": light})
     return {path: tuple(module.base.weight.shape) for path, module in adapters.modules.items()}
 
 
@@ -83,9 +84,9 @@ def parameters(config: ModelConfig) -> int:
     return sum(math.prod(shape) for _, shape in expected_shapes(config))
 
 
-def trained(shapes: Mapping[str, tuple[int, int]], rank: int) -> int:
-    """Number of an adapter's parameters on linears of these shapes: Σ rank (N + K)."""
-    return sum(rank * (n + k) for n, k in shapes.values())
+def trained(shapes: Mapping[str, tuple[int, int]], lora: LoRAConfig) -> int:
+    """Number of an adapter's parameters on linears of these shapes: Σ rank (N + K), and N with DoRA."""
+    return sum(lora.of(path)[0] * (n + k) + n * lora.dora for path, (n, k) in shapes.items())
 
 
 def estimate(
@@ -106,23 +107,30 @@ def estimate(
         raise ConfigError(f"rows and length must be positive, got {rows} and {length}")
     adapters = list(lora.values()) if isinstance(lora, Mapping) else [lora]
     shapes = [linears(config, adapter) for adapter in adapters]
-    count = sum(trained(found, adapter.rank) for found, adapter in zip(shapes, adapters, strict=True))
+    pairs = list(zip(shapes, adapters, strict=True))
+    count = sum(trained(*pair) for pair in pairs)
+    beside = sum(trained(*pair) for pair in pairs if pair[1].start in ("pissa", "olora"))
     b, tokens = BYTES[dtype], rows * length
     c = b if cuda else 4
     copies = c if c != 4 else 4 * (len(adapters) > 1)
     labels = tokens if labels is None else min(labels, tokens)
-    ranks = sum(adapter.rank * len(found) for found, adapter in zip(shapes, adapters, strict=True))
+    ranks = sum(
+        adapter.of(path)[0] * (2 if adapter.start in ("pissa", "olora") else 1)
+        for found, adapter in pairs for path in found
+    )
+    rescaled = max(sum(n for n, _ in found.values()) * adapter.dora for found, adapter in pairs)
     kept, whole = _layer(config, b, length, checkpointing)
     low_rank = c * ranks
-    activations = config.layers * kept + (0 if checkpointing == "full" else low_rank)
-    again = {"none": 0, "selective": whole - kept, "full": whole + low_rank // config.layers}[checkpointing]
+    beyond = low_rank + b * rescaled  # DoRA keeps what it rescales
+    activations = config.layers * kept + (0 if checkpointing == "full" else beyond)
+    again = {"none": 0, "selective": whole - kept, "full": whole + beyond // config.layers}[checkpointing]
     head = min(labels, head_rows(config.vocab_size, cuda=cuda)) * config.vocab_size
     head *= 4 + b if cuda and b != 4 else 4
     if b != c:
         head += c * min(WIDE_BLOCK, config.vocab_size * config.hidden_size)
     return Memory(
         weights=b * parameters(config),
-        adapters=(4 + copies) * count,
+        adapters=(4 + copies) * (count + beside),
         moments=8 * count,
         gradients=4 * count,
         activations=tokens * activations,

@@ -108,11 +108,14 @@ def test_a_training_step_takes_what_was_estimated(device, architecture, dtype, n
 def test_counts_are_those_of_the_model(family, tmp_path):
     model = load_model(save(transformers_model(family), tmp_path))
     assert parameters(model.config) == sum(p.numel() for p in model.parameters())
-    for lora in (LoRAConfig(rank=4), LoRAConfig(rank=3, targets=("q_proj", "down_proj"))):
+    for lora in (
+        LoRAConfig(rank=4), LoRAConfig(rank=3, targets=("q_proj", "down_proj")),
+        LoRAConfig(rank=4, dora=True, ranks={"down_proj": 2}), LoRAConfig(rank=2, start="pissa"),
+    ):
         adapters = attach(model, {"domain": lora})
         found = linears(model.config, lora)
         assert list(found) == list(adapters.modules)
-        assert trained(found, lora.rank) == sum(p.numel() for p in adapters.parameters("domain"))
+        assert trained(found, lora) == sum(p.numel() for p in adapters.parameters("domain"))
         model = load_model(tmp_path)
 
 
