@@ -1,8 +1,8 @@
 """How well a run uses its device: the share of the peak it reaches (MFU), and the memory it takes.
 
 The frozen weights need 2 P operations a token forward and 2 P for dX backward, never dW: 4 P, not 6 P. P counts the
-blocks' linears for every token and the head for every label; attention, the adapters, padding and what activation
-checkpointing computes again are not counted, so the share is of useful work, and a lower bound.
+blocks' linears for every token, and the last MLP and the head for every label; attention, the adapters, padding and what
+activation checkpointing computes again are not counted, so the share is of useful work, and a lower bound.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from ..model import Transformer
 
 PEAK_TFLOPS = {
     "B200": 2250.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H800 PCIe": 756.0, "GH200": 989.4, "H200": 989.4,
@@ -41,10 +43,16 @@ def memory(device: torch.device) -> int:
 
 
 def frozen_sizes(model: nn.Module) -> tuple[int, int]:
-    """(elements of the linears that every token goes through, elements of the head)."""
-    head = model.lm_head.weight
-    linears = (module.weight for module in model.modules() if isinstance(module, nn.Linear))
-    return sum(weight.numel() for weight in linears if weight is not head), head.numel()
+    """(elements of the linears that every token goes through, of those that labels alone do).
+
+    The latter are the head and, in a `Transformer`, the last MLP.
+    """
+    last = model.model.layers[-1].mlp if isinstance(model, Transformer) else nn.Module()
+    late = {id(model.lm_head.weight), *(id(weight) for weight in last.parameters())}
+    weights = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Linear)}
+    weights[id(model.lm_head.weight)] = model.lm_head.weight
+    sizes = {key: weight.numel() for key, weight in weights.items()}
+    return sum(n for key, n in sizes.items() if key not in late), sum(n for key, n in sizes.items() if key in late)
 
 
 class Meter:
@@ -55,14 +63,14 @@ class Meter:
 
     def __init__(self, model: nn.Module, peak: float | None = None, devices: int = 1) -> None:
         self.device, self.devices = model.device, devices
-        self.body, self.head = frozen_sizes(model)
+        self.all, self.late = frozen_sizes(model)
         if peak is None and self.device.type == "cuda" and model.dtype in (torch.bfloat16, torch.float16):
             peak = peak_tflops(torch.cuda.get_device_name(self.device))
         self.peak = peak
 
     def flops(self, tokens: int, labels: int) -> int:
-        """4 P, with the blocks' P for every token and the head's for every label."""
-        return 4 * (self.body * tokens + self.head * labels)
+        """4 P, with the P that every token goes through and the P that labels alone do."""
+        return 4 * (self.all * tokens + self.late * labels)
 
     def __call__(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """{"mfu", "memory"} after a step with these metrics rows, one an adapter."""
