@@ -1,8 +1,8 @@
 """How well a run uses its device: the share of the peak it reaches (MFU), and the memory it takes.
 
 The frozen weights need 2 P operations a token forward and 2 P for dX backward, never dW: 4 P, not 6 P. P counts the
-blocks' linears for every token, and the last MLP and the head for every label; attention, the adapters, padding and what
-activation checkpointing computes again are not counted, so the share is of useful work, and a lower bound.
+blocks' linears for every token, and the last MLP and the head for every label; attention, the adapters, padding and
+what activation checkpointing computes again are not counted, so the share is of useful work, and a lower bound.
 """
 
 from __future__ import annotations
