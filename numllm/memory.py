@@ -38,7 +38,8 @@ from .config import LoRAConfig, ModelConfig
 from .errors import ConfigError
 from .lora import attach
 from .model import Transformer
-from .ops import WIDE_BLOCK, head_rows
+from .ops import head_rows
+from .products import WIDE_BLOCK
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CHECKPOINTING = ("none", "selective", "full")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -17,17 +17,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from . import products
+
 IMPLEMENTATIONS = ("auto", "torch", "triton", "triton-fused")
 """auto: triton for CUDA tensors where it is installed, else torch. triton: the thin products by kernels, the
 big one by cuBLAS or by the kernel with a low-rank epilogue, as `numllm_kernels.tiles.FUSED` says of the GPU.
 triton-fused: the big one by the kernel."""
 
-_HALVES = (torch.float16, torch.bfloat16)
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-WIDE_BLOCK = 16 * 2**20
-"""Elements of a 16-bit weight that the CPU path widens to fp32 at a time: 64 MiB."""
-_FEW_TOKENS = 8
-"""Below this many tokens, reading a weight costs more than multiplying with it."""
 
 
 def lora_linear(
@@ -93,14 +90,14 @@ def _lora_forward(
 ) -> tuple[Tensor, Tensor]:
     """(y, s = (x̃ aᵀ) ⊙ m), x flat."""
     kernels, fused = _ways(impl, x)
-    wide = x.dtype if kernels else _product_dtype(x, len(x))
+    wide = x.dtype if kernels else products.product_dtype(x, len(x))
     low_a, low_b = a.to(wide), b.to(wide)
     dropped = x if dropout is None else x * _keep(x, dropout, seed)
     if kernels:
         s = kernels.down(dropped, low_a, scales, columns, rows)
-        return kernels.linear(x, w, bias, s, low_b) if fused else _product(x, w.T, s, low_b.T, bias), s
+        return kernels.linear(x, w, bias, s, low_b) if fused else products.product(x, w.T, s, low_b.T, bias), s
     s = _mask(dropped.to(wide) @ low_a.T, scales, columns, rows)
-    return _product(x.to(wide), w.T, s, low_b.T, bias).to(x.dtype), s
+    return products.product(x.to(wide), w.T, s, low_b.T, bias).to(x.dtype), s
 
 
 def _lora_backward(
@@ -112,7 +109,7 @@ def _lora_backward(
     needs_x, needs_a, needs_b = needs
     kernels, fused = _ways(impl, dy)
     dtype = dy.dtype
-    wide = dtype if kernels else _product_dtype(dy, len(dy))
+    wide = dtype if kernels else products.product_dtype(dy, len(dy))
     low_a, low_b, dy = a.to(wide), b.to(wide), dy.to(wide)
     ds = dx = da = db = None
     if kernels and needs_b and (needs_x or needs_a):
@@ -122,15 +119,15 @@ def _lora_backward(
         db = kernels.outer(s, dy).T if needs_b else None
     else:
         ds = _mask(dy @ low_b, scales, columns, rows) if needs_x or needs_a else None
-        db = _outer(s, dy).T if needs_b else None
+        db = products.outer(s, dy).T if needs_b else None
     keep = None if dropout is None or ds is None else _keep(x, dropout, seed)
     if needs_x and keep is None and fused:
         dx = kernels.linear(dy, w.T, None, ds, low_a.T)
     elif needs_x:
-        dx = _product(dy, w, ds, low_a, keep=keep).to(dtype)
+        dx = products.product(dy, w, ds, low_a, keep=keep).to(dtype)
     if needs_a:
         seen = x if keep is None else x * keep
-        da = kernels.outer(ds, seen) if kernels else _outer(ds, seen.to(ds.dtype))
+        da = kernels.outer(ds, seen) if kernels else products.outer(ds, seen.to(ds.dtype))
     return dx, None if da is None else da.to(a.dtype), None if db is None else db.to(b.dtype)
 
 
@@ -179,7 +176,7 @@ def _lora_operator(*given: Any) -> tuple[Tensor, Tensor]:
 
 @_lora_operator.register_fake
 def _(x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    wide = x.dtype if x.is_cuda else _product_dtype(x, len(x))
+    wide = x.dtype if x.is_cuda else products.product_dtype(x, len(x))
     return x.new_empty(x.shape[0], w.shape[0]), x.new_empty(x.shape[0], a.shape[0], dtype=wide)
 
 
@@ -233,7 +230,7 @@ class _TokenLosses(torch.autograd.Function):
         for first in range(0, x.shape[0], chunk):
             part = slice(first, first + chunk)
             rows, label = x[part], labels[part, None]
-            scores = _logits(rows, w, logits[: rows.shape[0]])
+            scores = products.logits(rows, w, logits[: rows.shape[0]])
             scores -= scores.amax(dim=1, keepdim=True)
             picked = scores.gather(1, label)
             total = scores.exp_().sum(dim=1, keepdim=True)
@@ -241,7 +238,7 @@ class _TokenLosses(torch.autograd.Function):
             if dx is not None:  # dlogits = softmax − one at the label
                 scores /= total
                 scores.scatter_add_(1, label, -torch.ones_like(total))
-                dx[part] = _times_weight(scores, w)
+                dx[part] = products.times_weight(scores, w)
         ctx.save_for_backward(dx)
         return losses
 
@@ -268,78 +265,6 @@ def _mask(s: Tensor, scales: Tensor, columns: Tensor | None, rows: Tensor | None
     if rows is None:
         return s.mul_(scales)
     return s.mul_(torch.where(rows[:, None] == columns, scales, 0))
-
-
-def _product(
-    x: Tensor, w: Tensor, s: Tensor, b: Tensor, bias: Tensor | None = None, keep: Tensor | None = None
-) -> Tensor:
-    """x w + (s b) ⊙ keep + bias in x's dtype: x (M, K), w (K, N), s (M, R), b (R, N), keep (M, N) → (M, N).
-
-    The thin product first, then the big one added onto it in place: the library reads what is there while it
-    multiplies, in fp32 before the only rounding, where the other order would read and write y once more.
-    """
-    y = s @ b if bias is None else torch.addmm(bias.to(s.dtype), s, b)
-    if keep is not None:
-        y *= keep
-    if w.dtype == x.dtype:
-        return y.addmm_(x, w)
-    for rows, columns in _blocks(w):
-        block = w[rows, columns].to(x.dtype)
-        y[:, columns].addmm_(x[:, rows], block)
-    return y
-
-
-def _blocks(w: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Cuts w (K, N) or (N, K)ᵀ along its outer side in memory, in blocks of about WIDE_BLOCK elements."""
-    side = 0 if w.stride(0) >= w.stride(1) else 1
-    step = max(1, WIDE_BLOCK // max(1, w.shape[1 - side]))
-    for first in range(0, w.shape[side], step):
-        cut = slice(first, first + step)
-        yield (cut, slice(None)) if side == 0 else (slice(None), cut)
-
-
-def _outer(u: Tensor, v: Tensor) -> Tensor:
-    """uᵀ v: u (M, R), v (M, K) → (R, K), in fp32 for 16 bits on a GPU and in the inputs' dtype elsewhere."""
-    if v.is_cuda and v.dtype in _HALVES:
-        return torch.mm(u.T, v, out_dtype=torch.float32)
-    return u.T @ v
-
-
-def _logits(x: Tensor, w: Tensor, out: Tensor) -> Tensor:
-    """out = x wᵀ in out's dtype, fp32 or fp64: x (S, D), w (V, D) → (S, V)."""
-    if x.dtype == out.dtype:
-        return torch.mm(x, w.T, out=out)
-    if x.is_cuda:
-        return torch.mm(x, w.T, out_dtype=out.dtype, out=out)
-    if _product_dtype(w, len(x)) == w.dtype:
-        return out.copy_(x @ w.T)
-    wide = x.to(out.dtype)
-    for rows, _ in _blocks(w):
-        torch.mm(wide, w[rows].to(out.dtype).T, out=out[:, rows])
-    return out
-
-
-def _times_weight(scores: Tensor, w: Tensor) -> Tensor:
-    """scores w: scores (S, V) in fp32 or fp64, w (V, D) → (S, D)."""
-    if _product_dtype(w, len(scores)) == w.dtype:
-        return scores.to(w.dtype) @ w
-    product = scores.new_zeros(len(scores), w.shape[1])
-    for rows, _ in _blocks(w):
-        product.addmm_(scores[:, rows], w[rows].to(scores.dtype))
-    return product
-
-
-def _product_dtype(tensor: Tensor, tokens: int) -> torch.dtype:
-    """The dtype to multiply in: the tensor's, or fp32 for 16 bits on a CPU without instructions for them.
-
-    There torch's 16-bit products are plain loops, many times slower than widening to fp32 first. For a few
-    tokens, where reading the weight is the cost, they are kept.
-    """
-    if tensor.is_cuda or tensor.dtype not in _HALVES or tokens < _FEW_TOKENS:
-        return tensor.dtype
-    if tensor.dtype == torch.bfloat16 and torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        return tensor.dtype
-    return torch.float32
 
 
 def _ways(impl: str, x: Tensor) -> tuple[ModuleType | None, bool]:

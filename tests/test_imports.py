@@ -17,7 +17,7 @@ CORE = {"errors", "files"}
 CONFIG = {"errors", "fields", "families", "model_config", "config"}
 CHECKPOINT = CORE | CONFIG | {"hub", "checkpoint"}
 TEXT = CORE | {"overlap", "numbers", "corpus", "questions"}
-MODEL = CHECKPOINT | {"tokenizer", "reference", "ops", "attention", "rope", "weights", "model"}
+MODEL = CHECKPOINT | {"tokenizer", "reference", "products", "ops", "attention", "rope", "weights", "model"}
 ALLOWED = {
     "__init__": set(),
     "errors": set(),
@@ -38,7 +38,8 @@ ALLOWED = {
     "questions": CORE | {"numbers", "tokenizer", "chat"},
     "numct": CORE | {"numbers"},
     "reference": set(),
-    "ops": {"errors", "reference"},
+    "products": set(),
+    "ops": {"errors", "reference", "products"},
     "attention": set(),
     "model": MODEL - {"model"},
     "adapter_config": CORE,

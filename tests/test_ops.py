@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from numllm import ops, reference
+from numllm import ops, products, reference
 
 SCALES = torch.tensor([2.0] * 3 + [0.7] * 2)
 COLUMNS = torch.tensor([0] * 3 + [1] * 2, dtype=torch.int32)
@@ -78,8 +78,8 @@ def test_two_adapters_in_one_call_are_each_alone() -> None:
 @pytest.mark.parametrize("native", [True, False], ids=["native", "widened"])
 def test_master_weights_in_fp32(monkeypatch, dtype, native) -> None:
     """fp32 factors on a 16-bit model, with and without the CPU's own 16-bit products."""
-    monkeypatch.setattr(ops, "_product_dtype", lambda tensor, _: dtype if native else torch.float32)
-    monkeypatch.setattr(ops, "WIDE_BLOCK", 64)  # several blocks
+    monkeypatch.setattr(products, "product_dtype", lambda tensor, _: dtype if native else torch.float32)
+    monkeypatch.setattr(products, "WIDE_BLOCK", 64)  # several blocks
     v = inputs(dtype, size=5)
     exact = {name: value.double() for name, value in v.items()}
     a, b = v["a"].float().requires_grad_(), v["b"].float().requires_grad_()
@@ -217,8 +217,8 @@ def test_token_losses_and_their_gradient(chunk) -> None:
 @pytest.mark.parametrize("native", [True, False], ids=["native", "widened"])
 def test_token_losses_in_low_precision(monkeypatch, dtype, native) -> None:
     wide = dtype if native else torch.float32
-    monkeypatch.setattr(ops, "_product_dtype", lambda tensor, _: wide)
-    monkeypatch.setattr(ops, "WIDE_BLOCK", 20)
+    monkeypatch.setattr(products, "product_dtype", lambda tensor, _: wide)
+    monkeypatch.setattr(products, "WIDE_BLOCK", 20)
     x, w, labels, weights = head(dtype)
     x.requires_grad_()
     losses = ops.token_losses(x, w, labels, 4)
@@ -247,7 +247,7 @@ def test_token_losses_of_large_logits_are_finite() -> None:
 
 def test_token_losses_without_a_gradient_form_none(monkeypatch) -> None:
     x, w, labels, _ = head()
-    monkeypatch.setattr(ops, "_times_weight", None)
+    monkeypatch.setattr(products, "times_weight", None)
     with torch.no_grad():
         losses = ops.token_losses(x.requires_grad_(), w, labels)
     assert not losses.requires_grad

@@ -1,0 +1,86 @@
+"""Products with a frozen weight in its own dtype, on a GPU or a CPU: the big one, the thin ones, the head's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+HALVES = (torch.float16, torch.bfloat16)
+WIDE_BLOCK = 16 * 2**20
+"""Elements of a 16-bit weight that the CPU path widens to fp32 at a time: 64 MiB."""
+_FEW_TOKENS = 8
+"""Below this many tokens, reading a weight costs more than multiplying with it."""
+
+
+def product(
+    x: Tensor, w: Tensor, s: Tensor, b: Tensor, bias: Tensor | None = None, keep: Tensor | None = None
+) -> Tensor:
+    """x w + (s b) ⊙ keep + bias in x's dtype: x (M, K), w (K, N), s (M, R), b (R, N), keep (M, N) → (M, N).
+
+    The thin product first, then the big one added onto it in place: the library reads what is there while it
+    multiplies, in fp32 before the only rounding, where the other order would read and write y once more.
+    """
+    y = s @ b if bias is None else torch.addmm(bias.to(s.dtype), s, b)
+    if keep is not None:
+        y *= keep
+    if w.dtype == x.dtype:
+        return y.addmm_(x, w)
+    for rows, columns in blocks(w):
+        block = w[rows, columns].to(x.dtype)
+        y[:, columns].addmm_(x[:, rows], block)
+    return y
+
+
+def blocks(w: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cuts w (K, N) or (N, K)ᵀ along its outer side in memory, in blocks of about WIDE_BLOCK elements."""
+    side = 0 if w.stride(0) >= w.stride(1) else 1
+    step = max(1, WIDE_BLOCK // max(1, w.shape[1 - side]))
+    for first in range(0, w.shape[side], step):
+        cut = slice(first, first + step)
+        yield (cut, slice(None)) if side == 0 else (slice(None), cut)
+
+
+def outer(u: Tensor, v: Tensor) -> Tensor:
+    """uᵀ v: u (M, R), v (M, K) → (R, K), in fp32 for 16 bits on a GPU and in the inputs' dtype elsewhere."""
+    if v.is_cuda and v.dtype in HALVES:
+        return torch.mm(u.T, v, out_dtype=torch.float32)
+    return u.T @ v
+
+
+def logits(x: Tensor, w: Tensor, out: Tensor) -> Tensor:
+    """out = x wᵀ in out's dtype, fp32 or fp64: x (S, D), w (V, D) → (S, V)."""
+    if x.dtype == out.dtype:
+        return torch.mm(x, w.T, out=out)
+    if x.is_cuda:
+        return torch.mm(x, w.T, out_dtype=out.dtype, out=out)
+    if product_dtype(w, len(x)) == w.dtype:
+        return out.copy_(x @ w.T)
+    wide = x.to(out.dtype)
+    for rows, _ in blocks(w):
+        torch.mm(wide, w[rows].to(out.dtype).T, out=out[:, rows])
+    return out
+
+
+def times_weight(scores: Tensor, w: Tensor) -> Tensor:
+    """scores w: scores (S, V) in fp32 or fp64, w (V, D) → (S, D)."""
+    if product_dtype(w, len(scores)) == w.dtype:
+        return scores.to(w.dtype) @ w
+    product = scores.new_zeros(len(scores), w.shape[1])
+    for rows, _ in blocks(w):
+        product.addmm_(scores[:, rows], w[rows].to(scores.dtype))
+    return product
+
+
+def product_dtype(tensor: Tensor, tokens: int) -> torch.dtype:
+    """The dtype to multiply in: the tensor's, or fp32 for 16 bits on a CPU without instructions for them.
+
+    There torch's 16-bit products are plain loops, many times slower than widening to fp32 first. For a few
+    tokens, where reading the weight is the cost, they are kept.
+    """
+    if tensor.is_cuda or tensor.dtype not in HALVES or tokens < _FEW_TOKENS:
+        return tensor.dtype
+    if tensor.dtype == torch.bfloat16 and torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return tensor.dtype
+    return torch.float32
