@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from numllm import files
 from numllm.config import LoRAConfig
 from numllm.errors import NumLLMError
@@ -142,7 +144,17 @@ def campaign(world: Path, kills: int, faults: int, seed: int, steps: int) -> dic
     """Counts of what was seen; AssertionError when a run does not resume, or not to the same bytes.
 
     world: a folder with base, corpus and numct.jsonl. Each run is hit again and again until it has come to its end.
+    Everything is computed by one thread: a forked process has no others of its parent's pool, and would wait for them.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _campaign(world, kills, faults, seed, steps)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _campaign(world: Path, kills: int, faults: int, seed: int, steps: int) -> dict[str, int]:
     rng = random.Random(seed)
     seen = dict.fromkeys((
         "killed", "finished before the kill", "faults met", "faults not reached", "runs", "hits of the run hit most",
