@@ -44,6 +44,15 @@ def rows(case: str, seed: int) -> Tensor:
     return torch.randint(0, SHAPE["vocab_size"], CASES[case], generator=generator)
 
 
+def learn(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    """Backward, clipping and the optimizer's step; the loss."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], CLIP)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
 def numllm(case: str, folder: str) -> Step:
     """A step with the hand-written model and LoRA layer; tokens → loss."""
     from numllm.config import LoRAConfig
@@ -54,8 +63,7 @@ def numllm(case: str, folder: str) -> Step:
 
     model = load_model(folder)
     adapters = attach(model, {"numeric": LoRAConfig(rank=RANK, alpha=ALPHA)})
-    parameters = adapters.parameters("numeric")
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(adapters.parameters("numeric"), lr=RATE, weight_decay=0.0, fused=True)
     count, width = CASES[case]
     places = torch.arange(count * width).view(count, width)
     places = places[:, :-1].flatten() if case == "text" else places[:, -2]
@@ -65,12 +73,7 @@ def numllm(case: str, folder: str) -> Step:
             tokens=tokens, documents=torch.zeros(tokens.shape, dtype=torch.int32), positions=places,
             labels=tokens.flatten()[places + 1], count=len(places),
         )
-        loss = forward_losses(model, adapters, {"numeric": batch})["numeric"]
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
+        return learn(forward_losses(model, adapters, {"numeric": batch})["numeric"], optimizer)
 
     return step
 
@@ -84,19 +87,14 @@ def peer(case: str, folder: str) -> Step:
     model.config.use_cache = False
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), task_type="CAUSAL_LM")
     model = peft.get_peft_model(model, config).train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0, fused=True)
 
     def step(tokens: Tensor) -> float:
         labels = tokens.clone()
         if case == "choice":
             labels[:, :-1] = -100
-        loss = model(input_ids=tokens, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
+        return learn(model(input_ids=tokens, labels=labels).loss, optimizer)
 
     return step
 

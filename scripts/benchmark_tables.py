@@ -35,6 +35,12 @@ def read_rows(folder: Path) -> list[Row]:
     return [row for row in rows if "skipped" not in row]
 
 
+def spread(quantiles: Mapping[str, float], digits: int, scale: float = 1) -> str:
+    """"median (p20–p80)", each divided by `scale`."""
+    low, middle, high = (f"{quantiles[name] / scale:.{digits}f}" for name in ("p20", "p50", "p80"))
+    return f"{middle} ({low}–{high})"
+
+
 def lora_linear(rows: Iterable[Row]) -> Iterable[str]:
     """One table a machine and precision."""
     rows = list(rows)
@@ -54,7 +60,7 @@ def lora_linear(rows: Iterable[Row]) -> Iterable[str]:
             ms, ratio, tflops = row["ms"], row["ratio_to_frozen"]["p50"], row["frozen_tflops"]
             yield (
                 f"| {row['in']} → {row['out']} | {row['tokens']} | {row['adapters']} | {row['candidate']} "
-                f"| {ms['p50']:.2f} ({ms['p20']:.2f}–{ms['p80']:.2f}) | {ratio:.2f} | {tflops:.3g} |"
+                f"| {spread(ms, 2)} | {ratio:.2f} | {tflops:.3g} |"
             )
         yield ""
 
@@ -129,9 +135,8 @@ def merge(rows: Iterable[Row]) -> Iterable[str]:
         yield "| | s, median (p20–p80) | × cp -r | processor, s | peak memory, MiB |"
         yield "|---|--:|--:|--:|--:|"
         for row in group:
-            seconds = {name: value / 1000 for name, value in row["ms"].items()}
             yield (
-                f"| {row['candidate']} | {seconds['p50']:.2f} ({seconds['p20']:.2f}–{seconds['p80']:.2f}) "
+                f"| {row['candidate']} | {spread(row['ms'], 2, 1000)} "
                 f"| {row['ratio_to_copy']['p50']:.2f} | {row['cpu_seconds']:.2f} | {row['peak_bytes'] >> 20} |"
             )
         yield ""
@@ -157,8 +162,8 @@ def train_step(rows: Iterable[Row]) -> Iterable[str]:
             ms, speed = row["ms"], row["speed"]
             yield (
                 f"| {row['case']} | {row['tokens']} | {row['candidate']} "
-                f"| {ms['p50']:.0f} ({ms['p20']:.0f}–{ms['p80']:.0f}) "
-                f"| {speed['p50']:.2f} ({speed['p20']:.2f}–{speed['p80']:.2f}) | {row['peak_bytes'] >> 20} |"
+                f"| {spread(ms, 0)} "
+                f"| {spread(speed, 2)} | {row['peak_bytes'] >> 20} |"
             )
         yield ""
 
@@ -181,8 +186,8 @@ def train(rows: Iterable[Row]) -> Iterable[str]:
         for row in (row for row in found if row["case"] == "joint"):
             ms, ratio = row["ms"], row["ratio_to_apart"]
             yield (
-                f"| {row['candidate']} | {ms['p50']:.0f} ({ms['p20']:.0f}–{ms['p80']:.0f}) "
-                f"| {ratio['p50']:.2f} ({ratio['p20']:.2f}–{ratio['p80']:.2f}) |"
+                f"| {row['candidate']} | {spread(ms, 0)} "
+                f"| {spread(ratio, 2)} |"
             )
         yield "\n| adapter | steps | first loss, numllm / PEFT | last ten, numllm / PEFT | difference |"
         yield "|---|--:|--:|--:|--:|"
@@ -227,11 +232,9 @@ def load(rows: Iterable[Row]) -> Iterable[str]:
         yield "| | CPU s, median (p20–p80) | × load_file into own memory | wall s |"
         yield "|---|--:|--:|--:|"
         for row in group:
-            cpu, ratio = ({name: value / scale for name, value in row[key].items()}
-                          for key, scale in (("cpu_ms", 1000), ("ratio_to_own", 1)))
             yield (
-                f"| {row['candidate']} | {cpu['p50']:.3f} ({cpu['p20']:.3f}–{cpu['p80']:.3f}) | {ratio['p50']:.2f} "
-                f"({ratio['p20']:.2f}–{ratio['p80']:.2f}) | {row['ms']['p50'] / 1000:.3f} |"
+                f"| {row['candidate']} | {spread(row['cpu_ms'], 3, 1000)} | {spread(row['ratio_to_own'], 2)} "
+                f"| {row['ms']['p50'] / 1000:.3f} |"
             )
         yield ""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_eval, bench_load, bench_lora, bench_train, measure
+from benchmarks import bench_eval, bench_load, bench_lora, bench_step, bench_train, measure
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "scripts" / "benchmark_tables.py"
@@ -70,6 +70,19 @@ def test_rows_of_the_loading_benchmark(tmp_path) -> None:
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["candidate"] for row in rows] == list(bench_load.CANDIDATES) and list(tmp_path.iterdir()) == [out]
     assert all(row["ms"]["p50"] > 0 and row["bytes"] > 1e5 and row["commit"] for row in rows)
+
+
+def test_rows_of_the_training_step_benchmark(monkeypatch) -> None:
+    small = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    monkeypatch.setattr(bench_step, "SHAPE", {**bench_step.SHAPE, **small})
+    monkeypatch.setattr(bench_step, "CASES", {"text": (2, 16), "choice": (3, 8)})
+    monkeypatch.setattr(bench_step, "peak", lambda *_: 1 << 20)  # a process of its own, of the full size
+    rows = bench_step.run(rounds=1)  # whose losses must agree
+    assert [(row["case"], row["candidate"], row["tokens"]) for row in rows] == [
+        (case, name, tokens) for case, tokens in (("text", 32), ("choice", 24)) for name in bench_step.CANDIDATES
+    ]
+    assert all(row["ms"]["p50"] > 0 and row["speed"]["p50"] > 0 and row["transformers"] for row in rows)
+    assert [row["speed"]["p50"] for row in rows[1::2]] == [1, 1]
 
 
 def test_candidates_take_turns_on_rotating_inputs() -> None:

@@ -182,6 +182,20 @@ def test_dropout_survives_checkpointing(folder):
     assert all(map(torch.equal, plain, again))
 
 
+@pytest.mark.parametrize("kind", ["plain", "dropout", "dora", "pissa"])
+def test_a_compiler_takes_the_layer_whole(kind):
+    settings = {"plain": {}, "dropout": {"dropout": 0.3}, "dora": {"dora": True}, "pissa": {"start": "pissa"}}[kind]
+    model = torch.nn.Sequential()
+    model.add_module("up", torch.nn.Linear(16, 24))
+    adapters = attach(model, {"a": LoRAConfig(rank=2, targets=("up",), **settings), "b": LoRAConfig(targets=("up",))})
+    shake(adapters)
+    x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(model.train(), backend="aot_eager", fullgraph=True)
+    for which in ("a", torch.tensor([0, 1, -1])):
+        with adapters.use(which, seed=3):
+            assert torch.allclose(compiled(x), model(x), atol=1e-6)
+
+
 def test_adapters_are_added_switched_and_removed(folder, tmp_path):
     model, x = load_model(folder), tokens()
     linear = model.model.layers[0].mlp.up_proj

@@ -146,11 +146,15 @@ class LoRALinear(nn.Module):
     def _stack(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         """(scales (R,) fp32, columns (R,) int32) of the stacked adapters; the column's index is that in `names`."""
         if names not in self._columns:
-            ranks = torch.tensor([self.a[name].shape[0] * (2 if name in self.first_a else 1) for name in names])
-            scales = torch.tensor([self.scale[name] for name in names]).repeat_interleave(ranks)
-            columns = torch.arange(len(names), dtype=torch.int32).repeat_interleave(ranks)
+            # Through lists, whose lengths a compiler knows.
+            ranks = [self.a[name].shape[0] * (2 if name in self.first_a else 1) for name in names]
+            scales = [self.scale[name] for name, rank in zip(names, ranks, strict=True) for _ in range(rank)]
+            columns = [index for index, rank in enumerate(ranks) for _ in range(rank)]
             device = self.base.weight.device
-            self._columns[names] = scales.to(device), columns.to(device)
+            self._columns[names] = (
+                torch.tensor(scales, dtype=torch.float32, device=device),
+                torch.tensor(columns, dtype=torch.int32, device=device),
+            )
         return self._columns[names]
 
     def _drops(self, names: tuple[str, ...], x: Tensor, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
