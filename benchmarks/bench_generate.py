@@ -1,6 +1,6 @@
 """Greedy decoding beside transformers' generate, on the CPU or a GPU.
 
-    python -m benchmarks.bench_generate --stories ../shared/data/weights/tinystories-656k \
+    python -m benchmarks.bench_generate --stories tinystories-656k/ \
         --out benchmarks/results/generate-cpu.jsonl
 
 Each case is one checkpoint, loaded by both in one dtype; both continue the same prompts by the same number of tokens

@@ -1,6 +1,6 @@
 """Ids of every tokenizer against the library it comes from, over real text, all of Unicode and mixed odd pieces.
 
-    python -m scripts.check_tokenizers --data ../shared/data
+    python -m scripts.check_tokenizers --data DATA
 
 Prints a row a tokenizer: files, characters and texts compared, and how many differ. Exit code 1 if any does.
 """

@@ -1,6 +1,6 @@
 """Every family of models, small and random, against its original: the rows of the table in numllm/README.md.
 
-    python -m scripts.family_table --data ../shared/data --out benchmarks/results/families.jsonl
+    python -m scripts.family_table --data DATA --out benchmarks/results/families.jsonl
     python scripts/benchmark_tables.py
 
 The original is transformers where it has the family, else the family's definition written out in tests/definitions.py;
