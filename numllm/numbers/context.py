@@ -16,7 +16,7 @@ __all__ = [
 ]  # fmt: skip
 
 _PER_BEFORE = re.compile(
-    r"每(1|一)?(股|件|吨|桶|台|份|张|套|辆|平方米|公斤|千克|盎司|小时|工时|单位|箱|只|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)[^，。；、,;：:0-9每\n]{0,10}\Z"
+    r"每(1|一)?(股|件|吨|桶|台|份|张|套|辆|平方米|公斤|千克|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)[^，。；、,;：:0-9每\n]{0,10}\Z"
 )
 _LABEL = re.compile(
     r"(?:(?<![比条惯])例题?|图|表|公式|式|(?<!银)行|附件|附录|附注|步骤|习题|案例|题|页|阶段|情形|方案|版本|版|章|节|卷|"
@@ -24,7 +24,7 @@ _LABEL = re.compile(
 )
 _IDENTIFIER_CUE = re.compile(
     r"(?:电话|传真|帐号|账号|卡号|账户|帐户|编号|编码|代码|号码|邮编|ISBN|ISSN|证号|文号|科目|ID|单号|信箱|QQ|版本|KB|凭证|"
-    r"批号|序号|端口|主科目)[\s:：为是（(“\"*-]{0,4}(?:[A-Z]{1,6}-)?\Z"
+    r"批号|序号|端口|主科目|热线|分机|验证码|(?:[0-9]|传真|电话)转)[\s:：为是（(“\"*-]{0,4}(?:[A-Z]{1,6}-)?\Z"
 )
 _CUE = re.compile(  # the last cue decides: 边际消费倾向 is a rate
     r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|现值指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|(?<!协)方差)|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
@@ -35,11 +35,16 @@ _ASIDE = re.compile(  # 系数（8%，5年）为
     r"(?<=[\u4e00-\u9fff])[（(][^（()）]{1,20}[)）](?=(?:[约分]?[为是]|等于|达|[:：=＝])\s?\Z)"
 )
 _LABEL_ENDS = "例题图表式行件录注骤案页段形本版章节卷号.eenrp第"
-_IDENTIFIER_ENDS = '话真号户码编NID目箱Q本B证口:：为是“"*-'
+_IDENTIFIER_ENDS = '话真号户码编NID目箱Q本B证口线机转:：为是“"*-'
+_INDEX_NAME = re.compile(  # 沪深300
+    "(?:沪深|中证|上证|深证|国证|北证|科创|创业板|标普|纳斯达克|日经|富时|罗素|恒生)\\Z"
+)
 _ACRONYM = re.compile(r"(?<![A-Za-z])[A-Z]{2,6} \Z")
 _LINE_START = re.compile(r"(?:^|\n)[\s>#*|\-【\[]{0,8}\Z")
 _DAYS_AFTER = re.compile(r"(?:以?之?内|以?前|以?后|以上|以下|之前|之后|的?期限|届满|的?时间|期满|为限)")
-_DAYS_BEFORE = re.compile(r"(?:起满?|[满过于逾达近约隔]|至少|不足|提前|最长|为期|期限为|[算按]|每隔)\Z")
+_DAYS_BEFORE = re.compile(
+    r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过于逾达近约隔]|至少|不足|提前|最长|为期|期限为|[算按]|每隔)\Z"
+)
 _MONTH_BEFORE = re.compile(r"(?:月|每月|次月|月的?)\Z")
 _OPERATORS = "×÷+=≈＝＋−*✕"
 
@@ -69,7 +74,7 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
             name = name.replace("CNY", currency)
     elif name == "点":
         if INDEX_CUE.search(text, max(0, start - 16), start) or (
-            core.style == "a" and (len(core.digits) >= 3 or core.exponent < 0)
+            len(core.digits) >= 3 or (core.style == "a" and core.exponent < 0)
         ):
             kind = "index"
         else:
@@ -166,7 +171,7 @@ def label_at(text: str, core: Core, left: str, raw: str, digits: bool) -> tuple[
     """List marks (`1.`), labels (表2-1), section numbers, account numbers: numerals that only name something."""
     start, j = core.start, core.end
     n = text[j : j + 1]
-    if digits and len(raw) <= 3 and n and n in ".、．)）]】\\" and MARK_BEFORE.search(left):
+    if digits and len(raw) <= 3 and n and n in ".、．)）]】\\" and (MARK_BEFORE.search(left) or _spaced_mark(left, n)):
         return make(text, start, j, core.value(), "", "ordinal", False)
     word = left.rstrip(" （(")[-1:]
     if word and word in _LABEL_ENDS and len(raw) <= 6 and _LABEL.search(left) is not None:
@@ -185,9 +190,17 @@ def label_at(text: str, core: Core, left: str, raw: str, digits: bool) -> tuple[
         tail = DOTTED.match(text, j) or WORD_TAIL.match(text, j)
         end = tail.end() if tail is not None else j
         return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)
+    if digits and 2 <= len(raw) <= 4 and not (n.isascii() and n.isalpha()):
+        if _INDEX_NAME.search(left) is not None or text.startswith("合约", j):
+            return make(text, start, j, core.value(), "", "identifier", False)
     if left[-1:] == " " and digits and "A" <= left[-2:-1] <= "Z" and _ACRONYM.search(left) is not None:
         return make(text, start, j, core.value(), "", "identifier", False)
     return None
+
+
+def _spaced_mark(left: str, n: str) -> bool:
+    """Whether a numeral before the bracket `n` is a list mark behind a space, with no bracket open: `元 2）本期`."""
+    return n in ")）" and left[-1:] in ("\u3000", " ") and max(map(left.rfind, "（(")) <= max(map(left.rfind, "）)"))
 
 
 def _negative_entry(text: str, start: int, end: int) -> bool:

@@ -18,6 +18,7 @@ from .numerals import CN, DIGITS, FOLD, FORMAL, TENS, D, chinese_to_int, decimal
 from .patterns import AFTER_ONE, ARABIC, CALENDAR, CN_RUN, MARK_BEFORE, WORD_TAIL
 from .reading import RATIO_MEASURE, Core, Measure, arabic_at, chinese_at, measure_at
 from .shapes import iso_date, try_date, try_range, try_special
+from .spoken import SPOKEN, try_spoken
 from .units import NOT_BEFORE, SPACE
 
 __all__ = ["find_numbers"]
@@ -35,6 +36,12 @@ _CN_DATE = re.compile(
     f"(?:(?P<y>[{CALENDAR}0０Ｏ]{{4}})年(?:(?P<ym>[一二三四五六七八九十]{{1,3}})月(?:(?P<yd>[一二三四五六七八九十]{{1,3}})[日号])?)?"
     f"|(?P<m>[一二三四五六七八九十]{{1,2}})月(?:份|(?P<d>[一二三四五六七八九十]{{1,3}})[日号])?)"
 )
+_FORMAL_DATE = re.compile(
+    "(?P<y>[零〇壹贰叁肆伍陆柒捌玖]{4})年(?:(?P<ym>零?[壹贰叁肆伍陆柒捌玖拾]{1,3})月(?:(?P<yd>零?[壹贰叁肆伍陆柒捌玖拾]{1,3})日)?)?"
+    "(?P<m>)(?P<d>)"
+)
+_PER_MANY = re.compile(r"(?P<many>10{1,3})万分之(?P<top>[0-9]{1,9}(?:\.[0-9]{1,9})?)")  # 10万分之3
+_PER_TEN_THOUSAND = re.compile("(?:(?:佣金|费率?|税率?|利率)[^，。；0-9]{0,4}|按)万\\Z")  # 佣金按万2.5收取
 _STEP_WORDS = "这那某同上下前后另任头本哪"  # 这一年, 上一季度: a step in a row, no duration
 _HALF = re.compile(r"半(?:(?P<m>个月)|(?P<y>年)(?!度|报)|(?P<d>天)|(?P<h>个?小时)|(?P<q>个季度))")
 _COUNTED = re.compile(r"以[上下内]")
@@ -78,6 +85,8 @@ def find_numbers(text: str) -> list[Number]:
         if number is not None:
             if found and number.start - found[-1].end == 1:
                 number = _in_list(text, found[-1], number)
+            elif found and number.start == found[-1].end and number.unit == "分" and found[-1].unit == "hour":
+                number = replace(number, unit="minute", kind="duration", variable=True)  # 4小时30分
             found.append(number)
             floor = number.end
     return found
@@ -119,6 +128,13 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
         special = try_special(text, i, core, n)
         if special is not None:
             return special
+        if n in SPOKEN and (spoken := try_spoken(text, core)) is not None:
+            return spoken
+        if n == "万" and (share := _PER_MANY.match(text, i)) is not None:
+            value = exact_decimal(Fraction(share.group("top")) / (int(share.group("many")) * 10_000))
+            return make(text, i, share.end(), value, "1", "rate", True)
+        if p == "万" and core.start == i > floor and _PER_TEN_THOUSAND.search(text, max(floor, i - 12), i) is not None:
+            return make(text, i - 1, j, core.value(-4), "1", "rate", True)
     if j - i > 40:
         return make(text, i, j, text[i:j].translate(FOLD), "", "identifier", False)
     measure = measure_at(text, core)
@@ -182,6 +198,9 @@ def _read_half(text: str, i: int) -> tuple[Number | None, int]:
 
 def _read_formal(text: str, i: int) -> tuple[Number | None, int]:
     """壹佰贰拾叁元肆角伍分整, 叁年: formal numerals."""
+    date = _FORMAL_DATE.match(text, i)
+    if date is not None and (number := _chinese_date(text, date)) is not None:
+        return number
     money = _FORMAL_MONEY.match(text, i)
     if money is not None and (whole := chinese_to_int(money.group("whole").rstrip("零"))) is not None:
         cents = 100 * whole
@@ -233,6 +252,8 @@ def _read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     core = chinese_at(text, i, floor)
     if core is None:
         return None, j
+    if (after := text[core.end : core.end + 1]) and after in SPOKEN and (spoken := try_spoken(text, core)) is not None:
+        return spoken
     if core.fraction is not None and core.fraction.denominator == 1 and core.fraction == 0:
         return make(text, core.start, core.end, "0", "1", "rate", True)
     ratio = RATIO_MEASURE._replace(end=core.end) if core.fraction is not None else None
@@ -292,7 +313,7 @@ def _is_mark(text: str, i: int, j: int, p: str) -> bool:
     left = text[max(0, i - 10) : i]
     if text[j] in ")）":
         return bool(p) and p in "（("
-    return MARK_BEFORE.search(left) is not None
+    return p == "\u3000" or MARK_BEFORE.search(left) is not None
 
 
 def _chinese_date(text: str, match: re.Match[str]) -> tuple[Number, int] | None:

@@ -21,6 +21,8 @@ _CN_FRACTION = re.compile("点([零〇○一二三四五六七八九]{1,32})(百
 _MIXED = re.compile(r"([0-9]+(?:\.[0-9]+)?)([十百千]?[万亿]|[百千])")
 _SHORT_TENTH = re.compile(r"([0-9]{1,4})万([1-9])(?=[。，；、！？)）]|\Z)")
 _PERCENT_TEX = re.compile(r"\s?\$?\s?\\(?:%|textperthousand)(?:\s?\$)?")
+_LATIN_BEFORE = re.compile("[A-Za-z/]")  # EUR/USD 1.0850 is a rate of exchange
+_ENGLISH = re.compile(r"\s?(?:(mn?|million)|(bn|billion)|(tn|trillion))(?![A-Za-z])")  # US$1.2 billion
 _TENTHS = re.compile("[一二三四五六七八九](?![十百千万个年月天人家股次条项])")
 
 
@@ -103,7 +105,7 @@ def _before(text: str, i: int, floor: int) -> tuple[int, bool, str]:
                 if begin > floor and c == "$" and text[begin - 1] == "\\":
                     begin -= 1
                 start = begin
-            elif k - 3 >= floor and text[k - 3 : k] in CODES and not (k > 3 and text[k - 4].isalpha()):
+            elif k - 3 >= floor and text[k - 3 : k] in CODES and not _LATIN_BEFORE.match(text[max(0, k - 4) : k - 3]):
                 start, currency = k - 3, UNITS[text[k - 3 : k]].name
             else:
                 break
@@ -168,6 +170,8 @@ def arabic_at(text: str, i: int, floor: int) -> Core:
             else:
                 j, exponent = end, exponent + power
             scaled = True
+    if currency and not scaled and c and c in "mbt " and (english := _ENGLISH.match(text, j)) is not None:
+        j, exponent, scaled = english.end(), exponent + 3 + 3 * (english.lastindex or 0), True
     return Core(start, j, digits, exponent, negative, "a", False, scaled, currency)
 
 
@@ -214,7 +218,7 @@ def chinese_at(text: str, i: int, floor: int) -> Core | None:
     scaled = numeral[-1] in "万亿" and len(numeral) > 1
     if text[j : j + 1] == "点":
         point = _CN_FRACTION.match(text, j)
-        if point is not None:
+        if point is not None and text[point.end() : point.end() + 1] != "刻":
             rest = "".join(str(DIGITS[c]) for c in point.group(1))
             power = MAGNITUDES[point.group(2)] if point.group(2) else 0
             return Core(start, point.end(), digits + rest, power - len(rest), negative, "c", False, bool(power), "")

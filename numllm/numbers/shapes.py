@@ -99,7 +99,8 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
         if match is not None and not core.scaled and len(match.group()) <= 60:
             clock = _TIME.match(text, i)
             left = text[max(0, i - 4) : i]
-            if clock is not None and clock.end() == match.end() and not any(c in left for c in "比例按率"):
+            ratio = any(c in left for c in "比例按率") and text[match.end() : match.end() + 1] not in [*"收开前后起止"]
+            if clock is not None and clock.end() == match.end() and not ratio:
                 return make(text, i, clock.end(), clock.group().replace("：", ":"), "", "time", False)
             parts = re.split(r"\s?[:：∶]\s?", match.group())
             if len(parts) == 2 and Fraction(parts[1]):
@@ -131,6 +132,9 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
         if phone is not None:
             return make(text, i, phone.end(), phone.group(), "", "identifier", False)
     elif n in ".．" and text[j + 1 : j + 2].isalnum() and text[j + 1].isascii():
+        iso = _ISO_DATE.match(text, i)
+        if iso is not None and iso.group("d"):
+            return _dated(text, iso)
         dotted = DOTTED.match(text, j)
         if dotted is not None and not core.currency:
             value = text[i : dotted.end()].translate(FOLD)

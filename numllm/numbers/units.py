@@ -39,7 +39,7 @@ _DURATIONS = {
 # rates: power of ten that takes the written number to a fraction
 _RATES = {
     -1: "成 折",
-    -2: "% ％ 个百分点 百分点 pct",
+    -2: "% ％ 个百分点 百分点 pct PCT pp",
     -3: "‰ 个千分点",
     -4: "‱ 个基点 基点 bp bps BP BPs BPS 个bp 个BP",
     0: "倍",
@@ -139,6 +139,7 @@ def _unit_table() -> dict[str, Unit]:
         add(words, "duration", name, 0, 3)
     for shift, words in _RATES.items():
         add(words, "rate", "1", shift, 3)
+    table["度电"] = Unit("count", "度", 0, 3)
     table["课时"] = Unit("count", "课时", 0, 1)
     return table
 

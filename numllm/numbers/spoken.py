@@ -1,0 +1,89 @@
+"""Numbers as they are spoken: 月息六厘, 三块五, 八角五分, 佣金万2.5, 下午三点半."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from .context import make
+from .number import Number
+from .numerals import DIGITS, D, chinese_to_int, exact_decimal
+from .reading import Core
+
+__all__ = ["SPOKEN", "try_spoken"]
+
+SPOKEN = "厘分块毛角点"  # what stands behind a numeral that `try_spoken` may read
+_DIGIT = f"[{D}一二三四五六七八九]"
+_INTEREST = re.compile(r"(?P<period>[年月日])(?:息|利率?|利息)[^，。；、\n0-9]{0,4}\Z")
+_INTEREST_UNIT = re.compile(rf"(?P<unit>[厘分])(?:(?P<half>半)|(?P<tenth>{_DIGIT})厘?(?![{D}]))?(?![之钟])")
+# power of ten of 厘: one in a hundred a year, in a thousand a month, in ten thousand a day; 分 is ten of them
+_INTEREST_POWER = {"年": -2, "月": -3, "日": -4}
+_COINS = re.compile(
+    rf"块(?P<jiao>{_DIGIT})(?![{D}十百千万个成%％.]|{_DIGIT})|[角毛](?P<fen>{_DIGIT})(?:分钱?|(?![{D}十百千万个.]|{_DIGIT}))|"
+    r"(?P<mao>[角毛])钱?|(?P<cent>分)钱"
+)
+_CLOCK = re.compile(
+    rf"点(?:(?P<half>半)|(?P<quarters>[一三])刻|(?P<minute>[{D}]{{1,2}}|[一二三四五]?十[一二三四五六七八九]?)分|整|钟)?"
+)
+_DAYTIME = re.compile("(?:(?P<late>下午|晚上?|傍晚)|上午|凌晨|清晨|早上?|中午)\\Z")
+
+
+def _digit(c: str) -> int:
+    return DIGITS[c] if c in DIGITS else int(c)
+
+
+def try_spoken(text: str, core: Core) -> tuple[Number, int] | None:
+    """The number whose numeral is `core` and whose unit is one of speech; None where it is not."""
+    if core.fraction is not None or core.scaled:
+        return None
+    c = text[core.end]
+    if c in "厘分" and (number := _interest(text, core)) is not None:
+        return number
+    if c == "点":
+        return _clock(text, core)
+    if c == "厘" or (coins := _COINS.match(text, core.end)) is None:
+        return None
+    if coins.group("mao") and core.style == "c" and not coins.group().endswith("钱"):  # 三角债, 四角
+        return None
+    value = Fraction(core.value())
+    if coins.group("jiao"):
+        value += Fraction(_digit(coins.group("jiao")), 10)
+    elif coins.group("fen"):
+        value = value / 10 + Fraction(_digit(coins.group("fen")), 100)
+    else:
+        value /= 100 if coins.group("cent") else 10
+    return make(text, core.start, coins.end(), exact_decimal(value), "CNY", "amount", True)
+
+
+def _interest(text: str, core: Core) -> tuple[Number, int] | None:
+    """月息六厘 is 0.006, 年息一分五 is 0.15."""
+    period = _INTEREST.search(text, max(0, core.start - 8), core.start)
+    unit = _INTEREST_UNIT.match(text, core.end) if period is not None else None
+    if period is None or unit is None:
+        return None
+    tens = unit.group("unit") == "分"
+    power = _INTEREST_POWER[period.group("period")] + tens
+    value = Fraction(core.value())
+    if unit.group("half"):
+        value += Fraction(1, 2)
+    elif unit.group("tenth"):
+        value += Fraction(_digit(unit.group("tenth")), 10)
+    return make(text, core.start, unit.end(), exact_decimal(value * Fraction(10) ** power), "1", "rate", True)
+
+
+def _clock(text: str, core: Core) -> tuple[Number, int] | None:
+    """下午三点半 is 15:30."""
+    day = _DAYTIME.search(text, max(0, core.start - 2), core.start)
+    if day is None or core.exponent or len(core.digits) > 2 or int(core.digits) > 24:
+        return None
+    clock = _CLOCK.match(text, core.end)
+    assert clock is not None
+    hour = int(core.digits) + 12 * (day.group("late") is not None and int(core.digits) < 12)
+    minute = 0
+    if clock.group("half"):
+        minute = 30
+    elif clock.group("quarters"):
+        minute = 15 * DIGITS[clock.group("quarters")]
+    elif spoken := clock.group("minute"):
+        minute = int(spoken) if spoken.isdecimal() else chinese_to_int(spoken) or 0
+    return make(text, core.start, clock.end(), f"{hour:02d}:{minute:02d}", "", "time", False)
