@@ -37,8 +37,8 @@ from .checkpoint import expected_shapes
 from .config import LoRAConfig, ModelConfig
 from .errors import ConfigError
 from .lora import attach
+from .loss_ops import head_rows
 from .model import Transformer
-from .ops import head_rows
 from .products import WIDE_BLOCK
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

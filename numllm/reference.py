@@ -10,6 +10,7 @@ Several adapters are one: their factors are stacked, a (R, K) and b (N, R) with 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -61,3 +62,18 @@ def token_losses(x: Tensor, w: Tensor, labels: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     scores = torch.log_softmax(x.to(wide) @ w.to(wide).T, dim=-1)
     return -scores.gather(1, labels[:, None])[:, 0]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """y = weight ⊙ x / sqrt(mean(x²) + eps) over the last dimension, in fp32 (fp64 for fp64) up to the product with weight.
+
+    x (..., D), weight (D,) → (..., D) in x's dtype (arXiv 1910.07467).
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * wide.to(x.dtype)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) ⊙ up: gate, up (..., I) → (..., I) (arXiv 2002.05202)."""
+    return F.silu(gate) * up

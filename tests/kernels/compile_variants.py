@@ -1,8 +1,8 @@
 """Compiles, without a GPU, every kernel variant that the launchers can choose, and reports on each as JSON.
 
-Run as a program with compute capabilities as arguments: `python compile_variants.py 80 90`. The launchers
-themselves are called, with meta tensors, under a stand-in for Triton's driver that names the target, so what is
-compiled is what a GPU of that generation would run, specialisations included.
+Run as a program with targets as arguments, compute capabilities or AMD's names: `python compile_variants.py 80 gfx942`.
+The launchers themselves are called, with meta tensors, under a stand-in for Triton's driver that names the target, so
+what is compiled is what a GPU of that generation would run, specialisations included.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,20 +20,22 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 
-from numllm_kernels import lora, tiles
+from numllm_kernels import common, cross_entropy, lora, norm, rope, swiglu, tiles
 
 
 class NoGPU:
     """What triton.JITFunction.warmup asks of a driver: the target."""
 
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
+    def __init__(self, target: str) -> None:
+        self.amd = target.startswith("gfx")
+        self.target = GPUTarget("hip", target, 64) if self.amd else GPUTarget("cuda", int(target), 32)
+        self.capability = (9, 4) if self.amd else divmod(int(target), 10)
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.capability, 32)
+        return self.target
 
     def get_current_device(self) -> int:
-        return self.capability
+        return hash(self.target.arch)  # compiled kernels are kept by device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -51,13 +53,24 @@ def registers_and_stack(cubin: bytes) -> tuple[int, int]:
 
 
 def describe(compiled: Any) -> dict[str, Any]:
-    """What the tests ask of a compiled kernel."""
+    """What the tests ask of a compiled kernel. Wide accesses: of 16 bytes a thread."""
+    found = {"shared": compiled.metadata.shared}
+    if "amdgcn" in compiled.asm:
+        code = compiled.asm["amdgcn"]
+        wide = len(re.findall(r"(?:global|buffer)_load_dwordx4", code)), len(re.findall(r"_store_dwordx4", code))
+        counts = {name: int(count) for name, count in re.findall(r"\.(\w+):\s+(\d+)\n", code)}
+        return found | {
+            "registers": counts["vgpr_count"], "stack": counts["private_segment_fixed_size"],
+            "mfma": "v_mfma" in code, "wide_loads": wide[0], "wide_stores": wide[1],
+        }
     ptx = compiled.asm["ptx"]
     registers, stack = registers_and_stack(compiled.asm["cubin"])
-    return {
-        "shared": compiled.metadata.shared, "registers": registers, "stack": stack,
+    return found | {
+        "registers": registers, "stack": stack,
         "wgmma": "wgmma.mma_async" in ptx, "mma": "mma.sync" in ptx, "tcgen05": "tcgen05.mma" in ptx,
         "async_copies": ptx.count("cp.async.cg") + ptx.count("cp.async.ca"),
+        "wide_loads": len(re.findall(r"ld\.global[\w.:]*\.v4\.b32", ptx)),
+        "wide_stores": len(re.findall(r"st\.global[\w.:]*\.v4\.b32", ptx)),
     }
 
 
@@ -84,23 +97,16 @@ def cases() -> Iterator[tuple[str, torch.dtype, int, int]]:
     yield "fp32", torch.float32, 512, 64
 
 
-def variants(capability: int) -> Iterator[dict[str, Any]]:
-    """Compiles all variants of one capability, and yields their descriptions."""
-    triton.runtime.driver.set_active(NoGPU(capability))
-    tiles.capability = lambda device: divmod(capability, 10)
-    compiled: dict[str, tuple[str, Any]] = {}
+def empty(*size: int, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of which only the shape is known."""
+    return torch.empty(size, dtype=dtype, device="meta")
 
-    def compile_only(kernel: Any, grid: tuple[int, ...], *args: Any, **settings: Any) -> None:
-        result = kernel.warmup(*args, grid=grid, **settings)
-        compiled.setdefault(result.hash, (f"{kernel.__name__}-{label}", result))
 
-    def empty(*size: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(size, dtype=dtype, device="meta")
-
-    lora._launch = compile_only
+def lora_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(label, calls of the launchers of a step)."""
     n = k = 4096
-    for kind, dtype, m, rank in cases():
-        label = f"{kind}-{str(dtype).removeprefix('torch.')}-r{rank}"
+
+    def step(dtype: torch.dtype, m: int, rank: int) -> None:
         x, dy, w = empty(m, k, dtype=dtype), empty(m, n, dtype=dtype), empty(n, k, dtype=dtype)
         a, b, bias = empty(rank, k, dtype=dtype), empty(n, rank, dtype=dtype), empty(n, dtype=dtype)
         choice = empty(rank, dtype=torch.float32), empty(rank, dtype=torch.int32), empty(m, dtype=torch.int32)
@@ -109,12 +115,68 @@ def variants(capability: int) -> Iterator[dict[str, Any]]:
         ds, _ = lora.down_outer(dy, b, s, *choice)
         lora.linear(dy, w.T, None, ds, a.T)
         lora.outer(ds, x)
+
+    for kind, dtype, m, rank in cases():
+        label = f"{kind}-{str(dtype).removeprefix('torch.')}-r{rank}"
+        yield label, lambda dtype=dtype, m=m, rank=rank: step(dtype, m, rank)
+
+
+def block_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(label, calls of the launchers of a block's other kernels, and of the loss)."""
+
+    def norms(dtype: torch.dtype, rows: int, size: int) -> None:
+        x, weight = empty(rows, size, dtype=dtype), empty(size, dtype=dtype)
+        norm.norm(x, weight, 1e-6)
+        norm.norm(x, weight, 1e-6, added=x, scale=0.3)
+        rms = empty(rows, dtype=torch.float32)
+        norm.norm_backward(x, x, weight, rms)
+        norm.norm_backward(x, x, weight, rms, needs_weight=True)
+        norm.norm_backward(x, x, weight, rms, dh=x)
+        norm.norm_backward(x, x, weight, rms, dh=x, scale=0.3, needs_weight=True)
+
+    def others(dtype: torch.dtype) -> None:
+        both = empty(8192, 2 * 18944, dtype=dtype)
+        for gate, up in ((both, both), both.chunk(2, dim=-1)):
+            swiglu.swiglu(gate, up)
+            swiglu.swiglu_backward(gate, gate, up)
+        for heads, kv_heads, size, rotated, neighbours in ((28, 4, 128, 128, False), (32, 2, 128, 64, True)):
+            q, k = (empty(2, 4096, count, size, dtype=dtype).transpose(1, 2) for count in (heads, kv_heads))
+            angles = empty(2, 1, 4096, rotated, dtype=dtype)
+            for backward in (False, True):
+                rope.rotate(q, k, angles, angles, neighbours=neighbours, backward=backward)
+        labels, losses = empty(2048, dtype=torch.int64), empty(2048, dtype=torch.float32)
+        for gradient in (True, False):
+            cross_entropy.cross_entropy(empty(2048, 152064, dtype=dtype), labels, losses, gradient=gradient)
+
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        name = str(dtype).removeprefix("torch.")
+        for rows, size in ((8192, 3584), (8192 * 28, 128), (8192, 8192), (8192, 16384)):
+            if dtype != torch.float16 or size == 3584:
+                yield f"{name}-{size}", lambda dtype=dtype, rows=rows, size=size: norms(dtype, rows, size)
+        yield name, lambda dtype=dtype: others(dtype)
+
+
+def variants(target: str) -> Iterator[dict[str, Any]]:
+    """Compiles all variants of one target, and yields their descriptions."""
+    driver = NoGPU(target)
+    triton.runtime.driver.set_active(driver)
+    tiles.capability = lambda device: driver.capability
+    common.most_warps = lambda: 16 if driver.amd else 32
+    compiled: dict[str, tuple[str, Any]] = {}
+
+    def compile_only(kernel: Any, grid: tuple[int, ...], *args: Any, **settings: Any) -> None:
+        result = kernel.warmup(*args, grid=grid, **settings)
+        compiled.setdefault(result.hash, (f"{kernel.__name__}-{label}", result))
+
+    lora._launch = common.launch = compile_only
+    for label, call in (*lora_calls(), *block_calls()):
+        call()
     for name, result in compiled.values():
-        yield {"name": name, "capability": capability, **describe(result)}
+        yield {"name": name, "target": target, **describe(result)}
     floats = empty(1, dtype=torch.float32)
     spilling = spilling_kernel.warmup(floats, floats, SIZE=16384, num_warps=4, grid=(1,))
-    yield {"name": "spilling", "capability": capability, **describe(spilling)}
+    yield {"name": "spilling", "target": target, **describe(spilling)}
 
 
 if __name__ == "__main__":
-    print(json.dumps([row for capability in sys.argv[1:] for row in variants(int(capability))]))
+    print(json.dumps([row for target in sys.argv[1:] for row in variants(target)]))
