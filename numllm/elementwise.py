@@ -1,8 +1,8 @@
 """What stands between the products of a block: RMSNorm, SwiGLU, rotary positions, by kernels or by torch.
 
 What is computed is in `numllm.reference` and in `rope.rotate`, which are also what runs where kernels do not. The
-kernels are operators of torch (`torch.ops.numllm`): a compiler sees each as one call, and checkpointing, CUDA graphs and
-autograd treat them as they do torch's own. impl is one of `implementation.IMPLEMENTATIONS`.
+kernels are operators of torch (`torch.ops.numllm`): a compiler sees each as one call, and checkpointing, CUDA graphs
+and autograd treat them as they do torch's own. impl is one of `implementation.IMPLEMENTATIONS`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from . import implementation, reference, rope
 from .operators import Operator
 
 WIDEST_NORM = 16384
-"""Features of the widest row that the kernels norm: a block holds a row in its registers."""
+"""Features of the widest row that the kernels norm: a block holds a row in its registers. Half as many where the weight
+is trained, whose gradient takes as many again."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, impl: str = "auto") -> Tensor:
@@ -28,7 +29,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, impl: str = "auto") -> Tenso
     x (..., D), weight (D,) in one dtype: fp32, fp16, bf16 or, by torch, fp64. → (..., D). Gradients: x, weight.
     """
     _check_norm(x, weight)
-    if not _norm_by_kernels(impl, x):
+    if not _norm_by_kernels(impl, x, weight):
         return reference.rms_norm(x, weight, eps)
     return _norm(x, None, weight, eps, 1.0)[1]
 
@@ -42,7 +43,7 @@ def add_rms_norm(
     """
     _check_norm(x, weight)
     _check_alike("added", added, "x", x)
-    if not _norm_by_kernels(impl, x):
+    if not _norm_by_kernels(impl, x, weight):
         h = torch.add(x, added, alpha=scale)
         return h, reference.rms_norm(h, weight, eps)
     return _norm(x, added, weight, eps, scale)[:2]
@@ -74,15 +75,14 @@ def _kernels(family: str) -> ModuleType:
     return implementation.load_kernels(family)
 
 
-def _norm_by_kernels(impl: str, x: Tensor) -> bool:
+def _norm_by_kernels(impl: str, x: Tensor, weight: Tensor) -> bool:
     """Rows wider than a block's registers hold go to torch, or nowhere."""
     if not implementation.by_kernels(impl, x):
         return False
-    if x.shape[-1] <= WIDEST_NORM:
-        return True
-    if impl == "triton":
-        raise ValueError(f"impl='triton' norms up to {WIDEST_NORM} features, got {x.shape[-1]}; pass impl='torch'")
-    return False
+    widest = WIDEST_NORM // 2 if weight.requires_grad else WIDEST_NORM
+    if impl == "triton" and x.shape[-1] > widest:
+        raise ValueError(f"impl='triton' norms up to {widest} features, got {x.shape[-1]}; pass impl='torch'")
+    return x.shape[-1] <= widest
 
 
 def _run_norm(

@@ -1,10 +1,11 @@
 """Cross-entropy over a frozen head, rows at a time: the logits of all tokens never exist.
 
-    zᵢ = w xᵢ        lossᵢ = lse(zᵢ) − zᵢ[labelᵢ] + β lse(zᵢ)²        dxᵢ = d(lossᵢ) wᵀ (softmax(zᵢ) (1 + 2 β lse(zᵢ)) − one)
+    zᵢ = w xᵢ        lossᵢ = lse(zᵢ) − zᵢ[labelᵢ] + β lse(zᵢ)²
+    dxᵢ = d(lossᵢ) wᵀ (softmax(zᵢ) (1 + 2 β lse(zᵢ)) − one at labelᵢ)
 
-The head is frozen, so dxᵢ but for the factor d(lossᵢ) is known as soon as the logits are: forward takes both products and
-keeps dx alone; backward multiplies its rows. By kernels the logits are in x's dtype and turn into their own gradient in
-place (`numllm_kernels.cross_entropy`); by torch they are in fp32.
+The head is frozen, so dxᵢ but for the factor d(lossᵢ) is known as soon as the logits are: forward takes both products
+and keeps dx alone; backward multiplies its rows. By kernels the logits are in x's dtype and turn into their own
+gradient in place (`numllm_kernels.cross_entropy`); by torch they are in fp32.
 """
 
 from __future__ import annotations
@@ -20,9 +21,6 @@ from .operators import Operator
 
 IGNORED = -100
 """The label of a row that loses nothing, as torch has it. It costs what others cost: better drop such rows."""
-
-_LEAST_ROWS = 2048
-"""Rows of a product that keep a data-centre GPU busy for any vocabulary."""
 
 
 def token_losses(
@@ -48,9 +46,12 @@ def token_losses(
 
 
 def head_rows(vocab_size: int, element_size: int = 4, *, cuda: bool) -> int:
-    """Rows whose logits exist at a time: 2048 or 512 MiB on a GPU, whichever is more; 256 MiB on the CPU."""
+    """Rows whose logits exist at a time: 2048 or 512 MiB on a GPU, 256 or 32 MiB on the CPU, whichever is more.
+
+    Fewer rows would not fill a GPU; on the CPU more leave the cache.
+    """
     row = element_size * max(vocab_size, 1)
-    return max(_LEAST_ROWS, 2**29 // row) if cuda else max(16, 2**28 // row)
+    return max(2048, 2**29 // row) if cuda else max(256, 2**25 // row)
 
 
 def _run(

@@ -15,8 +15,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 class Operator:
     """torch.ops.numllm.<name>, computed by `run`.
 
-    schema: its arguments and results as torch writes them, "(Tensor x) -> Tensor". fake: results of the same shapes, dtypes
-    and strides for the same arguments, without values. No result may share memory with an argument.
+    schema: its arguments and results as torch writes them, "(Tensor x) -> Tensor". fake: results of the same shapes,
+    dtypes and strides for the same arguments, without values. No result may share memory with an argument.
     """
 
     def __init__(self, name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -29,9 +29,10 @@ class Operator:
         self, setup: Callable[[FunctionCtx, tuple[Any, ...], Any], None], gradients: Callable[..., Any],
         backward: Operator | None = None,
     ) -> None:
-        """Makes it differentiable, once: setup(ctx, inputs, output) keeps what gradients(ctx, run, *of the outputs) needs.
+        """Makes it differentiable, once.
 
-        gradients gives one for each input, None where there is none; run calls `backward`.
+        setup(ctx, inputs, output) keeps what gradients(ctx, run, *of the outputs) needs to give one for each input,
+        None where there is none; run calls `backward`.
         """
 
         def by(run: Callable[..., Any] | None) -> Callable[..., Any]:

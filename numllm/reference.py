@@ -1,4 +1,4 @@
-"""The LoRA linear in plain torch, its gradients written out: the specification of every faster way.
+"""The LoRA linear, its gradients written out, the loss, norm and SwiGLU in plain torch: what faster ways must give.
 
     s = (x aᵀ) ⊙ m          y = x wᵀ + s bᵀ + bias
     dS = (dY b) ⊙ m         dX = dY w + dS a         dA = dSᵀ x        dB = dYᵀ s        (w is frozen: no dW)
@@ -65,9 +65,9 @@ def token_losses(x: Tensor, w: Tensor, labels: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """y = weight ⊙ x / sqrt(mean(x²) + eps) over the last dimension, in fp32 (fp64 for fp64) up to the product with weight.
+    """y = weight ⊙ x / sqrt(mean(x²) + eps) over the last dimension (arXiv 1910.07467).
 
-    x (..., D), weight (D,) → (..., D) in x's dtype (arXiv 1910.07467).
+    In fp32, in fp64 for fp64 inputs, up to the product with weight. x (..., D), weight (D,) → (..., D) in x's dtype.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)

@@ -18,7 +18,8 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=["fp32", "bf16", "fp64"])
 def test_on_a_cpu_torch_computes(monkeypatch, dtype) -> None:
     monkeypatch.setattr(implementation, "load_kernels", None)
-    x, added, weight = drawn(3, 4, 10, dtype=dtype), drawn(3, 4, 10, seed=1, dtype=dtype), drawn(10, seed=2, dtype=dtype)
+    x, added = drawn(3, 4, 10, dtype=dtype), drawn(3, 4, 10, seed=1, dtype=dtype)
+    weight = drawn(10, seed=2, dtype=dtype)
     h = torch.add(x, added, alpha=0.5)
     assert torch.equal(elementwise.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6))
     found = elementwise.add_rms_norm(x, added, weight, 1e-6, 0.5)

@@ -27,8 +27,8 @@ def larger(a, b):
 
 
 INTERPRETED = not isinstance(plus, triton.JITFunction)
-"""Whether the kernels run in Triton's interpreter (TRITON_INTERPRET=1 when this module was imported): then they take CPU
-tensors, slowly."""
+"""Whether the kernels run in Triton's interpreter (TRITON_INTERPRET=1 when this module was imported): then they take
+CPU tensors, slowly."""
 
 
 def launch(kernel: Any, grid: tuple[int, ...], tensor: Tensor, *args: Any, **settings: Any) -> None:

@@ -2,8 +2,8 @@
 
     lse = log Σⱼ exp(zⱼ)        loss = lse − z[label] + β lse²        dzⱼ = softmax(z)ⱼ (1 + 2 β lse) − [j = label]
 
-A row whose label is `ignored` loses 0 and has gradient 0; a label that is no column makes the loss NaN. fp32, fp16 or bf16
-logits, fp32 inside. A row is read twice: the second time from its end, where the caches still hold it.
+A row whose label is `ignored` loses 0 and has gradient 0; a label that is no column makes the loss NaN. fp32, fp16 or
+bf16 logits, fp32 inside. A row is read twice: the second time from its end, where the caches still hold it.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def cross_entropy(
 ) -> None:
     """Fills losses (S,) fp32, and with `gradient` writes dz over logits (S, W), whose rows may lie apart.
 
-    labels (S,) int64, contiguous. columns: V, where the columns from V to W are room, of any content and then 0: with W a multiple
-    of 16 elements every load is a wide one.
+    labels (S,) int64, contiguous. columns: V, where the columns from V to W are room, of any content and then 0: with
+    W a multiple of 16 elements every load is a wide one.
     """
     count, width = logits.shape
     if not count:

@@ -94,7 +94,7 @@ def _tile(rows: int, size: int) -> dict[str, int]:
 def norm(
     x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None, scale: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(h, y, r): x, added (..., D), weight (D,), one dtype → h, y (..., D) in it, r (M,) fp32. Without added, h is x."""
+    """(h, y, r): x, added (..., D), weight (D,) in one dtype → h, y (..., D), r (M,) fp32. h is x without added."""
     flat = common.as_rows(x)
     more = None if added is None else common.as_rows(added)
     m, size = flat.shape

@@ -3,9 +3,9 @@
     y₁ = round(x₁ c) − round(x₂ s)        y₂ = round(x₂ c) + round(x₁ s)
 
 for each pair (x₁, x₂) of a head's first R features: (xᵢ, xᵢ₊ᴿ⸝₂), or with neighbours (x₂ᵢ, x₂ᵢ₊₁). c and s are the
-cosine and the sine of the pair's angle; features from R on are copied. Backward is the rotation by −s. round() is to the
-inputs' dtype, as in torch. fp32, fp16 or bf16 in, fp32 inside; each element is read once and written once, and a token's
-c and s serve all of its heads.
+cosine and the sine of the pair's angle; features from R on are copied. Backward is the rotation by −s. round() is to
+the inputs' dtype, as in torch. fp32, fp16 or bf16 in, fp32 inside; each element is read once and written once, and a
+token's c and s serve all of its heads.
 """
 
 from __future__ import annotations

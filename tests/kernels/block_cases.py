@@ -79,7 +79,7 @@ def rotation(
     batch: int, count: int, heads: int, kv_heads: int, pairs: int, rest: int, neighbours: bool, *, dtype: torch.dtype,
     device: torch.device | str, layout: str = "packed", apart: bool = False,
 ) -> Case:
-    """rotate of the first 2 · pairs of 2 · pairs + rest features; apart: each row of the batch has its own positions."""
+    """rotate of the first 2 · pairs of 2 · pairs + rest features; apart: each row has its own positions."""
     from numllm.rope import rotations
 
     make = Maker(batch * count + heads * pairs, dtype, device, layout)

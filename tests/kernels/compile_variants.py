@@ -1,6 +1,7 @@
 """Compiles, without a GPU, every kernel variant that the launchers can choose, and reports on each as JSON.
 
-Run as a program with targets as arguments, compute capabilities or AMD's names: `python compile_variants.py 80 gfx942`.
+Run as a program with targets as arguments, compute capabilities or AMD's names: `python compile_variants.py 80 gfx942`;
+with --short it leaves out what differs from the rest by its name only.
 The launchers themselves are called, with meta tensors, under a stand-in for Triton's driver that names the target, so
 what is compiled is what a GPU of that generation would run, specialisations included.
 """
@@ -86,14 +87,17 @@ def spilling_kernel(x, y, SIZE: tl.constexpr):
     tl.store(y + SIZE + i, first + second)
 
 
-def cases() -> Iterator[tuple[str, torch.dtype, int, int]]:
+def cases(short: bool) -> Iterator[tuple[str, torch.dtype, int, int]]:
     """(class of shape, dtype, tokens, rank): every tile of the table, with the ranks that need most of it."""
     yield "many", torch.bfloat16, 8192, 16
-    yield "many", torch.float16, 8192, 32  # the largest rank that reads dY once with this tile
+    if not short:
+        yield "many", torch.float16, 8192, 32  # the largest rank that reads dY once with this tile
     yield "many", torch.bfloat16, 8192, 64
-    yield "few", torch.bfloat16, 512, 64
+    if not short:
+        yield "few", torch.bfloat16, 512, 64
     yield "few", torch.float16, 512, 8  # as above
-    yield "fp32", torch.float32, 512, 16  # as above
+    if not short:
+        yield "fp32", torch.float32, 512, 16  # as above
     yield "fp32", torch.float32, 512, 64
 
 
@@ -102,7 +106,7 @@ def empty(*size: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(size, dtype=dtype, device="meta")
 
 
-def lora_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
+def lora_calls(short: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     """(label, calls of the launchers of a step)."""
     n = k = 4096
 
@@ -116,12 +120,12 @@ def lora_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
         lora.linear(dy, w.T, None, ds, a.T)
         lora.outer(ds, x)
 
-    for kind, dtype, m, rank in cases():
+    for kind, dtype, m, rank in cases(short):
         label = f"{kind}-{str(dtype).removeprefix('torch.')}-r{rank}"
         yield label, lambda dtype=dtype, m=m, rank=rank: step(dtype, m, rank)
 
 
-def block_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
+def block_calls(short: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     """(label, calls of the launchers of a block's other kernels, and of the loss)."""
 
     def norms(dtype: torch.dtype, rows: int, size: int) -> None:
@@ -130,9 +134,10 @@ def block_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
         norm.norm(x, weight, 1e-6, added=x, scale=0.3)
         rms = empty(rows, dtype=torch.float32)
         norm.norm_backward(x, x, weight, rms)
-        norm.norm_backward(x, x, weight, rms, needs_weight=True)
-        norm.norm_backward(x, x, weight, rms, dh=x)
-        norm.norm_backward(x, x, weight, rms, dh=x, scale=0.3, needs_weight=True)
+        norm.norm_backward(x, x, weight, rms, dh=x, scale=0.3)
+        if size <= 8192:  # beyond, `elementwise` leaves weights that are trained to torch
+            norm.norm_backward(x, x, weight, rms, needs_weight=True)
+            norm.norm_backward(x, x, weight, rms, dh=x, scale=0.3, needs_weight=True)
 
     def others(dtype: torch.dtype) -> None:
         both = empty(8192, 2 * 18944, dtype=dtype)
@@ -148,35 +153,42 @@ def block_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
         for gradient in (True, False):
             cross_entropy.cross_entropy(empty(2048, 152064, dtype=dtype), labels, losses, gradient=gradient)
 
+    sizes = {3584: 8192, 128: 8192 * 28, 8192: 8192, 16384: 8192}  # features of a row: rows
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         name = str(dtype).removeprefix("torch.")
-        for rows, size in ((8192, 3584), (8192 * 28, 128), (8192, 8192), (8192, 16384)):
-            if dtype != torch.float16 or size == 3584:
+        for size, rows in sizes.items():
+            if not short or (dtype, size) in ((torch.bfloat16, 3584), (torch.bfloat16, 128), (torch.float32, 16384)):
                 yield f"{name}-{size}", lambda dtype=dtype, rows=rows, size=size: norms(dtype, rows, size)
-        yield name, lambda dtype=dtype: others(dtype)
+        if not short or dtype == torch.bfloat16:
+            yield name, lambda dtype=dtype: others(dtype)
 
 
-def variants(target: str) -> Iterator[dict[str, Any]]:
-    """Compiles all variants of one target, and yields their descriptions."""
+def variants(target: str, short: bool) -> Iterator[dict[str, Any]]:
+    """Compiles the variants of one target, and yields their descriptions."""
     driver = NoGPU(target)
     triton.runtime.driver.set_active(driver)
     tiles.capability = lambda device: driver.capability
     common.most_warps = lambda: 16 if driver.amd else 32
     compiled: dict[str, tuple[str, Any]] = {}
+    labels: list[str] = []
 
     def compile_only(kernel: Any, grid: tuple[int, ...], *args: Any, **settings: Any) -> None:
         result = kernel.warmup(*args, grid=grid, **settings)
-        compiled.setdefault(result.hash, (f"{kernel.__name__}-{label}", result))
+        compiled.setdefault(result.hash, (f"{kernel.__name__}-{labels[-1]}", result))
 
     lora._launch = common.launch = compile_only
-    for label, call in (*lora_calls(), *block_calls()):
+    # 8.6 and 8.9 run what 8.0 runs in less shared memory, of which the block's kernels have next to none.
+    blocks = () if short and target in ("86", "89") else block_calls(short)
+    for label, call in (*lora_calls(short and target in ("89", "gfx942")), *blocks):
+        labels.append(label)
         call()
     for name, result in compiled.values():
         yield {"name": name, "target": target, **describe(result)}
     floats = empty(1, dtype=torch.float32)
-    spilling = spilling_kernel.warmup(floats, floats, SIZE=16384, num_warps=4, grid=(1,))
+    spilling = spilling_kernel.warmup(floats, floats, SIZE=65536 if driver.amd else 16384, num_warps=4, grid=(1,))
     yield {"name": "spilling", "target": target, **describe(spilling)}
 
 
 if __name__ == "__main__":
-    print(json.dumps([row for target in sys.argv[1:] for row in variants(target)]))
+    targets = [argument for argument in sys.argv[1:] if argument != "--short"]
+    print(json.dumps([row for target in targets for row in variants(target, "--short" in sys.argv)]))

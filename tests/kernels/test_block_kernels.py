@@ -171,8 +171,9 @@ def test_the_operators_are_registered_rightly(device) -> None:
     x, added, weight, cos, sin = block_inputs(device)
     rows = x.detach().view(6, 24).requires_grad_()
     heads = x.detach().unflatten(-1, (3, 8)).transpose(1, 2).requires_grad_()
-    for operator, given in (
-        (torch.ops.numllm.norm, (rows, None, weight, 1e-6, 1.0)), (torch.ops.numllm.norm, (x, added, weight, 1e-6, 0.5)),
+    for operator, arguments in (
+        (torch.ops.numllm.norm, (rows, None, weight, 1e-6, 1.0)),
+        (torch.ops.numllm.norm, (x, added, weight, 1e-6, 0.5)),
         (torch.ops.numllm.swiglu, (x, added)), (torch.ops.numllm.rotate, (heads, heads, cos, sin, False, False)),
     ):
-        torch.library.opcheck(operator, given)
+        torch.library.opcheck(operator, arguments)

@@ -44,7 +44,8 @@ def test_losses_and_their_gradient(device, rows, size, chunk, beta, dtype, sprea
     upstream = (torch.rand(rows, generator=generator) * 3).to(device)  # what rows weigh
     check(
         lambda x, w: loss_ops.token_losses(x, w, labels, chunk, beta=beta, impl="triton"),
-        lambda x, w: torchs_own(x, w, labels, beta), {"x": x, "w": w}, ["x"], [upstream], units=8,  # two products in a row
+        lambda x, w: torchs_own(x, w, labels, beta), {"x": x, "w": w}, ["x"], [upstream],
+        units=8,  # two products in a row
     )
 
 
