@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import loss_ops
 from .adapter import adapter_names
 from .data import ChoiceBatches
 from .errors import MergeError
@@ -100,7 +100,7 @@ def _loss(model: Transformer, adapters: AdapterSet, batches: ChoiceBatches, step
         x = model.hidden(
             batch.tokens, documents=batch.documents, branches=batch.branches, select=batch.positions
         )
-    return batch_loss(ops.token_losses(x, model.lm_head.weight, batch.labels), batch)
+    return batch_loss(loss_ops.token_losses(x, model.lm_head.weight, batch.labels), batch)
 
 
 def learn_weights(

@@ -12,10 +12,11 @@ tokens, b bytes of the frozen dtype and c bytes of the dtype that products are t
                       norms        2 (4 D + 4) + 2 b D          the input in fp32, 1/rms, the output
                       attention    b (2 q + 2 k) + 4 heads + b length, and 4 (q + k + heads) with query/key norms
                       mlp          4 b I                        gate, silu(gate), up, their product
+                  by kernels, on CUDA, norms keep the input as it is, b for 4, and mlp no silu(gate), 3 for 4
                       low rank     c R on each linear
                   selective checkpointing keeps no norm's output and only gate and up; full keeps b D a layer
-    logits        min(labels, chunk) V of fp32, 3 b D of each token (the last states and their gradient), and on a
-                  CPU in 16 bits the block of the head that is widened
+    logits        min(labels, chunk) V of fp32, of b bytes on CUDA, 3 b D of each token (the last states and their
+                  gradient), and on a CPU in 16 bits the block of the head that is widened
     backward      the widest linear's gradients: n I (2 b, with c ≠ b also 2 c), or one whole layer's activations
                   where they are computed anew
 
@@ -37,8 +38,8 @@ from .checkpoint import expected_shapes
 from .config import LoRAConfig, ModelConfig
 from .errors import ConfigError
 from .lora import attach
+from .loss_ops import head_rows
 from .model import Transformer
-from .ops import head_rows
 from .products import WIDE_BLOCK
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -120,13 +121,13 @@ def estimate(
         for found, adapter in pairs for path in found
     )
     rescaled = max(sum(n for n, _ in found.values()) * adapter.dora for found, adapter in pairs)
-    kept, whole = _layer(config, b, length, checkpointing)
+    kept, whole = _layer(config, b, length, checkpointing, cuda)
     low_rank = c * ranks
     beyond = low_rank + b * rescaled  # DoRA keeps what it rescales
     activations = config.layers * kept + (0 if checkpointing == "full" else beyond)
     again = {"none": 0, "selective": whole - kept, "full": whole + beyond // config.layers}[checkpointing]
-    head = min(labels, head_rows(config.vocab_size, cuda=cuda)) * config.vocab_size
-    head *= 4 + b if cuda and b != 4 else 4
+    wide = b if cuda else 4
+    head = min(labels, head_rows(config.vocab_size, wide, cuda=cuda)) * config.vocab_size * wide
     if b != c:
         head += c * min(WIDE_BLOCK, config.vocab_size * config.hidden_size)
     return Memory(
@@ -140,14 +141,15 @@ def estimate(
     )
 
 
-def _layer(config: ModelConfig, b: int, length: int, checkpointing: str) -> tuple[int, int]:
+def _layer(config: ModelConfig, b: int, length: int, checkpointing: str, cuda: bool) -> tuple[int, int]:
     """(bytes a token leaves in one layer for backward, the same without checkpointing), low rank left out."""
     d, i = config.hidden_size, config.intermediate_size
     q, k = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    norms = 2 * (4 * d + 4)
+    wide = b if cuda else 4
+    norms = 2 * (wide * d + 4)
     attention = b * (2 * q + 2 * k) + 4 * config.heads + b * length
     if any(name.endswith("q_norm.weight") for name, _ in expected_shapes(config)):
-        attention += 4 * (q + k + config.heads + config.kv_heads)
-    whole = norms + 2 * b * d + attention + 4 * b * i
+        attention += wide * (q + k) + 4 * (config.heads + config.kv_heads)
+    whole = norms + 2 * b * d + attention + (3 if cuda else 4) * b * i
     kept = {"none": whole, "selective": 2 * b * d + attention + 2 * b * i, "full": b * d}[checkpointing]
     return kept, whole

@@ -20,12 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import elementwise
 from .attention import packed
 from .checkpoint import Checkpoint, torch_dtype
 from .config import ModelConfig, Rope
 from .errors import NumLLMError
 from .files import Progress, no_progress
-from .rope import frequencies, rotate, rotations
+from .rope import frequencies, rotations
 from .weights import matched, read_weight
 
 PADDING = -1
@@ -73,9 +74,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) → (..., D) in x's dtype."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return elementwise.rms_norm(x, self.weight, self.eps)
+
+    def after(self, x: Tensor, added: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """(h, this norm of h) with h = x + scale · added: x, added (..., D)."""
+        return elementwise.add_rms_norm(x, added, self.weight, self.eps, scale)
 
 
 class Cache:
@@ -261,9 +264,7 @@ class Attention(Part):
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        q, k = (
-            rotate(part, plan.cos, plan.sin, neighbours=self.family.rotates_neighbours) for part in (q, k)
-        )
+        q, k = elementwise.rotate(q, k, plan.cos, plan.sin, neighbours=self.family.rotates_neighbours)
         if plan.query_scale is not None:
             q = q * plan.query_scale
         if plan.cache is not None:
@@ -287,7 +288,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, gate: Tensor, up: Tensor) -> Tensor:
         """gate, up (..., I) → (..., I)."""
-        return F.silu(gate) * up
+        return elementwise.swiglu(gate, up)
 
 
 class MLP(Part):
@@ -320,13 +321,18 @@ class Block(Part):
 
     def forward(self, x: Tensor, plan: Plan, select: Tensor | None = None) -> Tensor:
         """x (B, T, D) → (B, T, D); or (S, D) of the positions picked by `select`, flat indexes (S,)."""
-        x = self._add(x, self.self_attn(self.input_layernorm(x), plan), self.post_self_attn_layernorm)
-        if select is not None:
-            x = x.flatten(0, 1)[select]
-        return self._add(x, self.mlp(self.post_attention_layernorm(x)), self.post_mlp_layernorm)
-
-    def _add(self, x: Tensor, y: Tensor, norm: nn.Module | None) -> Tensor:
-        return torch.add(x, y if norm is None else norm(y), alpha=self.scale)
+        y = self.self_attn(self.input_layernorm(x), plan)
+        if self.post_self_attn_layernorm is not None:
+            y = self.post_self_attn_layernorm(y)
+        if select is None:
+            x, y = self.post_attention_layernorm.after(x, y, self.scale)
+        else:
+            x = torch.add(x, y, alpha=self.scale).flatten(0, 1)[select]
+            y = self.post_attention_layernorm(x)
+        y = self.mlp(y)
+        if self.post_mlp_layernorm is not None:
+            y = self.post_mlp_layernorm(y)
+        return torch.add(x, y, alpha=self.scale)
 
 
 class Body(Part):

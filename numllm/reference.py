@@ -1,4 +1,4 @@
-"""The LoRA linear in plain torch, its gradients written out: the specification of every faster way.
+"""The LoRA linear, its gradients written out, the loss, norm and SwiGLU in plain torch: what faster ways must give.
 
     s = (x aᵀ) ⊙ m          y = x wᵀ + s bᵀ + bias
     dS = (dY b) ⊙ m         dX = dY w + dS a         dA = dSᵀ x        dB = dYᵀ s        (w is frozen: no dW)
@@ -10,6 +10,7 @@ Several adapters are one: their factors are stacked, a (R, K) and b (N, R) with 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -61,3 +62,18 @@ def token_losses(x: Tensor, w: Tensor, labels: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     scores = torch.log_softmax(x.to(wide) @ w.to(wide).T, dim=-1)
     return -scores.gather(1, labels[:, None])[:, 0]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """y = weight ⊙ x / sqrt(mean(x²) + eps) over the last dimension (arXiv 1910.07467).
+
+    In fp32, in fp64 for fp64 inputs, up to the product with weight. x (..., D), weight (D,) → (..., D) in x's dtype.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * wide.to(x.dtype)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) ⊙ up: gate, up (..., I) → (..., I) (arXiv 2002.05202)."""
+    return F.silu(gate) * up

@@ -65,6 +65,54 @@ def lora_linear(rows: Iterable[Row]) -> Iterable[str]:
         yield ""
 
 
+def blocks(rows: Iterable[Row]) -> Iterable[str]:
+    """One table a GPU: what share of a copy's bandwidth each candidate reaches."""
+    rows = [row for row in rows if row["kind"] == "cuda"]
+    if not rows:
+        yield "On a GPU: not yet measured."
+
+    def machine(row: Row) -> tuple[Any, ...]:
+        return tuple(row[key] for key in ("device", "dtype", "torch", "triton", "commit"))
+
+    for (device, dtype, torch, triton, commit), group in groupby(rows, machine):
+        yield f"**{device}**, {dtype}, torch {torch}, triton {triton}, commit {commit or 'unknown'}:\n"
+        yield "| forward + backward | MB | | ms, median (p20–p80) | GB/s | % of a copy |"
+        yield "|---|--:|---|--:|--:|--:|"
+        for row in group:
+            yield (
+                f"| {row['case']} | {row['bytes'] / 1e6:.0f} | {row['candidate']} | {spread(row['ms'], 3)} "
+                f"| {row['gb_per_s']:.0f} | {100 * row['share_of_copy']['p50']:.0f} |"
+            )
+        yield ""
+
+
+def loss(rows: Iterable[Row]) -> Iterable[str]:
+    """One table a machine and shape."""
+    rows = list(rows)
+    if not any(row["kind"] == "cuda" for row in rows):
+        yield "On a GPU: not yet measured.\n"
+
+    def machine(row: Row) -> tuple[Any, ...]:
+        return tuple(row[key] for key in (
+            "device", "threads", "dtype", "torch", "commit", "tokens", "vocabulary", "width",
+        ))
+
+    for (device, threads, dtype, torch, commit, tokens, vocabulary, width), group in groupby(rows, machine):
+        where = f"{threads} thread{'s' * (threads > 1)}, " if threads else ""
+        yield (
+            f"**{device}**, {where}{dtype}, {tokens} tokens × {vocabulary} words × {width}, torch {torch}, commit "
+            f"{commit or 'unknown'}:\n"
+        )
+        yield "| | ms, median (p20–p80) | × two products | extra memory, MB | TFLOP/s |"
+        yield "|---|--:|--:|--:|--:|"
+        for row in group:
+            yield (
+                f"| {row['candidate']} | {spread(row['ms'], 1)} | {row['ratio']['p50']:.2f} "
+                f"| {row['peak_bytes'] / 1e6:.0f} | {row['tflops']:.3g} |"
+            )
+        yield ""
+
+
 def demo(rows: Iterable[Row]) -> Iterable[str]:
     """The stages and tables of the first seed, and how all seeds spread."""
     rows = list(rows)
@@ -330,8 +378,8 @@ LARGER = {"7B, 15.2 GB": 15.2e9, "70B, 141 GB": 141e9}
 Table = Callable[[Iterable[Row]], Iterable[str]]
 PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "benchmarks" / "README.md": {
-        "lora_linear": lora_linear, "train_step": train_step, "train": train, "traffic": traffic, "merge": merge,
-        "load": load, "numbers": numbers, "generate": generate,
+        "lora_linear": lora_linear, "blocks": blocks, "loss": loss, "train_step": train_step, "train": train,
+        "traffic": traffic, "merge": merge, "load": load, "numbers": numbers, "generate": generate,
     },
     ROOT / "README.md": {"demo": demo, "ablation": ablation, "merge": merge_in_short},
     ROOT / "numllm" / "README.md": {"families": families},

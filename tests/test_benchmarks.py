@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_eval, bench_load, bench_lora, bench_step, bench_train, measure
+from benchmarks import bench_blocks, bench_eval, bench_load, bench_lora, bench_loss, bench_step, bench_train, measure
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "scripts" / "benchmark_tables.py"
@@ -46,6 +46,37 @@ def test_rows_of_the_lora_benchmark(monkeypatch, tmp_path) -> None:
     assert tables.render(page, table, measured) == page
     with pytest.raises(ValueError, match="must have <!-- lora_linear -->"):
         tables.render("a page without markers", table, measured)
+
+
+def test_rows_of_the_blocks_benchmark(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(bench_blocks, "CPU_SHAPE", {
+        "tokens": 8, "width": 16, "inner": 24, "heads": 3, "kv_heads": 1, "size": 8,
+    })
+    monkeypatch.setattr(measure, "cache_bytes", lambda device: 1)
+    out = tmp_path / "rows.jsonl"
+    bench_blocks.main(["--device", "cpu", "--quick", "--out", str(out)])
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row["candidate"] for row in rows] == ["copy", "numllm"] * 4
+    assert [row["bytes"] for row in rows[::2]] == [5 * 4 * 16 * 4, 8 * 4 * 16 * 4, 8 * 4 * 24 * 4, 4 * 4 * 32 * 4]
+    assert all(row["ms"]["p50"] > 0 and row["torch"] == torch.__version__ for row in rows)
+    assert all(set(row["share_of_copy"].values()) == {1.0} for row in rows[::2])
+    case = next(bench_blocks.cases(bench_blocks.CPU_SHAPE, torch.float32, torch.device("cpu")))
+    wrong = case._replace(call=lambda impl: lambda x: x * (2 if impl == "auto" else 1))
+    with pytest.raises(RuntimeError, match="RMSNorm by numllm differs from torch's by"):
+        list(bench_blocks.bench(wrong, dtype=torch.float32, device=torch.device("cpu"), rounds=1))
+
+
+def test_rows_of_the_loss_benchmark(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(bench_loss, "CPU_SHAPE", (128, 40, 16))
+    monkeypatch.setattr(bench_loss, "peak", lambda *_: 1 << 20)  # a process of its own, of the full size
+    out = tmp_path / "rows.jsonl"
+    bench_loss.main(["--device", "cpu", "--quick", "--out", str(out)])
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row["candidate"] for row in rows][:3] == ["two products", "numllm", "cross_entropy"]
+    assert all(row["ms"]["p50"] > 0 and row["tokens"] == 64 for row in rows) and set(rows[0]["ratio"].values()) == {1.0}
+    monkeypatch.setattr(bench_loss.loss_ops, "token_losses", lambda x, w, labels: x.sum(1))
+    with pytest.raises(RuntimeError, match="the gradient by numllm differs from torch's"):
+        bench_loss.main(["--device", "cpu", "--quick"])
 
 
 def test_rows_of_the_evaluation_benchmark(monkeypatch, tmp_path) -> None:

@@ -17,7 +17,8 @@ CORE = {"errors", "files"}
 CONFIG = {"errors", "fields", "families", "model_config", "config"}
 CHECKPOINT = CORE | CONFIG | {"hub", "checkpoint"}
 TEXT = CORE | {"overlap", "numbers", "corpus", "questions"}
-MODEL = CHECKPOINT | {"tokenizer", "reference", "products", "ops", "attention", "rope", "weights", "model"}
+OPERATIONS = {"reference", "products", "ops", "implementation", "operators", "elementwise", "loss_ops"}
+MODEL = CHECKPOINT | OPERATIONS | {"tokenizer", "attention", "rope", "weights", "model"}
 ALLOWED = {
     "__init__": set(),
     "errors": set(),
@@ -39,6 +40,10 @@ ALLOWED = {
     "numct": CORE | {"numbers"},
     "reference": set(),
     "products": set(),
+    "implementation": set(),
+    "operators": set(),
+    "elementwise": {"implementation", "operators", "reference", "rope"},
+    "loss_ops": {"implementation", "operators", "products"},
     "ops": {"errors", "reference", "products"},
     "attention": set(),
     "model": MODEL - {"model"},

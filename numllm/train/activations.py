@@ -119,6 +119,8 @@ def keep_less(model: Transformer, adapters: AdapterSet, *, checkpointing: str, o
             for module in block.modules():
                 if isinstance(module, RMSNorm | SwiGLU):
                     module.forward = _again(keeper, module.forward)
+                if isinstance(module, RMSNorm):  # apart, so that the sum is kept and its norm is not
+                    module.after = _apart(module)
         block.forward = _kept(keeper, block.forward, adapters, checkpointing == "full")
 
 
@@ -127,6 +129,14 @@ def _again(keeper: _Keeper, forward: Callable[..., Tensor]) -> Callable[..., Ten
         return keeper.again(forward, *inputs) if keeper.inside else forward(*inputs)
 
     return run
+
+
+def _apart(norm: RMSNorm) -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+    def after(x: Tensor, added: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        h = torch.add(x, added, alpha=scale)
+        return h, norm(h)
+
+    return after
 
 
 def _kept(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import loss_ops
 from ..data import Batch
 from ..lora import AdapterSet
 from ..model import Transformer
@@ -76,7 +76,7 @@ def forward_losses(
         x = model.hidden(
             tokens, documents=torch.cat([batch.documents for batch in parts]), branches=branches, select=positions
         )
-    losses = ops.token_losses(x, model.lm_head.weight, torch.cat([batch.labels for batch in parts]))
+    losses = loss_ops.token_losses(x, model.lm_head.weight, torch.cat([batch.labels for batch in parts]))
     sizes = [len(batch.labels) for batch in parts]
     found = {
         name: batch_loss(part, batch, text_weight)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import torch
 
-NAMES = ("numllm_kernels.lora", "numllm_kernels.tiles", "numllm_kernels")
+FAMILIES = ("lora", "norm", "swiglu", "rope", "cross_entropy")
+SHARED = ("common", "tiles")
 
 
 @pytest.fixture(scope="session")
@@ -20,25 +20,42 @@ def device() -> torch.device:
 
 
 @pytest.fixture(scope="session")
-def kernels(device: torch.device) -> Iterator[ModuleType]:
-    """numllm_kernels.lora; without a GPU a second copy of it, made for the interpreter.
+def families(device: torch.device) -> dict[str, ModuleType]:
+    """The modules of numllm_kernels by name; without a GPU second copies of them, made for the interpreter.
 
     TRITON_INTERPRET counts when a kernel is decorated, so it is set for that moment only. triton itself is
     imported before, as the compiler's, and the modules that other tests import stay what they are.
     """
+    names = {name: f"numllm_kernels.{name}" for name in (*SHARED, *FAMILIES)}
     if device.type == "cuda":
-        yield importlib.import_module("numllm_kernels.lora")
-        return
-    importlib.import_module("triton")
+        return {name: importlib.import_module(path) for name, path in names.items()}
+    triton = importlib.import_module("triton")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        for name in NAMES:
-            patch.delitem(sys.modules, name, raising=False)
-        copy = importlib.import_module("numllm_kernels.lora")
-        for name in NAMES:
-            sys.modules.pop(name, None)
-    assert copy.INTERPRETED
-    yield copy
+        for path in ("numllm_kernels", *names.values()):
+            patch.delitem(sys.modules, path, raising=False)
+        copies = {name: importlib.import_module(path) for name, path in names.items()}
+        for path in ("numllm_kernels", *names.values()):
+            sys.modules.pop(path, None)
+    assert copies["common"].INTERPRETED
+    # The interpreter knows these and reduces by numpy; by others it goes element by element.
+    copies["common"].plus = triton.language.standard._sum_combine
+    copies["common"].larger = triton.language.standard._elementwise_max
+    return copies
+
+
+@pytest.fixture(scope="session")
+def kernels(families: dict[str, ModuleType]) -> ModuleType:
+    """numllm_kernels.lora."""
+    return families["lora"]
+
+
+@pytest.fixture
+def by_kernels(families: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    """impl="triton" leads to these modules."""
+    from numllm import implementation
+
+    monkeypatch.setattr(implementation, "load_kernels", families.__getitem__)
 
 
 @pytest.fixture
