@@ -132,7 +132,7 @@ def bench(
             "bench": "loss", "candidate": name, "tokens": tokens, "vocabulary": vocabulary, "width": width,
             "dtype": str(dtype).removeprefix("torch."), "ms": ms, "ratio": timing.ratio(timings["two products"]),
             "peak_bytes": peak(name, batch, shape),
-            "tflops": round(4 * tokens * vocabulary * width / ms["p50"] / 1e9, 2), "rounds": rounds,
+            "tflops": round(4 * tokens * vocabulary * width / ms["p50"] / 1e9, 4), "rounds": rounds,
         }
 
 

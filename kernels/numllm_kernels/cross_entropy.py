@@ -64,8 +64,8 @@ def cross_entropy(
 ) -> None:
     """Fills losses (S,) fp32, and with `gradient` writes dz over logits (S, W), whose rows may lie apart.
 
-    labels (S,) int64, contiguous. columns: V, where the columns from V to W are room, of any content and then 0: with
-    W a multiple of 16 elements every load is a wide one.
+    labels (S,) int64, contiguous. columns: V, where the columns from V to W are room, of any content: with W a multiple
+    of 16 elements every access is a wide one.
     """
     count, width = logits.shape
     if not count:

@@ -57,7 +57,7 @@ def kernels_of(rows: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
 def test_fits_the_gpu(compiled, target) -> None:
     rows = [row for row in compiled[target] if row["name"] != "spilling"]
     found = {row["name"].split("_kernel-")[0] for row in rows}
-    assert found == LORA | (set() if target in ("86", "89") else BLOCK)
+    assert found == LORA | (set() if target.startswith("8") else BLOCK)  # see compile_variants.py
     for row in rows:
         assert row["shared"] <= SHARED_LIMIT[target], row
         assert row["stack"] == 0, f"spills registers: {row}"
@@ -76,7 +76,7 @@ def test_loads_overlap_products(compiled, target) -> None:
         assert row["async_copies"] > 0, row
 
 
-@pytest.mark.parametrize("target", [target for target in SHARED_LIMIT if target not in ("86", "89")])
+@pytest.mark.parametrize("target", ["90", "100", "gfx942"])
 def test_blocks_move_16_bytes_at_a_time(compiled, target) -> None:
     """What is as large as the activations; scalars of a row and angles are not."""
     reads = {"norm": 1, "norm_backward": 2, "swiglu": 2, "swiglu_backward": 3, "rotate": 2, "cross_entropy": 2}

@@ -29,8 +29,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("layout", ["packed", "rows apart"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "layout"), [*((dtype, "packed") for dtype in DTYPES), ("bf16", "rows apart")]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_forward_and_gradients(name, dtype, layout) -> None:
     trained, make = CASES[name]
