@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         texts = [row["text"] for row in read_corpus(out / "heldout")]
         for seed in options.seeds:
             plain: dict[str, Any] = {}
-            for weight in sorted({0.0, *options.weights}):
+            for weight in dict.fromkeys([0.0, *options.weights]):
                 report = trained(out, options.steps, seed, weight)
                 text, found = judged(out / "merged", texts, held)
                 plain = plain or found
