@@ -2,7 +2,8 @@
 
 On CUDA in 16 bit the documents of all rows go through FlashAttention as one sequence of segments
 (`torch.nn.attention.varlen`, arXiv 2307.08691); elsewhere blocks of queries see the keys from where their first
-document begins. A document is a run of one number in a row.
+document begins. A document is a run of one number in a row. Where documents are trees each branch is a segment, or a
+part of a block, whose keys are its trunk's and its own.
 
 Shapes: B rows, T positions, H heads, G key/value heads, E head size.
 """
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +34,40 @@ def _varlen() -> tuple[Callable[..., Tensor], frozenset[str]] | None:
     return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
 
 
+class Ends:
+    """Where segments that follow on one another begin and the last ends, (N + 1,) int32, and the longest's length."""
+
+    def __init__(self, ends: Tensor) -> None:
+        self.at = ends.to(torch.int32)
+        self.longest = int(self.at.diff().max())
+
+
+def _rows_joined(x: Tensor) -> Tensor:
+    """(B, H, T, E) → (B T, H, E)."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _rows_parted(y: Tensor, like: Tensor) -> Tensor:
+    """(B T, H, E) → (B, H, T, E), B and T those of `like`."""
+    return y.unflatten(0, (like.shape[0], like.shape[2])).transpose(1, 2)
+
+
+def _segments(q: Tensor, k: Tensor, v: Tensor, ends: Ends, key_ends: Ends, window: int | None) -> Tensor:
+    """Segment by segment, the last query seeing the last key: q (M, H, E), k, v (S, G, E) → (M, H, E)."""
+    attention, accepted = _varlen()
+    named: dict[str, object] = {}
+    if "window_size" in accepted:
+        named["window_size"] = (-1 if window is None else window - 1, 0)
+    else:
+        named["is_causal"] = True
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in accepted:
+            named["enable_gqa"] = True
+        else:
+            k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
+    return attention(q, k, v, ends.at, key_ends.at, ends.longest, key_ends.longest, **named)
+
+
 class Packed:
     """The documents (B, T) of rows, as every layer of a pass needs them. Made by `packed`."""
 
@@ -40,8 +77,7 @@ class Packed:
         fresh[:, 1:] = documents[:, 1:] != documents[:, :-1]
         if varlen:
             starts = fresh.flatten().nonzero()[:, 0]
-            self.ends = F.pad(starts, (0, 1), value=documents.numel()).to(torch.int32)
-            self.longest = int(self.ends.diff().max())
+            self.ends = Ends(F.pad(starts, (0, 1), value=documents.numel()))
         else:
             index = torch.arange(documents.shape[1], device=documents.device)
             begins = torch.where(fresh, index, 0).cummax(dim=1).values
@@ -52,23 +88,10 @@ class Packed:
 
         window: how many positions back, itself included, a token sees; None: all of its document.
         """
-        return self._segments(q, k, v, window) if self.varlen else self._blocks(q, k, v, window)
-
-    def _segments(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        attention, accepted = _varlen()
-        flat = [part.transpose(1, 2).flatten(0, 1) for part in (q, k, v)]  # (B T, H or G, E)
-        named: dict[str, object] = {}
-        if "window_size" in accepted:
-            named["window_size"] = (-1 if window is None else window - 1, 0)
-        else:
-            named["is_causal"] = True
-        if q.shape[1] != k.shape[1]:
-            if "enable_gqa" in accepted:
-                named["enable_gqa"] = True
-            else:
-                flat[1:] = [part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in flat[1:]]
-        y = attention(*flat, self.ends, self.ends, self.longest, self.longest, **named)
-        return y.unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
+        if self.varlen:
+            flat = [_rows_joined(part) for part in (q, k, v)]
+            return _rows_parted(_segments(*flat, self.ends, self.ends, window), q)
+        return self._blocks(q, k, v, window)
 
     def _blocks(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         count, documents = q.shape[2], self.documents
@@ -88,12 +111,129 @@ class Packed:
         return torch.cat(parts, dim=2)
 
 
+class Run(NamedTuple):
+    """Tokens start..stop − 1 of one branch of a tree, of all rows put one after the other."""
+
+    start: int
+    stop: int
+    before: list[tuple[int, int]]
+    """Spans of the earlier tokens that they see, in order."""
+    depth: int
+    """How many those are: the position of the first token."""
+
+
+class Trees:
+    """Documents (B, T) that are trees, by the branches (B, T) of their tokens. Made by `trees`.
+
+    A token sees earlier tokens of its document that are on the trunk, branch 0, or on its own branch. positions
+    (B, T) int64 are counted along them.
+    """
+
+    def __init__(self, documents: Tensor, branches: Tensor, *, varlen: bool) -> None:
+        self.varlen, self.device, (self.rows, self.length) = varlen, documents.device, documents.shape
+        fresh = torch.ones_like(documents, dtype=torch.bool)
+        fresh[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        turns = fresh.clone()
+        turns[:, 1:] |= branches[:, 1:] != branches[:, :-1]
+        self.documents, self.branches = fresh.flatten().cumsum(0), branches.flatten()
+        starts = turns.flatten().nonzero()[:, 0]
+        self.runs = _runs(
+            self.documents[starts].tolist(), self.branches[starts].tolist(), [*starts.tolist(), documents.numel()]
+        )
+        lengths, depths = torch.tensor([(run.stop - run.start, run.depth) for run in self.runs], device=self.device).T
+        index = torch.arange(documents.numel(), device=self.device)
+        self.positions = (index + (depths - starts).repeat_interleave(lengths)).view(documents.shape)
+        if varlen:
+            self.keys = torch.cat([_path(run, run.start, run.stop, None) for run in self.runs]).to(self.device)
+            self.ends = Ends(F.pad(lengths.cumsum(0), (1, 0)))
+            self.key_ends = Ends(F.pad((lengths + depths).cumsum(0), (1, 0)))
+        self._masks: dict[int | None, Tensor] = {}
+        self._parts: dict[int | None, list[tuple[slice, Tensor, Tensor]]] = {}
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        """As `Packed.attend`."""
+        if self.varlen:
+            flat = [_rows_joined(part) for part in (q, k, v)]
+            flat[1:] = [part[self.keys] for part in flat[1:]]
+            return _rows_parted(_segments(*flat, self.ends, self.key_ends, window), q)
+        grouped = q.shape[1] != k.shape[1]
+        if self.length <= BLOCK:
+            if window not in self._masks:
+                index = torch.arange(self.documents.numel(), device=self.device).view(self.rows, self.length)
+                self._masks[window] = self._mask(index, index, window, q.dtype)[:, None]
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=self._masks[window], enable_gqa=grouped)
+        if window not in self._parts:
+            self._parts[window] = self._blocks(window, q.dtype)
+        q, k, v = (part.transpose(0, 1).flatten(1, 2)[None] for part in (q, k, v))  # (1, H or G, B T, E)
+        y = torch.cat([
+            F.scaled_dot_product_attention(
+                q[:, :, queries], k[:, :, keys], v[:, :, keys], attn_mask=mask, enable_gqa=grouped
+            )
+            for queries, keys, mask in self._parts[window]
+        ], dim=2)
+        return y[0].unflatten(1, (self.rows, self.length)).transpose(0, 1)
+
+    def _blocks(self, window: int | None, dtype: torch.dtype) -> list[tuple[slice, Tensor, Tensor]]:
+        """(queries, indexes of the keys that any of them sees (S,), mask (1, 1, queries, S)) of all tokens."""
+        found = []
+        for first in range(0, self.documents.numel(), BLOCK):
+            last = min(first + BLOCK, self.documents.numel())
+            paths = [
+                _path(run, max(first, run.start), min(last, run.stop), window)
+                for run in self.runs if run.start < last and first < run.stop
+            ]
+            keys = torch.cat(paths).unique().to(self.device)
+            queries = torch.arange(first, last, device=self.device)
+            found.append((slice(first, last), keys, self._mask(queries[None], keys[None], window, dtype)[:, None]))
+        return found
+
+    def _mask(self, queries: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+        """(N, Q, S) of indexes (N, Q) and (N, S): 0 where a query sees a key, else −∞. In the dtype of attention, so
+        that all layers share it: of a bool each would make its own and keep it for backward.
+        """
+        queries, keys, positions = queries[..., :, None], keys[..., None, :], self.positions.flatten()
+        seen = (keys <= queries) & (self.documents[keys] == self.documents[queries])
+        seen = seen & ((self.branches[keys] == 0) | (self.branches[keys] == self.branches[queries]))
+        if window is not None:
+            seen = seen & (positions[queries] - positions[keys] < window)
+        return torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill_(~seen, -math.inf)
+
+
+def _runs(documents: list[int], branches: list[int], bounds: list[int]) -> list[Run]:
+    """The runs of one document and branch, which begin and end at `bounds`."""
+    runs: list[Run] = []
+    of_document: list[tuple[int, int, int]] = []  # branch and span of the document's runs so far
+    for place, (document, branch) in enumerate(zip(documents, branches, strict=True)):
+        if not place or document != documents[place - 1]:
+            of_document = []
+        before = [(start, stop) for other, start, stop in of_document if other in (0, branch)]
+        start, stop = bounds[place : place + 2]
+        runs.append(Run(start, stop, before, sum(stop - start for start, stop in before)))
+        of_document.append((branch, start, stop))
+    return runs
+
+
+def _path(run: Run, first: int, last: int, window: int | None) -> Tensor:
+    """Indexes, in order, of the tokens that any of the run's tokens first..last − 1 sees."""
+    whole = torch.cat([torch.arange(*span) for span in (*run.before, (run.start, last))])
+    return whole if window is None else whole[max(run.depth + first - run.start - window + 1, 0) :]
+
+
+def _takes_varlen(documents: Tensor, dtype: torch.dtype, windowed: bool) -> bool:
+    if not documents.is_cuda or dtype not in (torch.bfloat16, torch.float16) or (found := _varlen()) is None:
+        return False
+    return not windowed or "window_size" in found[1]
+
+
 def packed(documents: Tensor, dtype: torch.dtype, windowed: bool) -> Packed | None:
     """How rows of these documents attend; None where plain attention with a mask is as good.
 
     windowed: whether a layer has a window.
     """
-    if documents.is_cuda and dtype in (torch.bfloat16, torch.float16) and (found := _varlen()) is not None:
-        if not windowed or "window_size" in found[1]:
-            return Packed(documents, varlen=True)
-    return Packed(documents, varlen=False) if documents.shape[1] > BLOCK else None
+    varlen = _takes_varlen(documents, dtype, windowed)
+    return Packed(documents, varlen=varlen) if varlen or documents.shape[1] > BLOCK else None
+
+
+def trees(documents: Tensor, branches: Tensor, dtype: torch.dtype, windowed: bool) -> Trees:
+    """How rows of these trees attend; see `packed`."""
+    return Trees(documents, branches, varlen=_takes_varlen(documents, dtype, windowed))

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import elementwise
-from .attention import packed
+from .attention import packed, trees
 from .checkpoint import Checkpoint, torch_dtype
 from .config import ModelConfig, Rope
 from .errors import NumLLMError
@@ -122,13 +122,13 @@ class Plan:
                 cache.documents[:, self.start : self.stop] = documents
                 cache.padded = True
             documents = cache.documents[:, : self.stop] if cache.padded else None
-        tree = lengths = None
+        lengths = self.packed = None
         rope = config.rope
         if branches is not None:
             if documents is None or cache is not None:
                 raise ValueError("branches need documents, and no cache")
-            tree = _tree(documents, branches)
-            positions = tree.sum(-1) - 1
+            self.packed = trees(documents, branches, dtype, windowed=any(config.windows))
+            positions = self.packed.positions
             if rope.by_length and int(positions.max()) >= rope.original_context:
                 raise NumLLMError(
                     f"branches of more than the {rope.original_context} positions of the original context cannot share "
@@ -147,13 +147,10 @@ class Plan:
         if config.logn_context is not None:
             long = (positions + 1).clamp(min=config.logn_context).double().log() / math.log(config.logn_context)
             self.query_scale = long[:, None, :, None].to(dtype)
-        self.packed = None
-        if documents is not None and tree is None and cache is None:
+        if documents is not None and branches is None and cache is None:
             self.packed = packed(documents, dtype, windowed=any(config.windows))
         self.masks = {} if self.packed is not None else {
-            window: _mask(documents, count, self.start, self.stop, window, device)
-            if tree is None else _narrow(tree, positions, window)
-            for window in set(config.windows)
+            window: _mask(documents, count, self.start, self.stop, window, device) for window in set(config.windows)
         }
         self.causal = self.start == 0 and count > 1
 
@@ -216,21 +213,6 @@ def _mask(
     if documents is not None:
         seen = seen & (documents[:, None, start:stop, None] == documents[:, None, None, :stop])
     return seen
-
-
-def _tree(documents: Tensor, branches: Tensor) -> Tensor:
-    """(B, T, T) bool: earlier tokens of the same document, on the trunk (branch 0) or on the token's own branch."""
-    count = documents.shape[1]
-    seen = torch.ones(count, count, dtype=torch.bool, device=documents.device).tril()
-    seen = seen & (documents[:, :, None] == documents[:, None, :])
-    return seen & ((branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :]))
-
-
-def _narrow(tree: Tensor, positions: Tensor, window: int | None) -> Tensor:
-    """(B, 1, T, T): what `_tree` shows, within the window."""
-    if window is not None and window < tree.shape[-1]:
-        tree = tree & (positions[:, :, None] - positions[:, None, :] < window)
-    return tree[:, None]
 
 
 class Attention(Part):

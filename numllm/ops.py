@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import itertools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -96,8 +97,9 @@ def _lora_forward(
     if kernels:
         s = kernels.down(dropped, low_a, scales, columns, rows)
         return kernels.linear(x, w, bias, s, low_b) if fused else products.product(x, w.T, s, low_b.T, bias), s
-    s = _mask(dropped.to(wide) @ low_a.T, scales, columns, rows)
-    return products.product(x.to(wide), w.T, s, low_b.T, bias).to(x.dtype), s
+    parts = _parts(columns, rows, x)
+    s = _down(dropped.to(wide), low_a.T, scales, columns, rows, parts)
+    return products.product(x.to(wide), w.T, s, low_b.T, bias, parts=parts).to(x.dtype), s
 
 
 def _lora_backward(
@@ -111,20 +113,21 @@ def _lora_backward(
     dtype = dy.dtype
     wide = dtype if kernels else products.product_dtype(dy, len(dy))
     low_a, low_b, dy = a.to(wide), b.to(wide), dy.to(wide)
-    ds = dx = da = db = None
+    ds = dx = da = db = parts = None
     if kernels and needs_b and (needs_x or needs_a):
         ds, db = kernels.down_outer(dy, low_b, s, scales, columns, rows)
     elif kernels:
         ds = kernels.down(dy, low_b.T, scales, columns, rows) if needs_x or needs_a else None
         db = kernels.outer(s, dy).T if needs_b else None
     else:
-        ds = _mask(dy @ low_b, scales, columns, rows) if needs_x or needs_a else None
+        parts = _parts(columns, rows, dy)
+        ds = _down(dy, low_b, scales, columns, rows, parts) if needs_x or needs_a else None
         db = products.outer(s, dy).T if needs_b else None
     keep = None if dropout is None or ds is None else _keep(x, dropout, seed)
     if needs_x and keep is None and fused:
         dx = kernels.linear(dy, w.T, None, ds, low_a.T)
     elif needs_x:
-        dx = products.product(dy, w, ds, low_a, keep=keep).to(dtype)
+        dx = products.product(dy, w, ds, low_a, keep=keep, parts=parts).to(dtype)
     if needs_a:
         seen = x if keep is None else x * keep
         da = kernels.outer(ds, seen) if kernels else products.outer(ds, seen.to(ds.dtype))
@@ -260,11 +263,37 @@ def _keep(x: Tensor, dropout: Tensor, seed: Tensor) -> Tensor:
     return torch.where(drawn < share, 0, 1 / (1 - share)).to(x.dtype)
 
 
-def _mask(s: Tensor, scales: Tensor, columns: Tensor | None, rows: Tensor | None) -> Tensor:
-    """s ⊙ m, in place."""
-    if rows is None:
-        return s.mul_(scales)
-    return s.mul_(torch.where(rows[:, None] == columns, scales, 0))
+def _down(
+    x: Tensor, a: Tensor, scales: Tensor, columns: Tensor | None, rows: Tensor | None, parts: products.Parts | None
+) -> Tensor:
+    """(x a) ⊙ m: x (M, K), a (K, R) → (M, R)."""
+    if parts is None:
+        s = x @ a
+        return s.mul_(scales if rows is None else torch.where(rows[:, None] == columns, scales, 0))
+    s = x.new_zeros(len(x), len(scales))
+    for tokens, own in parts:
+        s[tokens, own] = (x[tokens] @ a[:, own]).mul_(scales[own])
+    return s
+
+
+def _parts(columns: Tensor | None, rows: Tensor | None, x: Tensor) -> products.Parts | None:
+    """The tokens and columns of each adapter where its tokens follow on one another, as those of rows put side by side
+    do: no token is multiplied with columns of another adapter then. None elsewhere, and on a GPU, which would wait.
+    dA and dB are sums over all tokens all the same: zeros do not change them, other bounds of the sum would.
+    """
+    if rows is None or x.is_cuda:
+        return None
+    tokens, own = _spans(rows), _spans(columns)
+    if len(dict(tokens)) < len(tokens) or len(dict(own)) < len(own):
+        return None
+    return [(where, dict(own).get(adapter, slice(0))) for adapter, where in tokens]
+
+
+def _spans(numbers: Tensor) -> list[tuple[int, slice]]:
+    """The runs of equal numbers (n,), and where each is."""
+    found, counts = (part.tolist() for part in numbers.unique_consecutive(return_counts=True))
+    ends = itertools.accumulate(counts)
+    return [(number, slice(end - count, end)) for number, count, end in zip(found, counts, ends, strict=True)]
 
 
 def _ways(impl: str, x: Tensor) -> tuple[ModuleType | None, bool]:

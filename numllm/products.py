@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,15 +14,26 @@ _FEW_TOKENS = 8
 """Below this many tokens, reading a weight costs more than multiplying with it."""
 
 
+Parts = Sequence[tuple[slice, slice]]
+"""Rows and columns of the blocks of s (M, R) outside of which it is 0: each row in one block, perhaps of no columns."""
+
+
 def product(
-    x: Tensor, w: Tensor, s: Tensor, b: Tensor, bias: Tensor | None = None, keep: Tensor | None = None
+    x: Tensor, w: Tensor, s: Tensor, b: Tensor, bias: Tensor | None = None, keep: Tensor | None = None,
+    parts: Parts | None = None,
 ) -> Tensor:
     """x w + (s b) ⊙ keep + bias in x's dtype: x (M, K), w (K, N), s (M, R), b (R, N), keep (M, N) → (M, N).
 
-    The thin product first, then the big one added onto it in place: the library reads what is there while it
-    multiplies, in fp32 before the only rounding, where the other order would read and write y once more.
+    parts: of s; None: it is dense. The thin product first, then the big one added onto it in place: the library reads
+    what is there while it multiplies, in fp32 before the only rounding, where the other order would read and write y
+    once more.
     """
-    y = s @ b if bias is None else torch.addmm(bias.to(s.dtype), s, b)
+    y = s.new_empty(len(s), b.shape[1])
+    for rows, columns in parts or [(slice(None), slice(None))]:
+        if bias is None:
+            torch.mm(s[rows, columns], b[columns], out=y[rows])
+        else:
+            torch.addmm(bias.to(s.dtype), s[rows, columns], b[columns], out=y[rows])
     if keep is not None:
         y *= keep
     if w.dtype == x.dtype:

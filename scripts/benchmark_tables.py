@@ -248,6 +248,28 @@ def train(rows: Iterable[Row]) -> Iterable[str]:
         yield ""
 
 
+def orthogonality(rows: Iterable[Row]) -> Iterable[str]:
+    """One table: a line a weight and seed."""
+    rows = sorted(rows, key=lambda row: (row["seed"], row["weight"]))
+    if not rows:
+        yield "Not yet measured."
+        return
+    yield "| weight | seed | shared in | shared out | cosine | numeric | points from weight 0 (95 %) | perplexity |"
+    yield "|--:|--:|--:|--:|--:|--:|--:|--:|"
+    for row in rows:
+        low, high = row["ci95"]
+        points = f"{row['points']:+.1f} ({low:+.1f} to {high:+.1f})" if row["weight"] else "–"
+        yield (
+            f"| {row['weight']:g} | {row['seed']} | {row['shared_input']:.4f} | {row['shared_output']:.3f} "
+            f"| {row['cosine']:+.3f} | {100 * row['accuracy']:.1f} % | {points} | {row['perplexity']:.2f} |"
+        )
+    row = rows[0]
+    yield (
+        f"\n{row['steps']} steps, {row['questions']} questions; {row['device']}, torch {row['torch']}, "
+        f"commit {row['commit']}."
+    )
+
+
 def traffic(rows: Iterable[Row]) -> Iterable[str]:
     """One table a model."""
     rows = list(rows)
@@ -384,6 +406,7 @@ PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "README.md": {"demo": demo, "ablation": ablation, "merge": merge_in_short},
     ROOT / "numllm" / "README.md": {"families": families},
     ROOT / "numllm" / "merge" / "README.md": {"merge": merge_of_larger},
+    ROOT / "numllm" / "train" / "README.md": {"orthogonality": orthogonality},
 }
 """Pages, and for each the name of a benchmark, in its rows and in the page's markers, with its tables."""
 

@@ -1,4 +1,4 @@
-"""Attention over packed rows: the same as with the whole mask, in blocks of queries and as segments."""
+"""Attention over packed rows and trees: the same as with the whole mask, in blocks of queries and as segments."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ import torch
 from models import save, transformers_model
 
 from numllm import attention
-from numllm.attention import Packed
+from numllm.attention import Packed, Trees
 from numllm.model import PADDING, load_model
 
 
 def documents():
     rows = [[0] * 9 + [1] * 1 + [2] * 14 + [PADDING] * 6, [0] * 30, [0] * 3 + [1] * 13 + [2] * 14]
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+def branches():
+    """Trees, with trunks that go on after a branch in the first row and the last, and a branch in two pieces."""
+    rows = [
+        [0] * 4 + [1] * 2 + [2] * 3 + [0] + [0] * 5 + [1] * 3 + [0] * 2 + [2] * 4 + [0] * 6,
+        [1] * 11 + [2] * 19,
+        [0] + [1] + [2] + [0] * 9 + [3] * 4 + [0] * 2 + [1] * 4 + [2] * 4 + [1] * 4,
+    ]
     return torch.tensor(rows, dtype=torch.int32)
 
 
@@ -24,20 +34,23 @@ def inputs(device="cpu", dtype=torch.float64):
     ]
 
 
-def whole(q, k, v, rows, window):
-    """With the mask of all pairs."""
+def whole(q, k, v, rows, window, of=None):
+    """With the mask of all pairs; of: branches."""
     index = torch.arange(30, device=q.device)
     seen = (index[None] <= index[:, None]) & (rows[:, :, None] == rows[:, None, :])
+    if of is not None:
+        seen = seen & ((of[:, None, :] == 0) | (of[:, None, :] == of[:, :, None]))
     if window is not None:
-        seen = seen & (index[:, None] - index[None] < window)
+        positions = seen.sum(-1)
+        seen = seen & (positions[:, :, None] - positions[:, None, :] < window)
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None], enable_gqa=True)
 
 
-def compare(packed, window, device="cpu", dtype=torch.float64, tolerance=1e-12):
+def compare(packed, window, device="cpu", dtype=torch.float64, tolerance=1e-12, of=None):
     found, expected = [], []
     for results, run in (
         (found, lambda q, k, v: packed.attend(q, k, v, window)),
-        (expected, lambda q, k, v: whole(q, k, v, documents().to(device), window)),
+        (expected, lambda q, k, v: whole(q, k, v, documents().to(device), window, of)),
     ):
         parts = inputs(device, dtype)
         y = run(*parts)
@@ -55,15 +68,43 @@ def test_blocks_of_queries_give_what_the_whole_mask_gives(monkeypatch, block, wi
     compare(Packed(documents(), varlen=False), window)
 
 
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("block", [4, 7, 29, 30])
+def test_trees_in_blocks_give_what_the_whole_mask_gives(monkeypatch, block, window):
+    monkeypatch.setattr(attention, "BLOCK", block)
+    compare(Trees(documents(), branches(), varlen=False), window, of=branches())
+
+
+def test_positions_are_counted_along_trunk_and_branch():
+    trees = Trees(documents(), branches(), varlen=False)
+    assert trees.positions[0].tolist() == [0, 1, 2, 3, 4, 5, 4, 5, 6, 0, *range(5), *range(5, 8), 5, 6, *range(7, 11),
+                                           *range(6)]
+    assert trees.positions[1].tolist() == [*range(11), *range(19)]
+
+
+def test_a_tree_costs_what_is_attended(monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", 16)
+    trunk, each, count = 8, 64, 32
+    of = torch.tensor([[0] * trunk + [branch for branch in range(1, count + 1) for _ in range(each)]])
+    trees = Trees(torch.zeros_like(of), of, varlen=False)
+    seen = []
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda q, k, v, **_: seen.append(
+        q.shape[2] * k.shape[2]) or q)
+    q = torch.zeros(1, 1, of.numel(), 4)
+    trees.attend(q, q, q, None)
+    attended = count * each * (trunk + each / 2)
+    assert sum(seen) < 1.5 * attended < 0.05 * of.numel() ** 2
+
+
 def segment_by_segment(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False):
     """What torch documents of its varlen attention, in plain torch."""
-    assert torch.equal(cu_seq_q, cu_seq_k) and cu_seq_q.dtype == torch.int32 and max_q == max_k
-    assert max_q == int(cu_seq_q.diff().max()) and window_size[1] == 0
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32 and window_size[1] == 0
+    assert max_q == int(cu_seq_q.diff().max()) and max_k == int(cu_seq_k.diff().max())
     parts = []
-    for first, last in zip(cu_seq_q.tolist(), cu_seq_q.tolist()[1:], strict=False):
-        q, k, v = (part[first:last].transpose(0, 1)[None] for part in (query, key, value))
-        index = torch.arange(last - first)
-        distance = index[:, None] - index[None]
+    for first, last, low, high in zip(*(at.tolist()[start:] for at in (cu_seq_q, cu_seq_k) for start in (0, 1)),
+                                      strict=False):
+        q, k, v = (part.transpose(0, 1)[None] for part in (query[first:last], key[low:high], value[low:high]))
+        distance = torch.arange(high - low)[first - last :, None] - torch.arange(high - low)[None]
         seen = (distance >= 0) & ((distance <= window_size[0]) | (window_size[0] == -1))
         y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=enable_gqa)
         parts.append(y[0].transpose(0, 1))
@@ -84,6 +125,7 @@ def test_segments_are_laid_out_as_varlen_attention_wants_them(monkeypatch, funct
 
     monkeypatch.setattr(attention, "_varlen", lambda: (function, frozenset(inspect.signature(function).parameters)))
     compare(Packed(documents(), varlen=True), window)
+    compare(Trees(documents(), branches(), varlen=True), window, of=branches())
 
 
 @pytest.mark.gpu
@@ -92,6 +134,9 @@ def test_varlen_attention_on_cuda(window):
     packed = attention.packed(documents().cuda(), torch.bfloat16, windowed=window is not None)
     assert packed is not None and packed.varlen
     compare(packed, window, "cuda", torch.bfloat16, tolerance=3e-2)
+    trees = attention.trees(documents().cuda(), branches().cuda(), torch.bfloat16, windowed=window is not None)
+    assert trees.varlen
+    compare(trees, window, "cuda", torch.bfloat16, tolerance=3e-2, of=branches().cuda())
 
 
 @pytest.mark.parametrize("name", ["qwen2", "mistral"])

@@ -11,6 +11,7 @@ from numllm import ops, products, reference
 SCALES = torch.tensor([2.0] * 3 + [0.7] * 2)
 COLUMNS = torch.tensor([0] * 3 + [1] * 2, dtype=torch.int32)
 ROWS = torch.tensor([[0, 1, -1, 1], [-1, 0, 0, 1]], dtype=torch.int32)
+ORDERED = torch.tensor([[1, 1, 1, 0], [0, -1, -1, -1]], dtype=torch.int32)
 
 
 def inputs(dtype: torch.dtype = torch.float64, *, size: int = 1) -> dict[str, torch.Tensor]:
@@ -28,7 +29,9 @@ def call(v: dict[str, torch.Tensor], rows: torch.Tensor | None = ROWS, **options
     return ops.lora_linear(v["x"], v["w"], v["bias"], v["a"], v["b"], SCALES, COLUMNS, rows, **options)
 
 
-@pytest.mark.parametrize("rows", [None, ROWS, torch.full_like(ROWS, -1)], ids=["all-on", "mixed", "all-off"])
+@pytest.mark.parametrize(
+    "rows", [None, ROWS, ORDERED, torch.full_like(ROWS, -1)], ids=["all-on", "mixed", "ordered", "all-off"]
+)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 def test_lora_linear_and_its_gradients(rows, bias) -> None:
     v = inputs()
@@ -48,6 +51,16 @@ def test_lora_linear_and_its_gradients(rows, bias) -> None:
     y.backward(dy)
     wanted = reference.lora_linear_backward(dy.view(8, -1), flat, v["w"], v["a"], v["b"], *choice)
     torch.testing.assert_close([v["x"].grad.view(8, -1), v["a"].grad, v["b"].grad], list(wanted))
+
+
+def test_tokens_that_follow_on_one_another_skip_the_columns_of_others(monkeypatch) -> None:
+    v = inputs(torch.float32)
+    (first, one), (second, other), (_, none) = ops._parts(COLUMNS, ORDERED.view(-1), v["x"])
+    assert (first, one) == (slice(0, 3), slice(3, 5)) and (second, other) == (slice(3, 5), slice(0, 3))
+    assert none == slice(0) and ops._parts(COLUMNS, ROWS.view(-1), v["x"]) is None
+    found = call(v, ORDERED)
+    monkeypatch.setattr(ops, "_parts", lambda *_: None)
+    assert torch.equal(found, call(v, ORDERED))
 
 
 def test_the_reference_gradients_are_those_of_its_formula() -> None:

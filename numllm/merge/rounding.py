@@ -18,7 +18,7 @@ class Rounder:
         self.single = torch.empty(size, dtype=torch.float32)
         self.narrow = self.single if dtype == torch.float32 else torch.empty(size, dtype=dtype)
         self._raw, self._rounded = self.single.numpy().view(np.uint32), bits(self.narrow)
-        self._low, self._doubtful = np.empty(size, dtype=np.uint32), np.empty(size, dtype=bool)
+        self._doubtful = np.empty(size, dtype=bool)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The rounded numbers (n,); they last until the next call."""
@@ -27,16 +27,12 @@ class Rounder:
         if self.narrow is self.single:
             return single
         narrow = self.narrow[:n].copy_(single)
-        raw, low, doubtful = self._raw[:n], self._low[:n], self._doubtful[:n]
-        if narrow.dtype == torch.bfloat16:
-            np.bitwise_and(raw, 0xFFFF, out=low)
-            np.equal(low, 0x8000, out=doubtful)
-        else:
-            np.bitwise_and(raw, 0x1FFF, out=low)
-            np.equal(low, 0x1000, out=doubtful)
-            # Below 2⁻¹⁴ fp16 is subnormal and the middle is not a fixed pattern of bits.
-            np.bitwise_and(raw, 0x7FFFFFFF, out=low)
-            doubtful |= low < 0x38800000
+        raw, doubtful = self._raw[:n], self._doubtful[:n]
+        # The bits that go, pushed to the top over those that stay: 100…0 is the middle.
+        np.left_shift(raw, 16 if narrow.dtype == torch.bfloat16 else 19, out=raw)
+        np.equal(raw, 1 << 31, out=doubtful)
+        if narrow.dtype == torch.float16:  # below 2⁻¹⁴ it is subnormal, and the middle not a fixed pattern of bits
+            doubtful |= (self._rounded[:n] & 0x7FFF) <= 0x400
         where = doubtful.nonzero()[0]
         if len(where):
             self._rounded[where] = bits(nearest(torch.from_numpy(x.numpy()[where]), narrow.dtype))
