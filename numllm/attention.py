@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 512
-"""Queries in a block. Rows no longer than this are a single block: plain attention with a mask."""
+BLOCK = 128
+"""Queries in a block. Rows of no more than two blocks are attended whole, with a mask."""
 
 
 @functools.cache
@@ -96,4 +96,4 @@ def packed(documents: Tensor, dtype: torch.dtype, windowed: bool) -> Packed | No
     if documents.is_cuda and dtype in (torch.bfloat16, torch.float16) and (found := _varlen()) is not None:
         if not windowed or "window_size" in found[1]:
             return Packed(documents, varlen=True)
-    return Packed(documents, varlen=False) if documents.shape[1] > BLOCK else None
+    return Packed(documents, varlen=False) if documents.shape[1] > 2 * BLOCK else None
