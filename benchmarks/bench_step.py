@@ -151,14 +151,17 @@ class Bench:
         if self.device.type != "cuda":
             return most
         room = 0.85 * torch.cuda.get_device_properties(self.device).total_memory
+        one, two = self.need(1), self.need(2)
+        return min(most, max(1, 1 + int((room - one) // (two - one))))
+
+    def need(self, layers: int) -> int:
+        """Estimated bytes of the largest case's step."""
         rows, width = max(CASES[self.name].values(), key=lambda size: size[0] * size[1])
-        lora = LoRAConfig(rank=RANK, targets=TARGETS)
-        for layers in range(most, 1, -1):
-            config = models.config_of(SHAPES[self.name] | {"num_hidden_layers": layers})
-            kind = str(self.dtype).removeprefix("torch.")
-            if estimate(config, lora, rows=rows, length=width, dtype=kind, cuda=True).total <= room:
-                return layers
-        return 1
+        return estimate(
+            models.config_of(SHAPES[self.name] | {"num_hidden_layers": layers}),
+            LoRAConfig(rank=RANK, targets=TARGETS), rows=rows, length=width,
+            dtype=str(self.dtype).removeprefix("torch."), cuda=True,
+        ).total
 
     def data(self, case: str, seed: int) -> Data:
         """Rows of a case."""

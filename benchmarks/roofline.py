@@ -8,7 +8,7 @@ operations per byte (roofline, Williams et al. 2009), numllm alone. Below: every
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ TOP, CHART, LINE = 60, 250, 24
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
+Work = tuple[str, float | None, float | None]
+"""Of a row: label, operations, bytes; None: not counted."""
 Mark = tuple[str, bool]
 """Colour, and whether the dot is full."""
 
@@ -52,7 +54,7 @@ class Point(NamedTuple):
         return (self.flops or 0) / rates.product >= (self.moved or 0) / rates.copy
 
 
-def lora_linear(row: Row) -> tuple[str, float, float]:
+def lora_linear(row: Row) -> Work:
     """Label; operations of y, dX, dA and dB, the frozen linear's without the adapters'; bytes of x, w, y, dy and dx
     once each in forward and backward, x once more for dA.
     """
@@ -63,17 +65,27 @@ def lora_linear(row: Row) -> tuple[str, float, float]:
     return f"linear {k} → {n}, {row['adapters']} adapter{'s' * (row['adapters'] > 1)}", flops, moved
 
 
-def work(row: Row) -> tuple[str, float | None, float | None]:
-    """(label, operations, bytes) of a row; both None where it cannot be drawn."""
-    if row["bench"] == "lora_linear":
-        return lora_linear(row)
-    if row["bench"] == "train_step":
-        return f"training step, {row['case']}, {row['layers']} layers", row.get("flops"), None
-    what = " ".join(str(row[key]) for key in ("bench", "operator", "shape", "case") if key in row)
-    return what.replace("_", " "), row.get("flops"), row.get("bytes")
+def loss(row: Row) -> Work:
+    """Label; operations of the logits and of dx; bytes of x and dx once, and of the head in forward and backward."""
+    s, v, d = row["tokens"], row["vocabulary"], row["width"]
+    return f"loss over {v:,} words", 4 * s * v * d, BYTES[row["dtype"]] * (2 * s * d + 2 * v * d)
 
 
-def pictures(rows: Iterable[Row], slug: Any) -> dict[str, str]:
+def train_step(row: Row) -> Work:
+    """Label; 4 P a token; the bytes of a whole step are not counted."""
+    return f"training step, {row['case']}, {row['layers']} layers", row.get("flops"), None
+
+
+def as_told(row: Row) -> Work:
+    """What the row itself says."""
+    return row.get("case", row["bench"]), row.get("flops"), row.get("bytes")
+
+
+WORK = {"lora_linear": lora_linear, "loss": loss, "train_step": train_step}
+"""Benchmark → what its rows' work is; of others, `as_told`."""
+
+
+def pictures(rows: Iterable[Row], slug: Callable[[str], str]) -> dict[str, str]:
     """File name → SVG, one a device, number of threads and precision that there are rates of and rows under them.
 
     slug: device's name → part of a file's name.
@@ -89,9 +101,13 @@ def pictures(rows: Iterable[Row], slug: Any) -> dict[str, str]:
         for dtype in sorted(known.keys() - {"copy"}):
             points = []
             for row in rows:
-                same = (row["device"], row["threads"], row.get("dtype")) == (device, threads, dtype)
-                if same and row["bench"] != "rates" and any(work(row)[1:]):
-                    points.append(Point(*work(row)[:1], row["candidate"], *work(row)[1:], row["ms"]["p50"] / 1000))
+                if row["bench"] == "rates" or (device, threads, dtype) != tuple(
+                    row.get(key) for key in ("device", "threads", "dtype")
+                ):
+                    continue
+                label, flops, moved = WORK.get(row["bench"], as_told)(row)
+                if flops or moved:
+                    points.append(Point(label, row["candidate"], flops, moved, row["ms"]["p50"] / 1000))
             if points and "copy" in known:
                 on = f", {threads} thread{'s' * (threads > 1)}" if threads else ""
                 name = f"roofline-{slug(device)}{f'-{threads}-thread' if threads else ''}-{dtype}.svg"

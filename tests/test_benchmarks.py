@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -132,6 +132,35 @@ def test_losses_that_differ_are_not_timed(monkeypatch) -> None:
     ))
     with pytest.raises(RuntimeError, match="text: the losses differ"):
         list(bench.rows("text", rounds=1))
+
+
+def test_on_a_gpu_a_peer_without_memory_is_left_out(monkeypatch) -> None:
+    """The way of a GPU, with the CPU's clock and a memory that is told."""
+    monkeypatch.setattr(bench_step, "SHAPES", {"tiny": {**bench_step.SHAPES["small"], **TINY}})
+    monkeypatch.setattr(bench_step, "CASES", {"tiny": {"packed": (2, 64)}})
+    for name, value in {"memory_allocated": 100, "max_memory_allocated": 350, "reset_peak_memory_stats": None}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    bench = bench_step.Bench("tiny", 2, torch.float32, torch.device("cpu"))
+
+    def full(shape: dict[str, object], held: dict[str, torch.Tensor]) -> bench_step.Step:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    bench.makers = {"numllm": bench_step.numllm, bench_step.PEER: full}
+    monkeypatch.setattr(bench, "_turns", bench._one_by_one)
+    mine, theirs = bench.rows("packed", rounds=2)
+    assert mine["peak_bytes"] == 250 and mine["speed"] is None and mine["ms"]["p50"] > 0
+    assert theirs == {"case": "packed", "candidate": bench_step.PEER, "skipped": "out of memory"}
+
+
+def test_layers_that_a_gpu_has_room_for(monkeypatch) -> None:
+    layers = {}
+    for gigabytes in (8, 48, 85):  # 85: what is called 80 GB
+        card = SimpleNamespace(total_memory=gigabytes * 10**9)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
+        bench = bench_step.Bench("qwen2.5-7b", None, torch.bfloat16, torch.device("cuda", 0))
+        layers[gigabytes] = bench.shape["num_hidden_layers"]
+    assert layers[8] == 1 and layers[85] == 28
+    assert bench.need(layers[48]) <= 0.85 * 48e9 < bench.need(layers[48] + 1)
 
 
 @pytest.mark.parametrize("peer", [True, False])
@@ -340,7 +369,9 @@ def test_rates_and_the_picture_under_them(monkeypatch, tmp_path) -> None:
     drawn = roofline.pictures([
         copy, row("rates", "product", 1, flops=1e9),
         row("lora_linear", "frozen linear", 2 * flops / 1e9, **size), row("lora_linear", "numllm", 1, **size),
-        row("train_step", "numllm", 4, case="text", layers=4, flops=1e9), row("norm", "numllm", 1.25, bytes=1e9),
+        row("train_step", "numllm", 4, case="text", layers=4, flops=1e9),
+        row("blocks", "numllm", 1.25, case="RMSNorm", bytes=1e9),
+        row("loss", "numllm", 1, tokens=100, vocabulary=2500, width=500),
         {"bench": "lora_linear", "candidate": "PEFT", "skipped": "not installed", **where},
         row("generate", "numllm", 1),
     ], measure.slug)
@@ -350,14 +381,15 @@ def test_rates_and_the_picture_under_them(monkeypatch, tmp_path) -> None:
     assert "Roofline: A & B, float32, 1 thread" in texts and "measured: copy 1 GB/s, product 1 GFLOP/s" in texts
     assert "frozen linear: 50 %" in texts  # as given: half the rate of products
     assert "25 %, 0.25 GFLOP/s" in texts and "80 %, 0.8 GB/s" in texts
-    assert "linear 64 → 128, 1 adapter" in texts and "generate" not in texts
+    assert "50 %, 0.5 GFLOP/s" in texts  # 4 · 100 · 2500 · 500 operations
+    assert {"linear 64 → 128, 1 adapter", "RMSNorm", "loss over 2,500 words"} <= set(texts) and "generate" not in texts
 
 
 def test_work_of_a_linear_is_what_its_gradients_take() -> None:
     row = {"bench": "lora_linear", "in": 3, "out": 5, "tokens": 7, "adapters": 2, "rank": 2, "dtype": "bfloat16"}
     products = [(7, 3, 5), (7, 5, 3)]  # (rows, inner, columns) of y and dX, then of s, sbᵀ, dS, dSa, dA, dB
     thin = [(7, 3, 4), (7, 4, 5), (7, 5, 4), (7, 4, 3), (4, 7, 3), (5, 7, 4)]
-    frozen, adapted = (roofline.work({**row, "candidate": name}) for name in ("frozen linear", "numllm"))
+    frozen, adapted = (roofline.lora_linear({**row, "candidate": name}) for name in ("frozen linear", "numllm"))
     assert frozen[1] == sum(2 * m * k * n for m, k, n in products)
     assert adapted[1] == sum(2 * m * k * n for m, k, n in products + thin)
     assert adapted[2] - frozen[2] == 2 * 7 * 3
