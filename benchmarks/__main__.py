@@ -11,7 +11,9 @@ fails nothing is measured. `scripts/benchmark_tables.py` shows the last run of e
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -66,21 +68,29 @@ def environment() -> dict[str, str]:
     return found | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
 
 
+def ended(module: Sequence[str], seconds: float | None) -> int | None:
+    """Runs a module with its arguments; its exit code, or None when time was up. No process of its own outlives it."""
+    with subprocess.Popen(
+        [sys.executable, "-m", *module], cwd=ROOT, env=environment(), start_new_session=True
+    ) as process:
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
 def tested(device: str, seconds: float | None) -> bool:
     """Whether the tests of what is measured on this device pass, in time."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-o", "filterwarnings=default", *TESTS[device]]
-    try:
-        return not subprocess.run(command, cwd=ROOT, env=environment(), timeout=seconds, check=False).returncode
-    except subprocess.TimeoutExpired:
-        return False
+    return ended(["pytest", "-q", "-x", "-o", "filterwarnings=default", *TESTS[device]], seconds) == 0
 
 
 def measured(family: Family, arguments: Sequence[str], seconds: float | None) -> str:
     """Runs a family; what came of it, empty when it went well."""
-    command = [sys.executable, "-m", f"benchmarks.{family.module}", *arguments]
-    try:
-        code = subprocess.run(command, cwd=ROOT, env=environment(), timeout=seconds, check=False).returncode
-    except subprocess.TimeoutExpired:
+    code = ended([f"benchmarks.{family.module}", *arguments], seconds)
+    if code is None:
         return f"stopped after {seconds:.0f} s; the rows written until then are kept"
     return f"failed, exit code {code}" if code else ""
 

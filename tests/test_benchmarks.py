@@ -226,12 +226,14 @@ def test_a_file_keeps_the_rows_of_earlier_runs(tmp_path) -> None:
 
 
 FAKE = """
-import json, pathlib, sys, time
+import json, pathlib, subprocess, sys, time
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 out.parent.mkdir(exist_ok=True)
 with out.open("a") as file:
     print(json.dumps(sys.argv[1:]), file=file)
 if "--wait" in sys.argv:
+    child = subprocess.Popen(["sleep", "60"])
+    (out.parent / "child").write_text(str(child.pid))
     time.sleep(60)
 sys.exit("--fail" in sys.argv)
 """
@@ -284,10 +286,12 @@ def test_a_family_that_fails_or_takes_too_long_is_told_and_its_rows_stay(familie
     with pytest.raises(SystemExit, match="not every family"):
         command.main(["both", "--device", "cpu", "--out", str(families), "--fail"])
     assert "both: failed, exit code 1; " in capfd.readouterr().out
-    assert command.measured(command.FAMILIES["here"], ["--out", str(families / "x.jsonl"), "--wait"], 3) == (
-        "stopped after 3 s; the rows written until then are kept"
+    assert command.measured(command.FAMILIES["here"], ["--out", str(families / "x.jsonl"), "--wait"], 5) == (
+        "stopped after 5 s; the rows written until then are kept"
     )
     assert "--wait" in (families / "x.jsonl").read_text(encoding="utf-8")
+    child = Path("/proc") / (families / "child").read_text() / "stat"
+    assert not child.exists() or child.read_text().split()[2] == "Z"  # killed with it
 
 
 def test_red_tests_no_figures(families, tmp_path) -> None:
