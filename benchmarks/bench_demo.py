@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(result.pop("text"), flush=True)
         del result["folder"]
         rows.append({"bench": "demo", **result, **where})
-        measure.write_rows(args.out, rows)
+        measure.write_rows(args.out, rows, anew=True)
 
 
 if __name__ == "__main__":

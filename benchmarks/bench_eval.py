@@ -1,6 +1,6 @@
 """Evaluation: FinEval on the demo's base, the shared beginnings against none, and a plain transformers loop.
 
-    python -m benchmarks.bench_eval --questions fineval/ --out benchmarks/results/eval-cpu.jsonl
+    python -m benchmarks.bench_eval --questions fineval/ --out rows.jsonl
 
 Rows of "fineval": the whole val split, zero- and five-shot, model and questions loaded. "prefix": five-shot
 prompts of up to 4,096 tokens, with and without shared beginnings; difference is the largest of any letter's

@@ -1,6 +1,6 @@
 """Loading a bf16 checkpoint into a model on the CPU, against `safetensors.torch.load_file` of the same files.
 
-    python -m benchmarks.bench_load --work /a/disk --out benchmarks/results/load.jsonl
+    python -m benchmarks.bench_load --work /a/disk --out rows.jsonl
 
 load_file maps the files into memory: it returns before anything of the weights is read, and they stay the files' own
 pages. So it is also timed with a first look at every byte, and with a copy into memory of the process's own, which is

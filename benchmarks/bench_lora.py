@@ -1,6 +1,6 @@
 """One LoRA linear, forward and backward, against the frozen linear alone and against PEFT.
 
-    python -m benchmarks.bench_lora --device cuda --out benchmarks/results/gpu.jsonl
+    python -m benchmarks.bench_lora --device cuda --out rows.jsonl
 
 Timed: y, dX, dA and dB of rank-16 adapters in fp32 on a frozen linear; for the frozen linear, y and dX. All
 candidates of a shape take turns in one run, so their ratios are of one moment.
@@ -138,9 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer tokens and rounds")
     parser.add_argument("--out", type=Path, help="file of JSON lines to write; stdout otherwise")
     options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("bench_lora: --device cuda wants a CUDA device, and there is none; use --device cpu")
-    device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
+    device = measure.device_of(options.device)
     if options.device == "cuda":
         shapes, dtype, tokens, rounds = GPU_SHAPES, torch.bfloat16, 8192, 100
     else:
@@ -150,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick:
         tokens, rounds = tokens // 2, max(10, rounds // 3)
     where = measure.provenance(device)
-    rows = []
+    rows: list[dict[str, Any]] = []
     if not importlib.util.find_spec("peft"):
         rows.append({"bench": "lora_linear", "candidate": "PEFT", "skipped": "peft is not installed", **where})
         print("bench_lora: peft is not installed, its rows are left out", file=sys.stderr)
@@ -162,11 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     f"{k} → {n}, {adapters} adapters, {row['candidate']}: {row['ms']['p50']:.3f} ms, "
                     f"{row['ratio_to_frozen']['p50']:.3f} × frozen", file=sys.stderr,
                 )
-    if options.out:
-        measure.write_rows(options.out, rows)
-    else:
-        for row in rows:
-            print(row)
+            if options.out:  # shape by shape: what a time limit cuts off is not all
+                measure.write_rows(options.out, rows)
+                rows.clear()
+    for row in rows:
+        print(row)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Folding two rank-16 adapters into a checkpoint, against copying its files, PEFT, and a merge per tensor in memory.
 
-    python -m benchmarks.bench_merge --shape qwen2.5-0.5b --rounds 5 --work /a/disk --out benchmarks/results/merge.jsonl
+    python -m benchmarks.bench_merge --shape qwen2.5-0.5b --rounds 5 --work /a/disk --out rows.jsonl
 
 Every candidate runs in a process of its own, takes turns with the others in every round, starts with the inputs in
 the page cache and nothing left to be written back, and is timed from after its imports until its output is on the disk

@@ -1,6 +1,6 @@
 """How well and how fast numbers are found in the annotated sentences, beside what else there is.
 
-    python -m benchmarks.bench_numbers --out benchmarks/results/numbers.jsonl
+    python -m benchmarks.bench_numbers --out rows.jsonl
 
 Candidates: numllm; `cn2an.transform`, which rewrites the Chinese numerals of a sentence (its values are those digits
 and percentages that the rewritten sentence holds); and a plain regular expression for digits with the usual signs and

@@ -1,6 +1,6 @@
 """What travels between the processes of a training step: counted from the adapters, and seen by the network card.
 
-    python -m benchmarks.bench_traffic --processes 2 4 --out benchmarks/results/traffic-cpu.jsonl
+    python -m benchmarks.bench_traffic --processes 2 4 --out rows.jsonl
 
 The processes (gloo, CPU) have a network namespace of their own (util-linux's unshare, iproute2's ip), so that nothing
 else is on its loopback card, whose counters are read before and after the steps. A row a number of processes: bytes

@@ -1,6 +1,6 @@
 """Training both adapters in one pass against one after the other, and against transformers with PEFT.
 
-    python -m benchmarks.bench_train --out benchmarks/results/train-cpu.jsonl
+    python -m benchmarks.bench_train --out rows.jsonl
 
 Case joint: the time of a joint step over that of a domain step and a numeric step, which take turns on the same
 batches. Case peft: the same model, data, adapters' start, rates and steps through transformers and PEFT, an adapter
@@ -154,16 +154,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu")
+    parser.add_argument("--dtype", help="float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--quick", action="store_true", help="a third of the rounds and steps")
     parser.add_argument("--rounds", type=int, default=10, help="joint steps timed")
     parser.add_argument("--steps", type=int, default=60, help="of case peft")
-    parser.add_argument("--case", action="append", choices=["joint", "peft"])
+    parser.add_argument(
+        "--case", action="append", choices=["joint", "peft"], help="both on a CPU, joint alone on a GPU"
+    )
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
+    device = measure.device_of(given.device)
+    given.dtype = given.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    if given.quick:
+        given.rounds, given.steps = -(-given.rounds // 3), -(-given.steps // 3)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         config = TrainConfig(
@@ -172,8 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             domain_rate=1e-3, numeric_rate=1e-3, **demo_data(Path(scratch)),
         )
         cases = {"joint": lambda: joint(config, given.rounds), "peft": lambda: against_peft(config)}
-        origin = measure.provenance(torch.device(given.device))
-        for name in given.case or cases:
+        origin = measure.provenance(device)
+        for name in given.case or (cases if device.type == "cpu" else ["joint"]):
             for row in cases[name]():
                 rows.append({
                     "bench": "train", **row, "model": given.model, "dtype": given.dtype, "length": given.length,

@@ -9,6 +9,7 @@ import json
 import platform
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ T = TypeVar("T")
 
 QUANTILES = {"p20": 0.2, "p50": 0.5, "p80": 0.8}
 _FALLBACK_CACHE = 64 * 2**20
+_BEGAN = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+"""When this run began: with the commit, what tells a file's runs apart."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,10 +106,17 @@ def _gpu_clock(device: torch.device) -> Callable[[Callable[[Any], Any], Any], fl
     return clock
 
 
+def device_of(name: str) -> torch.device:
+    """The device of a command line, "cuda" or "cpu"; without it the program ends with one line."""
+    if name == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device cuda wants a CUDA device, and there is none; use --device cpu")
+    return torch.device("cuda", 0) if name == "cuda" else torch.device("cpu")
+
+
 def provenance(device: torch.device) -> dict[str, Any]:
     """Where and with what a row was measured: device name, versions, commit (None outside a git checkout)."""
     row: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "device": device_name(device),
         "kind": device.type, "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "python": platform.python_version(), "torch": torch.__version__,
     }
@@ -117,8 +127,23 @@ def provenance(device: torch.device) -> dict[str, Any]:
             row[package] = None
     row["cuda"] = torch.version.cuda if device.type == "cuda" else None
     row["commit"] = _commit()
-    row["date"] = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    row["date"] = _BEGAN
     return row
+
+
+def device_name(device: torch.device) -> str:
+    """As its maker, or the system, names it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+
+
+def slug(name: str) -> str:
+    """A device's name as a part of a file's."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def results_file(folder: Path, family: str, device: torch.device) -> Path:
+    """Where the rows of a family of benchmarks on a device go: one file for both."""
+    return folder / f"{family}-{slug(device_name(device))}.jsonl"
 
 
 def _cpu_name() -> str:
@@ -148,9 +173,14 @@ def _commit() -> str | None:
     return run[0].stdout.strip() + ("+" if run[1].stdout.strip() else "")
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object a line, aside and renamed."""
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, anew: bool = False) -> None:
+    """Puts rows, one JSON object a line, behind those of a file, which is written aside and renamed.
+
+    anew: what the file holds is dropped.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.read_text(encoding="utf-8") if path.exists() and not anew else ""
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    aside.write_text(before + "".join(lines), encoding="utf-8")
     aside.replace(path)

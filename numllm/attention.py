@@ -20,8 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 512
-"""Queries in a block. Rows no longer than this are a single block: plain attention with a mask."""
+BLOCK = 128
+"""Queries in a block of packed rows. Rows of no more than two blocks are attended whole, with a mask."""
+TREE_BLOCK = 512
+"""Queries in a block of trees, which gather the keys they see. Shorter rows are attended whole, with a mask."""
 
 
 @functools.cache
@@ -157,7 +159,7 @@ class Trees:
             flat[1:] = [part[self.keys] for part in flat[1:]]
             return _rows_parted(_segments(*flat, self.ends, self.key_ends, window), q)
         grouped = q.shape[1] != k.shape[1]
-        if self.length <= BLOCK:
+        if self.length <= TREE_BLOCK:
             if window not in self._masks:
                 index = torch.arange(self.documents.numel(), device=self.device).view(self.rows, self.length)
                 self._masks[window] = self._mask(index, index, window, q.dtype)[:, None]
@@ -176,8 +178,8 @@ class Trees:
     def _blocks(self, window: int | None, dtype: torch.dtype) -> list[tuple[slice, Tensor, Tensor]]:
         """(queries, indexes of the keys that any of them sees (S,), mask (1, 1, queries, S)) of all tokens."""
         found = []
-        for first in range(0, self.documents.numel(), BLOCK):
-            last = min(first + BLOCK, self.documents.numel())
+        for first in range(0, self.documents.numel(), TREE_BLOCK):
+            last = min(first + TREE_BLOCK, self.documents.numel())
             paths = [
                 _path(run, max(first, run.start), min(last, run.stop), window)
                 for run in self.runs if run.start < last and first < run.stop
@@ -231,7 +233,7 @@ def packed(documents: Tensor, dtype: torch.dtype, windowed: bool) -> Packed | No
     windowed: whether a layer has a window.
     """
     varlen = _takes_varlen(documents, dtype, windowed)
-    return Packed(documents, varlen=varlen) if varlen or documents.shape[1] > BLOCK else None
+    return Packed(documents, varlen=varlen) if varlen or documents.shape[1] > 2 * BLOCK else None
 
 
 def trees(documents: Tensor, branches: Tensor, dtype: torch.dtype, windowed: bool) -> Trees:

@@ -80,9 +80,12 @@ def token_losses(x: Tensor, w: Tensor, labels: Tensor, chunk: int | None = None)
 
 
 def head_rows(vocab_size: int, *, cuda: bool) -> int:
-    """Rows whose logits exist at a time: 2048 or 2 GiB on a GPU, whichever is more; 256 MiB on the CPU."""
+    """Rows whose logits exist at a time: 2048 or 2 GiB on a GPU, 256 or 32 MiB on the CPU, whichever is more.
+
+    On the CPU more are no faster: they leave the cache, and every step the system must clear that much memory anew.
+    """
     row = 4 * max(vocab_size, 1)
-    return max(2048, 2**31 // row) if cuda else max(16, 2**28 // row)
+    return max(2048, 2**31 // row) if cuda else max(256, 2**25 // row)
 
 
 def _lora_forward(

@@ -260,7 +260,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{found['remark']}\n\n{markdown_table(rows, list(rows[0]))}\n\n{options.out / 'report.html'}")
     if options.row:
         row = {"rows": rows, "seconds": found["seconds"]} | {key: config[key] for key in ("base", "seeds", "weights")}
-        measure.write_rows(options.row, [{"bench": "ablation", **row, **measure.provenance(torch.device("cpu"))}])
+        whole = {"bench": "ablation", **row, **measure.provenance(torch.device("cpu"))}
+        measure.write_rows(options.row, [whole], anew=True)
     if options.json:
         print(json.dumps(found, ensure_ascii=False))
     return 0

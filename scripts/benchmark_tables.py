@@ -1,4 +1,4 @@
-"""Writes the measured tables of the READMEs from the rows in benchmarks/results, between their markers.
+"""Writes the tables and pictures of the READMEs from the rows in benchmarks/results, between their markers.
 
     python scripts/benchmark_tables.py            writes
     python scripts/benchmark_tables.py --check    exit code 1 when a page is not what the rows say
@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import measure, roofline  # noqa: E402
 from numllm import demo as demo_tables  # noqa: E402
 from numllm.report import markdown_table  # noqa: E402
 
@@ -26,13 +27,17 @@ Row = dict[str, Any]
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """All measured rows of the folder's .jsonl files, in the order of file names and lines."""
-    rows = [
-        json.loads(line)
-        for path in sorted(folder.glob("*.jsonl"))
-        for line in path.read_text(encoding="utf-8").splitlines()
-    ]
-    return [row for row in rows if "skipped" not in row]
+    """The measured rows of the folder's .jsonl files in the order of names and lines; of each file the last run's."""
+    rows: list[Row] = []
+    for path in sorted(folder.glob("*.jsonl")):
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows += [row for row in found if "skipped" not in row and run(row) == run(found[-1])]
+    return rows
+
+
+def run(row: Row) -> tuple[Any, ...]:
+    """What the rows of one run of a program have in common."""
+    return row["commit"], row["date"]
 
 
 def spread(quantiles: Mapping[str, float], digits: int, scale: float = 1) -> str:
@@ -193,25 +198,31 @@ def merge(rows: Iterable[Row]) -> Iterable[str]:
 def train_step(rows: Iterable[Row]) -> Iterable[str]:
     """One table a machine."""
     rows = list(rows)
-    if not rows:
-        yield "Not yet measured."
+    if not any(row["kind"] == "cuda" for row in rows):
+        yield "On a GPU: not yet measured (`scripts/gpu_check.sh` measures it).\n"
 
     def machine(row: Row) -> tuple[Any, ...]:
-        return tuple(row[key] for key in ("device", "threads", "torch", "transformers", "peft", "commit"))
+        kept = ("device", "threads", "torch", "peft", "commit", "layers")
+        return *(row[key] for key in kept), row.get("transformers"), row.get("dtype", "float32")
 
-    for (device, threads, torch, transformers, peft, commit), group in groupby(rows, machine):
+    for (device, threads, torch, peft, commit, layers, transformers, dtype), group in groupby(rows, machine):
+        on = f"{threads} thread{'s' * (threads > 1)}, torch {torch}" if threads else f"torch {torch}"
+        against = f", transformers {transformers}, PEFT {peft}" if transformers else ""
+        yield f"**{device}**, {layers} layers in {dtype}, {on}{against}, commit {commit or 'unknown'}:\n"
         yield (
-            f"**{device}**, float32, {threads} thread{'s' * (threads > 1)}, torch {torch}, "
-            f"transformers {transformers}, PEFT {peft}, commit {commit or 'unknown'}:\n"
+            "| step | tokens | | ms, median (p20–p80) | tokens/s | 4 P, TFLOP/s | × the peer's speed (p20–p80) "
+            "| peak memory, MiB |"
         )
-        yield "| step | tokens | | ms, median (p20–p80) | × the peer's speed (p20–p80) | peak memory, MiB |"
-        yield "|---|--:|---|--:|--:|--:|"
+        yield "|---|--:|---|--:|--:|--:|--:|--:|"
         for row in group:
-            ms, speed = row["ms"], row["speed"]
+            ms = row["ms"]
+            speed = spread(row["speed"], 2) if row["speed"] else "–"
+            flops = "–"
+            if "flops" in row:
+                flops = f"{row['flops'] / ms['p50'] / 1e9:.3g}" + (f" ({row['mfu']:.0%})" if row["mfu"] else "")
             yield (
-                f"| {row['case']} | {row['tokens']} | {row['candidate']} "
-                f"| {spread(ms, 0)} "
-                f"| {spread(speed, 2)} | {row['peak_bytes'] >> 20} |"
+                f"| {row['case']} | {row['tokens']} | {row['candidate']} | {spread(ms, 0)} "
+                f"| {1000 * row['tokens'] / ms['p50']:,.0f} | {flops} | {speed} | {row['peak_bytes'] >> 20} |"
             )
         yield ""
 
@@ -324,12 +335,31 @@ def generate(rows: Iterable[Row]) -> Iterable[str]:
         yield "| model | dtype | | new tokens | | s of its own | × transformers | by the clock | same tokens |"
         yield "|---|---|---|--:|---|--:|--:|--:|---|"
         for row in group:
+            against = "– | – | –"
+            if row["same"] is not None:
+                against = f"{row['cpu_ratio']:.2f} | {row['ratio']:.2f} | {'yes' if row['same'] else 'no'}"
             yield (
                 f"| {row['model']} | {row['dtype']} | {row['case']} | {row['new_tokens']} | {row['candidate']} "
-                f"| {row['cpu_seconds']:.2f} | {row['cpu_ratio']:.2f} | {row['ratio']:.2f} "
-                f"| {'yes' if row['same'] else 'no'} |"
+                f"| {row['cpu_seconds']:.2f} | {against} |"
             )
         yield ""
+
+
+def rates(rows: Iterable[Row]) -> Iterable[str]:
+    """One table: a line a device."""
+    rows = list(rows)
+    if not rows:
+        yield "Not yet measured, so no picture is drawn (`python -m benchmarks rates lora --device cpu`)."
+        return
+    for name in sorted(path.name for path in (ROOT / "benchmarks" / "results").glob("roofline-*.svg")):
+        yield f"![{name.removesuffix('.svg')}](results/{name})\n"
+    yield "| device | | ms, median (p20–p80) | |"
+    yield "|---|---|--:|--:|"
+    for row in rows:
+        on = f", {row['threads']} thread{'s' * (row['threads'] > 1)}" if row["threads"] else ""
+        size, what = row.get("bytes", row.get("flops")), "copy" if "bytes" in row else f"product, {row['dtype']}"
+        reached = roofline.rate(1000 * size / row["ms"]["p50"], "B/s" if "bytes" in row else "FLOP/s")
+        yield f"| {row['device']}{on} | {what} | {spread(row['ms'], 2)} | {reached} |"
 
 
 def families(rows: Iterable[Row]) -> Iterable[str]:
@@ -400,8 +430,8 @@ LARGER = {"7B, 15.2 GB": 15.2e9, "70B, 141 GB": 141e9}
 Table = Callable[[Iterable[Row]], Iterable[str]]
 PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "benchmarks" / "README.md": {
-        "lora_linear": lora_linear, "blocks": blocks, "loss": loss, "train_step": train_step, "train": train,
-        "traffic": traffic, "merge": merge, "load": load, "numbers": numbers, "generate": generate,
+        "rates": rates, "lora_linear": lora_linear, "blocks": blocks, "loss": loss, "train_step": train_step,
+        "train": train, "traffic": traffic, "merge": merge, "load": load, "numbers": numbers, "generate": generate,
     },
     ROOT / "README.md": {"demo": demo, "ablation": ablation, "merge": merge_in_short},
     ROOT / "numllm" / "README.md": {"families": families},
@@ -429,7 +459,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is out of date")
     check = parser.parse_args().check
-    rows = read_rows(ROOT / "benchmarks" / "results")
+    results = ROOT / "benchmarks" / "results"
+    rows = read_rows(results)
+    wanted = roofline.pictures(rows, measure.slug)
+    drawn = {path.name: path.read_text(encoding="utf-8") for path in results.glob("roofline-*.svg")}
+    if check and drawn != wanted:
+        sys.exit("the pictures are not what the rows say; run python scripts/benchmark_tables.py")
+    if not check:
+        for name in drawn.keys() - wanted.keys():
+            (results / name).unlink()
+        for name, picture in wanted.items():
+            (results / name).write_text(picture, encoding="utf-8")
     for path, tables in PAGES.items():
         page = path.read_text(encoding="utf-8")
         rendered = render(page, tables, rows)

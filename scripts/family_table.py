@@ -261,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                    **measured(case, Path(scratch) / str(number)), "tokenizer": known.get(case.tokenizer or "")}
             print(f"{'different' if fails(row) else 'equal'}: {case.family}", file=sys.stderr)
             rows.append({**row, **measure.provenance(torch.device("cpu"))})
-    measure.write_rows(given.out, rows)
+    measure.write_rows(given.out, rows, anew=True)
     sys.exit(any(map(fails, rows)))
 
 

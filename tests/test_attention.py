@@ -71,7 +71,7 @@ def test_blocks_of_queries_give_what_the_whole_mask_gives(monkeypatch, block, wi
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("block", [4, 7, 29, 30])
 def test_trees_in_blocks_give_what_the_whole_mask_gives(monkeypatch, block, window):
-    monkeypatch.setattr(attention, "BLOCK", block)
+    monkeypatch.setattr(attention, "TREE_BLOCK", block)
     compare(Trees(documents(), branches(), varlen=False), window, of=branches())
 
 
@@ -83,7 +83,7 @@ def test_positions_are_counted_along_trunk_and_branch():
 
 
 def test_a_tree_costs_what_is_attended(monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK", 16)
+    monkeypatch.setattr(attention, "TREE_BLOCK", 16)
     trunk, each, count = 8, 64, 32
     of = torch.tensor([[0] * trunk + [branch for branch in range(1, count + 1) for _ in range(each)]])
     trees = Trees(torch.zeros_like(of), of, varlen=False)

@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from benchmarks import bench_blocks, bench_eval, bench_load, bench_lora, bench_loss, bench_step, bench_train, measure
+from benchmarks import __main__ as command
+from benchmarks import (
+    bench_blocks,
+    bench_eval,
+    bench_generate,
+    bench_load,
+    bench_lora,
+    bench_loss,
+    bench_rates,
+    bench_step,
+    bench_train,
+    measure,
+    models,
+    roofline,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "scripts" / "benchmark_tables.py"
+
+
+def tables() -> ModuleType:
+    """scripts/benchmark_tables.py."""
+    spec = importlib.util.spec_from_file_location("benchmark_tables", TABLES)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_the_page_is_what_the_rows_say() -> None:
@@ -37,15 +63,12 @@ def test_rows_of_the_lora_benchmark(monkeypatch, tmp_path) -> None:
         if row["candidate"] == "frozen linear":
             assert set(row["ratio_to_frozen"].values()) == {1.0}
 
-    spec = importlib.util.spec_from_file_location("benchmark_tables", TABLES)
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    table = {"lora_linear": tables.lora_linear}
-    page = tables.render("before <!-- lora_linear -->\nold\n<!-- end lora_linear --> after", table, measured)
+    render, table = tables().render, {"lora_linear": tables().lora_linear}
+    page = render("before <!-- lora_linear -->\nold\n<!-- end lora_linear --> after", table, measured)
     assert "| 32 → 48 |" in page and "numllm, by row" in page and "not yet measured" in page and "old" not in page
-    assert tables.render(page, table, measured) == page
+    assert render(page, table, measured) == page
     with pytest.raises(ValueError, match="must have <!-- lora_linear -->"):
-        tables.render("a page without markers", table, measured)
+        render("a page without markers", table, measured)
 
 
 def test_rows_of_the_blocks_benchmark(monkeypatch, tmp_path) -> None:
@@ -103,17 +126,90 @@ def test_rows_of_the_loading_benchmark(tmp_path) -> None:
     assert all(row["ms"]["p50"] > 0 and row["bytes"] > 1e5 and row["commit"] for row in rows)
 
 
-def test_rows_of_the_training_step_benchmark(monkeypatch) -> None:
-    small = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    monkeypatch.setattr(bench_step, "SHAPE", {**bench_step.SHAPE, **small})
-    monkeypatch.setattr(bench_step, "CASES", {"text": (2, 16), "choice": (3, 8)})
+TINY = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_of_the_training_step_benchmark(monkeypatch, dtype) -> None:
+    pytest.importorskip("peft")
+    cases = {"text": (2, 16), "choice": (3, 8), "packed": (2, 64)}
+    monkeypatch.setattr(bench_step, "SHAPES", {"tiny": {**bench_step.SHAPES["small"], **TINY}})
+    monkeypatch.setattr(bench_step, "CASES", {"tiny": cases})
+    monkeypatch.setattr(bench_step, "SHORTEST", 5)
+    monkeypatch.setattr(bench_step, "LONGEST", 20)
     monkeypatch.setattr(bench_step, "peak", lambda *_: 1 << 20)  # a process of its own, of the full size
-    rows = bench_step.run(rounds=1)  # whose losses must agree
-    assert [(row["case"], row["candidate"], row["tokens"]) for row in rows] == [
-        (case, name, tokens) for case, tokens in (("text", 32), ("choice", 24)) for name in bench_step.CANDIDATES
+    bench = bench_step.Bench("tiny", 2, getattr(torch, dtype), torch.device("cpu"))
+    names = ["numllm", bench_step.PEER, *([f"{bench_step.PEER}, 16-bit factors"] if dtype == "bfloat16" else [])]
+    for case, (count, width) in cases.items():
+        rows = list(bench.rows(case, rounds=1))  # whose losses must agree
+        assert [(row["candidate"], row["tokens"]) for row in rows] == [(name, count * width) for name in names]
+        assert all(row["ms"]["p50"] > 0 and row["speed"]["p50"] > 0 and row["layers"] == 2 for row in rows)
+        assert set(rows[1]["speed"].values()) == {1}
+        linears = 2 * (2 * 32 * 32 + 2 * 2 * 8 * 32 + 3 * 32 * 48)
+        late = 3 * 32 * 48 + 64 * 32
+        assert rows[0]["flops"] == 4 * ((linears - 3 * 32 * 48) * count * width + late * rows[0]["labels"])
+        shown = "\n".join(tables().train_step([{**row, "bench": "train_step", **WHERE} for row in rows]))
+        assert f"2 layers in {dtype}" in shown and f"| {case} | {count * width} | numllm |" in shown
+
+
+WHERE = {"device": "D", "threads": 1, "torch": "t", "peft": "p", "transformers": "f", "commit": "c", "kind": "cpu"}
+
+
+def test_losses_that_differ_are_not_timed(monkeypatch) -> None:
+    pytest.importorskip("peft")
+    monkeypatch.setattr(bench_step, "SHAPES", {"tiny": {**bench_step.SHAPES["small"], **TINY}})
+    monkeypatch.setattr(bench_step, "CASES", {"tiny": {"text": (2, 16)}})
+    bench = bench_step.Bench("tiny", 2, torch.float32, torch.device("cpu"))
+    monkeypatch.setattr(models, "theirs", lambda shape, held, make=models.theirs: make(
+        shape, {name: 1.1 * weight for name, weight in held.items()}
+    ))
+    with pytest.raises(RuntimeError, match="text: the losses differ"):
+        list(bench.rows("text", rounds=1))
+
+
+def test_on_a_gpu_a_peer_without_memory_is_left_out(monkeypatch) -> None:
+    """The way of a GPU, with the CPU's clock and a memory that is told."""
+    monkeypatch.setattr(bench_step, "SHAPES", {"tiny": {**bench_step.SHAPES["small"], **TINY}})
+    monkeypatch.setattr(bench_step, "CASES", {"tiny": {"packed": (2, 64)}})
+    for name, value in {"memory_allocated": 100, "max_memory_allocated": 350, "reset_peak_memory_stats": None}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    bench = bench_step.Bench("tiny", 2, torch.float32, torch.device("cpu"))
+
+    def full(shape: dict[str, object], held: dict[str, torch.Tensor]) -> bench_step.Step:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    bench.makers = {"numllm": bench_step.numllm, bench_step.PEER: full}
+    monkeypatch.setattr(bench, "_turns", bench._one_by_one)
+    mine, theirs = bench.rows("packed", rounds=2)
+    assert mine["peak_bytes"] == 250 and mine["speed"] is None and mine["ms"]["p50"] > 0
+    assert theirs == {"case": "packed", "candidate": bench_step.PEER, "skipped": "out of memory"}
+
+
+def test_layers_that_a_gpu_has_room_for(monkeypatch) -> None:
+    layers = {}
+    for gigabytes in (8, 48, 85):  # 85: what is called 80 GB
+        card = SimpleNamespace(total_memory=gigabytes * 10**9)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
+        bench = bench_step.Bench("qwen2.5-7b", None, torch.bfloat16, torch.device("cuda", 0))
+        layers[gigabytes] = bench.shape["num_hidden_layers"]
+    assert layers[8] == 1 and layers[85] == 28
+    assert bench.need(layers[48]) <= 0.85 * 48e9 < bench.need(layers[48] + 1)
+
+
+@pytest.mark.parametrize("peer", [True, False])
+def test_rows_of_the_generation_benchmark(monkeypatch, tmp_path, peer) -> None:
+    monkeypatch.setattr(models, "QWEN_HALF", {**models.QWEN_HALF, **TINY, "num_attention_heads": 2})
+    if not peer:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    out = tmp_path / "rows.jsonl"
+    bench_generate.main(["--device", "cpu", "--rounds", "1", "--out", str(out)])
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    names = ["numllm", "transformers"] if peer else ["numllm"]
+    assert [(row["case"], row["candidate"]) for row in rows] == [
+        (case, name) for case in bench_generate.CASES for name in names
     ]
-    assert all(row["ms"]["p50"] > 0 and row["speed"]["p50"] > 0 and row["transformers"] for row in rows)
-    assert [row["speed"]["p50"] for row in rows[1::2]] == [1, 1]
+    assert all(row["same"] is (True if peer else None) for row in rows)
+    assert len("".join(tables().generate(rows)).split("0.5B")) == len(rows) + 1
 
 
 def test_candidates_take_turns_on_rotating_inputs() -> None:
@@ -148,3 +244,200 @@ def test_a_joint_run_loses_what_transformers_and_peft_lose(world) -> None:
     joint, apart = bench_train.joint(config, rounds=2)
     assert joint["candidate"] == "joint" and set(apart["ratio_to_apart"].values()) == {1.0}
     assert 0 < joint["ratio_to_apart"]["p50"] < 10
+
+def test_a_file_keeps_the_rows_of_earlier_runs(tmp_path) -> None:
+    path = measure.results_file(tmp_path, "lora", torch.device("cpu"))
+    assert path.parent == tmp_path and re.fullmatch(r"lora-[a-z0-9-]+[a-z0-9]\.jsonl", path.name)
+    old, new = ({"bench": "x", "commit": "a", "date": date} for date in ("1", "2"))
+    measure.write_rows(path, [old, old])
+    measure.write_rows(path, [new])
+    measure.write_rows(path, [new, {**new, "skipped": "no peer"}])
+    assert [json.loads(line)["date"] for line in path.read_text(encoding="utf-8").splitlines()] == list("11222")
+    assert tables().read_rows(tmp_path) == [new, new]  # the page shows the last run
+    measure.write_rows(path, [old], anew=True)
+    assert tables().read_rows(tmp_path) == [old] and list(tmp_path.iterdir()) == [path]
+
+
+FAKE = """
+import json, pathlib, subprocess, sys, time
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+out.parent.mkdir(exist_ok=True)
+with out.open("a") as file:
+    print(json.dumps(sys.argv[1:]), file=file)
+if "--wait" in sys.argv:
+    child = subprocess.Popen(["sleep", "60"])
+    (out.parent / "child").write_text(str(child.pid))
+    time.sleep(60)
+sys.exit("--fail" in sys.argv)
+"""
+
+
+@pytest.fixture()
+def families(monkeypatch, tmp_path) -> Path:
+    """Families of a program that writes its arguments, and tests that pass; the folder for rows."""
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "bench_fake.py").write_text(FAKE, encoding="utf-8")
+    (tmp_path / "test_fake.py").write_text("def test_nothing():\n    assert True\n", encoding="utf-8")
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(command, "TESTS", {"cpu": ("test_fake.py",)})
+    monkeypatch.setattr(command, "FAMILIES", {
+        "both": command.Family("bench_fake", ("cuda", "cpu"), 5),
+        "gpu": command.Family("bench_fake", ("cuda",), 5),
+        "here": command.Family("bench_fake", ("cpu",), 5, quick=("--shape", "small")),
+        "wanting": command.Family("bench_fake", ("cpu",), 5, wants="--questions"),
+    })
+    return tmp_path / "rows"
+
+
+def arguments_of(folder: Path) -> dict[str, list[str]]:
+    """Family → the arguments its program got, --out left out."""
+    found = {}
+    for path in folder.glob("*.jsonl"):
+        given = json.loads(path.read_text(encoding="utf-8"))
+        assert Path(given[given.index("--out") + 1]) == path
+        del given[given.index("--out") : given.index("--out") + 2]
+        found[path.name.split("-")[0]] = given
+    return found
+
+
+def test_one_command_measures_every_family_that_can_be(families, capfd) -> None:
+    command.main(["--device", "cpu", "--quick", "--out", str(families)])
+    assert arguments_of(families) == {"both": ["--device", "cpu", "--quick"], "here": ["--shape", "small"]}
+    said = capfd.readouterr().out
+    assert "gpu: not on this device, only on cuda\n" in said and "wanting: wants --questions; " in said
+
+
+def test_further_arguments_go_to_one_family(families) -> None:
+    command.main(["wanting", "--device", "cpu", "--out", str(families), "--questions", "folder"])
+    assert arguments_of(families) == {"wanting": ["--questions", "folder"]}
+    for wrong in (["both", "here", "--device", "cpu", "--rounds", "3"], ["other", "--device", "cpu"]):
+        with pytest.raises(SystemExit, match="2"):
+            command.main([*wrong, "--out", str(families)])
+
+
+def test_a_family_that_fails_or_takes_too_long_is_told_and_its_rows_stay(families, capfd) -> None:
+    with pytest.raises(SystemExit, match="not every family"):
+        command.main(["both", "--device", "cpu", "--out", str(families), "--fail"])
+    assert "both: failed, exit code 1; " in capfd.readouterr().out
+    assert command.measured(command.FAMILIES["here"], ["--out", str(families / "x.jsonl"), "--wait"], 5) == (
+        "stopped after 5 s; the rows written until then are kept"
+    )
+    assert "--wait" in (families / "x.jsonl").read_text(encoding="utf-8")
+    child = Path("/proc") / (families / "child").read_text() / "stat"
+    assert not child.exists() or child.read_text().split()[2] == "Z"  # killed with it
+
+
+def test_red_tests_no_figures(families, tmp_path) -> None:
+    (tmp_path / "test_fake.py").write_text("def test_nothing():\n    assert False\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="nothing was measured"):
+        command.main(["--device", "cpu", "--out", str(families)])
+    assert not families.exists()
+
+
+def test_every_family_has_its_program_and_tests() -> None:
+    for name, family in command.FAMILIES.items():
+        source = (ROOT / "benchmarks" / f"{family.module}.py").read_text(encoding="utf-8")
+        taken = {"--out", *(family.quick[:1]), *(("--device",) if len(family.devices) > 1 else ())}
+        assert all(f'"{option}"' in source for option in taken), name
+    assert all((ROOT / place).exists() for places in command.TESTS.values() for place in places if place[0] != "-")
+
+
+STUB = """#!/bin/sh
+echo "$@" >> {log}
+case "$*" in *{red}*) exit 1;; esac
+"""
+
+
+@pytest.mark.parametrize("red, said, ran", [
+    ("torch.cuda", "there is no CUDA device", []),
+    ("import.triton", "has no triton", []),
+    ("pytest.*-m.gpu", "nothing was measured", ["pytest"]),
+    ("-m.benchmarks", "a benchmark failed", ["pytest", "benchmarks"]),
+    ("nothing", None, ["pytest", "benchmarks"]),
+])
+def test_the_gpu_check_measures_after_the_tests_alone(tmp_path, red, said, ran) -> None:
+    log, python = tmp_path / "log", tmp_path / "python"
+    pattern = "*".join(red.split("*")).replace(".*", "*").replace(".", "?")
+    python.write_text(STUB.format(log=log, red=pattern), encoding="utf-8")
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["sh", str(ROOT / "scripts" / "gpu_check.sh")], capture_output=True, text=True,
+        env={"PATH": os.environ["PATH"], "PYTHON": str(python), "OUT": str(tmp_path / "rows")},
+    )
+    calls = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("-m ")]
+    assert [line.split()[1] for line in calls] == ran
+    assert done.returncode == (said is not None) and (said or "tests passed") in done.stdout + done.stderr
+    if "benchmarks" in ran:
+        given = calls[-1].split()
+        assert given[2:4] == ["--device", "cuda"] and 500 <= int(given[given.index("--seconds") + 1]) <= 520
+
+
+def test_the_gpu_check_refuses_without_a_gpu() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    done = subprocess.run(
+        ["sh", str(ROOT / "scripts" / "gpu_check.sh")], capture_output=True, text=True,
+        env={**os.environ, "PYTHON": sys.executable},
+    )
+    assert done.returncode == 1 and done.stderr.splitlines() == [
+        "gpu_check: there is no CUDA device; --dry runs the benchmarks' part on the CPU"
+    ]
+
+
+def test_rates_and_the_picture_under_them(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(bench_rates, "COPY", {"cpu": 1 << 16})
+    monkeypatch.setattr(bench_rates, "SIDE", {"cpu": 32})
+    bench_rates.main(["--device", "cpu", "--quick", "--out", str(tmp_path / "rows.jsonl")])
+    rows = tables().read_rows(tmp_path)
+    assert [(row["candidate"], row.get("bytes"), row.get("flops")) for row in rows] == [
+        ("copy", 1 << 17, None), ("product", None, 2 * 32**3)
+    ]
+    assert "".join(tables().rates(rows)).count("AMD" if "AMD" in rows[0]["device"] else rows[0]["device"]) == 2
+
+    where = {"device": "A & B", "threads": 1}
+
+    def row(bench: str, candidate: str, seconds: float, **more: object) -> dict[str, object]:
+        ms = dict.fromkeys(("p20", "p50", "p80"), 1000 * seconds)
+        return {"bench": bench, "candidate": candidate, "ms": ms, "dtype": "float32", **more, **where}
+
+    size = {"in": 64, "out": 128, "tokens": 32, "adapters": 1, "rank": 16}
+    copy = {key: value for key, value in row("rates", "copy", 1, bytes=1e9).items() if key != "dtype"}
+    flops = 4 * 32 * 64 * 128
+    drawn = roofline.pictures([
+        copy, row("rates", "product", 1, flops=1e9),
+        row("lora_linear", "frozen linear", 2 * flops / 1e9, **size), row("lora_linear", "numllm", 1, **size),
+        row("train_step", "numllm", 4, case="text", layers=4, flops=1e9),
+        row("blocks", "numllm", 1.25, case="RMSNorm", bytes=1e9),
+        row("loss", "numllm", 1, tokens=100, vocabulary=2500, width=500),
+        {"bench": "lora_linear", "candidate": "PEFT", "skipped": "not installed", **where},
+        row("generate", "numllm", 1),
+    ], measure.slug)
+    (name, picture), = drawn.items()
+    assert name == "roofline-a-b-1-thread-float32.svg"
+    texts = [element.text for element in ElementTree.fromstring(picture).iter() if element.text]
+    assert "Roofline: A & B, float32, 1 thread" in texts and "measured: copy 1 GB/s, product 1 GFLOP/s" in texts
+    assert "frozen linear: 50 %" in texts  # as given: half the rate of products
+    assert "25 %, 0.25 GFLOP/s" in texts and "80 %, 0.8 GB/s" in texts
+    assert "50 %, 0.5 GFLOP/s" in texts  # 4 · 100 · 2500 · 500 operations
+    assert {"linear 64 → 128, 1 adapter", "RMSNorm", "loss over 2,500 words"} <= set(texts) and "generate" not in texts
+
+
+def test_work_of_a_linear_is_what_its_gradients_take() -> None:
+    row = {"bench": "lora_linear", "in": 3, "out": 5, "tokens": 7, "adapters": 2, "rank": 2, "dtype": "bfloat16"}
+    products = [(7, 3, 5), (7, 5, 3)]  # (rows, inner, columns) of y and dX, then of s, sbᵀ, dS, dSa, dA, dB
+    thin = [(7, 3, 4), (7, 4, 5), (7, 5, 4), (7, 4, 3), (4, 7, 3), (5, 7, 4)]
+    frozen, adapted = (roofline.lora_linear({**row, "candidate": name}) for name in ("frozen linear", "numllm"))
+    assert frozen[1] == sum(2 * m * k * n for m, k, n in products)
+    assert adapted[1] == sum(2 * m * k * n for m, k, n in products + thin)
+    assert adapted[2] - frozen[2] == 2 * 7 * 3
+
+
+def test_packed_rows_are_the_same_for_both_sides() -> None:
+    given = bench_step.data("packed", 2, 3000, 50, 0, torch.device("cpu"))
+    documents, positions = given.batch.documents, given.positions
+    assert ((positions == 0) == torch.cat((torch.ones(2, 1), documents.diff()), 1).bool()).all()
+    lengths = torch.cat([row.unique_consecutive(return_counts=True)[1][:-1] for row in documents])
+    assert len(lengths) > 4 and bench_step.SHORTEST <= lengths.min() and lengths.max() <= bench_step.LONGEST
+    scored = given.labels != -100
+    assert not scored[positions == 0].any() and scored[positions > 0].all()
+    assert torch.equal(given.labels[scored], given.batch.labels) and given.batch.count == int(scored.sum())
