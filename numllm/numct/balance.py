@@ -25,7 +25,7 @@ _FOUND = 0.85  # of pure chance, what the adversary may find: one that reads all
 _COMMON = 8.0  # questions that the most frequent answer may win above its target before it is left out
 _RATE = 0.005  # step of the adversary, for features of unit size
 _MEMORY = 0.998  # of the size of a feature, from question to question
-_WEIGHT = 20.0  # of the adversary in the cost
+_WEIGHT = 60.0  # of the adversary in the cost
 
 
 @dataclass(slots=True)
