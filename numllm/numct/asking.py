@@ -1,4 +1,4 @@
-"""One question about one number: its wrong options, their balance, and where the answer stands."""
+"""From a number that can be asked to its question: wrong options drawn, judged, one draw settled on, written."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .balance import Balance
+from .balance import Balance, Traits
 from .candidates import Candidate, Reading
 from .cheats import BLANK, LETTERS
 from .form import Shape
-from .options import Asked, draw, model_options, natural_options
+from .options import Asked, draw, model_options, natural_options, traits
 
-__all__ = ["State", "ask"]
+__all__ = ["Drawn", "State", "Wrong", "draw_options", "judge", "settle", "write"]
 
 _REMEMBERED = 400  # answers of one unit and form that may come again as wrong options
 _DRAWS = 8  # draws of wrong options among which the most balanced is kept
 _FAILURES = 6  # draws without result after which no more are made
 _AHEAD = 20.0  # questions by which a kind may be ahead of its share
+
+Wrong = list[tuple[int, str]]
+"""Wrong options: the whole number that each renders, and its tier."""
 
 
 @dataclass(slots=True)
@@ -65,28 +68,69 @@ class State:
         return weight > 0 and self.kinds[kind] < weight * least + _AHEAD
 
 
-def ask(one: Candidate, reading: Reading, state: State, rng: random.Random) -> dict[str, Any] | str:
-    """The question about one number, or why it would be unfair."""
-    number, form, m = one.number, one.form, one.m
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A number that is asked, with several draws of wrong options, each (m, tier)."""
+
+    one: Candidate
+    asked: Asked
+    draws: Sequence[Wrong]
+
+
+def draw_options(one: Candidate, reading: Reading, state: State, rng: random.Random) -> Drawn:
+    """Several draws of wrong options for a number; none where too few are to be had."""
+    number = one.number
     asked = Asked(
-        form, m, number.kind, number.unit, one.taken, one.near, state.frequency, state.answers[one.shape], one.bounds,
-        frozenset(f"{one.context}{one.stem}{one.rest}"),
+        one.form, one.m, number.kind, number.unit, one.taken, one.near, state.frequency, state.answers[one.shape],
+        one.bounds, frozenset(f"{one.context}{one.stem}{one.rest}"),
     )
-    earlier = state.earlier[one.shape]
     pool = reading.pools.get((number.kind, number.unit), ())
-    natural = natural_options(asked, pool, earlier, one.relation, rng)
+    natural = natural_options(asked, pool, state.earlier[one.shape], one.relation, rng)
     if state.propose is not None:
         left = one.context + one.stem
         natural += model_options(asked, left, one.rest, state.propose(one.id, left))
-    wrong = _balanced(asked, natural, state, rng)
-    if isinstance(wrong, str):
-        return wrong
-    state.answers[one.shape][m] += 1
+    draws: list[Wrong] = []
+    failed = 0
+    while len(draws) < _DRAWS and failed < _FAILURES:
+        drawn = draw(asked, natural, state.options - 1, rng)
+        if drawn is None:
+            failed += 1
+        else:
+            draws.append(drawn)
+    return Drawn(one, asked, draws)
+
+
+def judge(drawn: Sequence[Drawn], state: State) -> list[Traits]:
+    """What can be seen of the options of each; each has draws."""
+    if not drawn:
+        return []
+    seen = traits([(one.asked, [[m for m, _ in wrong] for wrong in one.draws]) for one in drawn])
+    return state.balance.judge(*seen, [len(one.draws) for one in drawn])
+
+
+def settle(drawn: Drawn, seen: Traits, state: State, rng: random.Random) -> Wrong | None:
+    """The most balanced of the draws, counted; None where a guesser would have it too easy."""
+    one, kind = drawn.one, drawn.asked.kind
+    costs = state.balance.costs(kind, seen)
+    best = min(range(len(costs)), key=lambda i: costs[i] + 0.05 * rng.random())
+    if state.balance.too_easy(kind, seen, best):
+        return None
+    state.balance.add(kind, seen, best)
+    state.kinds[kind] += 1
+    state.answers[one.shape][one.m] += 1
+    earlier = state.earlier[one.shape]
     if len(earlier) < _REMEMBERED:
-        earlier.append(m)
+        earlier.append(one.m)
     else:
-        earlier[rng.randrange(_REMEMBERED)] = m
-    state.kinds[number.kind] += 1
+        earlier[rng.randrange(_REMEMBERED)] = one.m
+    return drawn.draws[best]
+
+
+def write(
+    one: Candidate, wrong: Wrong, reading: Reading, state: State, rng: random.Random
+) -> dict[str, Any]:
+    """The question as a row of numct.jsonl, its answer at the next position."""
+    number, form = one.number, one.form
     rng.shuffle(wrong)
     position = state.position()
     rendered = [form.render(m) for m, _ in wrong]
@@ -104,27 +148,3 @@ def ask(one: Candidate, reading: Reading, state: State, rng: random.Random) -> d
         "distractors": [tier for _, tier in wrong],
         "split": reading.split,
     }
-
-
-def _balanced(
-    asked: Asked, natural: Sequence[tuple[int, str]], state: State, rng: random.Random
-) -> list[tuple[int, str]] | str:
-    """The most balanced of several draws of wrong options, counted; why there is none where none is to be had,
-    or a guesser would have it too easy."""
-    draws: list[list[tuple[int, str]]] = []
-    failed = 0
-    while len(draws) < _DRAWS and failed < _FAILURES:
-        drawn = draw(asked, natural, state.options - 1, rng)
-        if drawn is None:
-            failed += 1
-        else:
-            draws.append(drawn)
-    if not draws:
-        return "too few wrong options"
-    traits = state.balance.judge(*asked.traits([[m for m, _ in drawn] for drawn in draws]))
-    costs = state.balance.costs(asked.kind, traits)
-    best = min(range(len(draws)), key=lambda i: costs[i] + 0.05 * rng.random())
-    if state.balance.too_easy(asked.kind, traits, best):
-        return "too easily guessed"
-    state.balance.add(asked.kind, traits, best)
-    return draws[best]

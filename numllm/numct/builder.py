@@ -23,14 +23,16 @@ from typing import Any
 from ..errors import DataError, NumLLMError
 from ..files import Progress, no_progress
 from ..workers import Lost, ordered
-from .asking import State, ask
-from .candidates import KINDS, Reading, candidates, read
+from .asking import Drawn, State, Wrong, draw_options, judge, settle, write
+from .candidates import KINDS, Candidate, Reading, candidates, read
 from .cheats import LETTERS
 from .tags import ANSWERABLE, TAGS
 
 __all__ = ["build"]
 
 _NOT_WANTED = {"given": "chosen by the writer, neither known nor to be worked out"}
+_AHEAD = "kind ahead of its weight"
+_TOGETHER = 4  # sentences whose wrong options are judged together
 _BATCH = 100_000  # characters of documents that a process reads at once
 
 
@@ -70,9 +72,10 @@ def build(
     Each row holds `id, question, options, answer, context, number, tag, relation, source_id, distractors, split`.
     `tag` is "recall" (a rule's number), "derivable" (it follows from the other numbers as `relation` states:
     "1000000 × 0.05 = 50000", in base units or as the text writes it), "other" (a fact of the text) or "given" (chosen
-    by the writer, as in a worked example, and not to be worked out); `relation` is None but for the second. `context` is the headings, in a line, and the sentences before. `question` holds `BLANK`
-    exactly once, with the number's unit or currency sign outside it. A sentence is asked once even where it stands in
-    several documents (8 bytes a sentence are kept for that). DataError names a row without id or text.
+    by the writer, as in a worked example, and not to be worked out); `relation` is None but for the second. `context`
+    is the headings, in a line, and the sentences before. `question` holds `BLANK` exactly once, with the number's unit
+    or currency sign outside it. A sentence is asked once even where it stands in several documents (8 bytes a sentence
+    are kept for that). DataError names a row without id or text.
     """
     if not 2 <= options <= len(LETTERS):
         raise ValueError(f"options must be from 2 to {len(LETTERS)}, got {options}")
@@ -134,51 +137,73 @@ def _of_document(
     order = list(range(len(reading.asked)))
     if limit is not None:
         rng.shuffle(order)
-    rows: list[tuple[int, dict[str, Any]]] = []
-    for i in order:
-        if limit is not None and len(rows) >= limit:
-            state.left_out["enough of the document"] += len(reading.asked[i][1])
+    kept: list[tuple[int, Candidate, Wrong]] = []
+    while order and (limit is None or len(kept) < limit):
+        left = limit - len(kept) if limit is not None else None
+        count = min(_TOGETHER, left or _TOGETHER)
+        settled = _of_sentences(reading, order[:count], left, state, rng)
+        order = order[count:]
+        if limit is not None:
+            kept += settled
             continue
-        room = state.per_sentence if limit is None else min(state.per_sentence, limit - len(rows))
-        for question in _of_sentence(reading, i, room, state, rng):
-            if limit is None:
-                yield question
+        for _, one, wrong in settled:
+            yield write(one, wrong, reading, state, rng)
+    for _, one, wrong in sorted(kept, key=lambda entry: entry[0]):
+        yield write(one, wrong, reading, state, rng)
+    state.left_out["enough of the document"] += sum(len(reading.asked[i][1]) for i in order)
+
+
+def _of_sentences(
+    reading: Reading, places: Sequence[int], left: int | None, state: State, rng: random.Random
+) -> list[tuple[int, Candidate, Wrong]]:
+    """What is asked of the sentences at these places, at most `left`, in their order: first what comes first in each,
+    judged together, then, of a sentence that has room, what comes next."""
+    found: list[tuple[int, Candidate, Wrong]] = []
+    waiting = {i: _wanted(reading, i, state, rng) for i in places}
+    room = dict.fromkeys(places, state.per_sentence)
+    while any(waiting.values()):
+        drawn: list[tuple[int, Drawn]] = []
+        for i, wanted in waiting.items():
+            for one in wanted[: room[i]]:
+                drawn.append((i, draw_options(one, reading, state, rng)))
+            del wanted[: room[i]]
+        state.left_out["too few wrong options"] += sum(not one.draws for _, one in drawn)
+        drawn = [(i, one) for i, one in drawn if one.draws]
+        for (i, one), seen in zip(drawn, judge([one for _, one in drawn], state), strict=True):
+            if len(found) == left:
+                state.left_out["enough of the document"] += 1
+            elif not state.wanted(one.asked.kind):
+                state.left_out[_AHEAD] += 1
+            elif (wrong := settle(one, seen, state, rng)) is None:
+                state.left_out["too easily guessed"] += 1
             else:
-                rows.append((i, question))
-    rows.sort(key=lambda pair: pair[0])
-    for _, question in rows:
-        yield question
+                found.append((i, one.one, wrong))
+                room[i] -= 1
+        for i, wanted in waiting.items():
+            if not room[i] or len(found) == left:
+                state.left_out["enough of the sentence" if not room[i] else "enough of the document"] += len(wanted)
+                wanted.clear()
+    found.sort(key=lambda entry: places.index(entry[0]))
+    return found
 
 
-def _of_sentence(
-    reading: Reading, at: int, room: int, state: State, rng: random.Random
-) -> Iterator[dict[str, Any]]:
-    """At most `room` questions of the sentence `at`."""
-    key, made = reading.asked[at]
+def _wanted(reading: Reading, place: int, state: State, rng: random.Random) -> list[Candidate]:
+    """What is wanted of a sentence, the first to be asked first; nothing where it was asked before."""
+    key, made = reading.asked[place]
     if key in state.seen:
         state.left_out["asked before"] += len(made)
-        return
+        return []
     state.seen.add(key)
     wanted = []
     for one in made:
         if one.tag not in state.tags:
             state.left_out[f"{one.tag}: {_NOT_WANTED.get(one.tag, 'not wanted')}"] += 1
         elif not state.wanted(one.number.kind):
-            state.left_out["kind ahead of its weight"] += 1
+            state.left_out[_AHEAD] += 1
         else:
             wanted.append(one)
     rng.shuffle(wanted)
     # what can be worked out or known first, then kinds seen least, so that rates, amounts, prices and durations are
     # all there
     wanted.sort(key=lambda one: (TAGS.index(one.tag) > 1, state.share(one.number.kind) * (0.5 + rng.random())))
-    count = 0
-    for one in wanted:
-        if count == room:
-            state.left_out["enough of the sentence"] += 1
-            continue
-        question = ask(one, reading, state, rng)
-        if isinstance(question, str):
-            state.left_out[question] += 1
-        else:
-            count += 1
-            yield question
+    return wanted
