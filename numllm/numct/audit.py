@@ -67,7 +67,7 @@ def audit(
         "by_tag": dict(tags.most_common()),
         "by_tier": dict(tiers.most_common()),
         "by_split": dict(splits.most_common()),
-        "left_out": dict(Counter(left_out or {}).most_common()),
+        "left_out": dict((+Counter(left_out or {})).most_common()),
         "positions": {
             **{letter: letters[letter] for letter in LETTERS[:width]},
             "chi_square": square,
