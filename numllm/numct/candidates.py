@@ -150,6 +150,9 @@ def _candidate(
     tells = functools.partial(_tells, number, answer, form)
     if tells(siblings, f"{stem}\n{rest}"):
         return "stands twice in its sentence"
+    last = sentences[at - 1] if at and context and sentences[at - 1].section == sentence.section else None
+    if last is not None and tells(last.numbers, last.text):
+        return "told by the sentence before"  # without which the question may not be clear
     relation, tag = None, "other"
     target = target_of(number, m, form.scale, UNIT8) if form.style != "f" and (siblings or context) else None
     if target is not None and siblings:
