@@ -12,7 +12,8 @@ from .balance import Balance, Traits
 from .candidates import Candidate, Reading
 from .cheats import BLANK, LETTERS
 from .form import Shape
-from .options import Asked, draw, model_options, natural_options, traits
+from .options import Asked, draw, model_options, natural_options
+from .traits import traits
 
 __all__ = ["Drawn", "State", "Wrong", "draw_options", "judge", "settle", "write"]
 

@@ -18,7 +18,7 @@ __all__ = ["Balance", "Traits"]
 Array = NDArray[np.float64]
 
 TRAITS = 15
-_MARKS = 19  # what the adversary sees besides the traits: see `Asked.traits`
+_MARKS = 19  # what the adversary sees besides the traits: see `traits`
 _ANSWERS = 4  # the trait that counts how often an option was an answer
 _FREQUENCIES = {3: 0.5, _ANSWERS: 0.85}  # traits that count how often an option occurs: target, in parts of chance
 _LOGS = (9, 10, 14)  # traits that are distances of logarithms: seen as they are, not as ranks
