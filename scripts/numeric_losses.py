@@ -38,6 +38,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "likelihood": {"text_weight": 0.0},
     "likelihood + text": {},
     "both": {"loss": "both"},
+    "letter, varied": {"loss": "letter", "text_weight": 0.0, "varied": True},
+    "both, varied": {"loss": "both", "varied": True},
     "both, letter 0.3": {"loss": "both", "letter_weight": 0.3},
     "likelihood + text + digits 0.1": {"digit_weight": 0.1},
     "likelihood + text + digits 0.3": {"digit_weight": 0.3},

@@ -37,7 +37,7 @@ ALLOWED = {
     "workers": {"errors"},
     "corpus": CORE | {"numbers", "overlap", "workers", "checkpoint", "tokenizer"},
     "questions": CORE | {"numbers", "tokenizer", "chat"},
-    "numct": CORE | {"numbers"},
+    "numct": CORE | {"numbers", "workers"},
     "reference": set(),
     "products": set(),
     "implementation": set(),

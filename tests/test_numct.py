@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections import Counter
@@ -11,13 +12,15 @@ from typing import Any
 
 import pytest
 
+from numllm import numct
 from numllm.errors import DataError
 from numllm.files import no_progress
 from numllm.numbers import find_numbers
-from numllm.numct import BLANK, TAGS, audit, build
+from numllm.numct import BLANK, TAGS, audit
 from numllm.numct.audit import _chi_square_p
 
 Row = dict[str, Any]
+build = functools.partial(numct.build, tags=TAGS)  # the sentences here are stories: their numbers are given
 
 SENTENCES: list[Callable[[random.Random], str]] = [
     lambda r: f"{r.choice('甲乙丙丁')}公司本年向银行借入长期借款{r.randint(2, 90) * 100:,}万元用于扩建厂房。",
@@ -114,7 +117,44 @@ def test_context_comes_before_in_the_same_document(rows: list[Row], documents: l
     assert sum(bool(row["context"]) for row in rows) > len(rows) / 2
     for row in rows:
         assert row["context"] in texts[row["source_id"]]
-        assert row["context"].count("。") <= 2
+        assert row["context"].count("。") <= 2 or row["tag"] == "derivable"
+
+
+def test_context_begins_after_a_sentence_that_tells_the_answer() -> None:
+    text = "借款合同的期限为3年。合同约定的年利率为5%。借款人须按时付息。到期时仍按约定的年利率5%支付全部的利息和本金。"
+    (row,) = build([{"id": "a", "text": text}], context=4)
+    assert row["number"]["text"] == "5%" and row["context"] == "借款人须按时付息。"
+
+
+def test_headings_stand_before_the_sentences(documents: list[Row]) -> None:
+    text = "# 票据法\n\n## 第四章 时效\n\n出票人应当按期付款。持票人应当自被拒绝付款之日起三十日内书面通知其前手。\n"
+    (row,) = numct.build([{"id": "a", "text": text, "title": "法律"}])
+    assert row["context"] == "法律 > 第四章 时效\n出票人应当按期付款。" and row["tag"] == "recall"
+    (row,) = numct.build([{"id": "a", "text": text.replace("第四章 时效", "三十日的时效")}])
+    assert row["context"] == "出票人应当按期付款。"
+
+
+def test_context_reaches_back_to_the_givens_of_an_example() -> None:
+    given = "【例3】甲公司以86,400元购入一台设备，预计残值为5,940元。"
+    filler = "设备于当月投入使用。运行情况良好。财务部门选定了折旧的方法。"
+    text = f"{given}{filler}甲公司按使用9年计算，因此每年应当计提的折旧额为8,940元。"
+    (row,) = [row for row in numct.build([{"id": "a", "text": text}]) if row["number"]["value"] == "8940"]
+    assert row["relation"] == "(86400 − 5940) ÷ 9 = 8940"
+    assert row["context"] == given + filler
+
+
+def test_what_a_writer_chose_is_left_out_and_counted() -> None:
+    text = "【例1】甲公司以3,200万元购入一台大型设备，预计使用8年。企业应当按照税后利润的10%提取法定盈余公积。"
+    left_out: Counter[str] = Counter()
+    (row,) = numct.build([{"id": "a", "text": text}], left_out=left_out)
+    assert row["tag"] == "recall" and row["number"]["text"] == "10%"
+    assert +left_out == {"given: chosen by the writer, neither known nor to be worked out": 2}
+    assert {row["tag"] for row in build([{"id": "a", "text": text}], per_sentence=2)} == {"recall", "given"}
+    assert audit([], left_out)["left_out"] == dict(+left_out)
+
+
+def test_processes_change_nothing(documents: list[Row], rows: list[Row]) -> None:
+    assert list(build(documents[:40], jobs=2)) == list(build(documents[:40]))
 
 
 def test_context_can_be_left_out(documents: list[Row]) -> None:
@@ -164,7 +204,7 @@ def test_max_per_doc(documents: list[Row], limit: int) -> None:
 
 def test_per_sentence() -> None:
     text = "甲公司以3,200万元购入设备，预计使用8年，预计净残值率为5%，采用年限平均法计提折旧。"
-    filler = "".join(f"该设备第二年的维修支出为{n}00万元，全部计入当期管理费用。" for n in (3, 4, 6, 7, 9))
+    filler = "".join(f"设备第二年的维修支出为{n}00万元，全部计入管理费用。" for n in (3, 4, 6, 7, 9))
     document = {"id": "a", "text": f"{text}\n\n{filler}", "split": "train"}
     once = [row for row in build([document]) if "购入设备" in row["question"]]
     more = [row for row in build([document], per_sentence=3) if "购入设备" in row["question"]]
@@ -196,7 +236,7 @@ NOT_ASKED = {
     "date": "财政部于2006年2月15日发布了新的企业会计准则并要求上市公司首先执行。",
     "ordinal": "企业应当按照本准则第十四条和第二十条的规定确认和计量相关的金融资产。",
     "short": "利率为5%。",
-    "answer stands in the context": "合同约定的年利率为5%。到期时仍按合同约定的年利率5%支付全部的利息和本金。",
+    "answer stands in the sentence before": "合同约定的年利率为5%。到期时仍按合同约定的年利率5%支付全部的利息和本金。",
     "nothing smaller": "合同约定的借款期限为1年，提前还款须书面通知贷款人并取得同意。",
 }
 
@@ -346,6 +386,7 @@ def test_cheats_fail_on_real_textbooks(shared_data: Path) -> None:
     assert report["n"] > 5000 and len(report["cheats"]) >= 16
     far = {name: c["accuracy"] for name, c in report["cheats"].items() if abs(c["accuracy"] - 0.25) > 0.04}
     assert far == {}, far
+    assert report["by_tag"]["recall"] > 2000 and report["by_tag"]["derivable"] > 800
 
 
 def test_the_regression_finds_what_no_single_cheat_does() -> None:

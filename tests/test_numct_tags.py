@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numllm.numbers import find_numbers
-from numllm.numct import build, tags
+from numllm.numct import build, candidates, tags
 from numllm.numct.arithmetic import equation, evaluate
 from numllm.numct.form import UNIT8, read_form
 from numllm.numct.mistakes import mistakes
@@ -76,6 +76,13 @@ def test_evaluate_agrees_with_exact_arithmetic(pair: tuple[str, Fraction]) -> No
         ("到期利息 = 80,000 × 2.75% × 3 = ", "6,601（元）", "", None),
         ("每股收益为", "0.84元", "，比上年略有增加。", None),
         ("税率 = ", "25%", "", None),
+        ("应享有的净资产为", "1 500 万元", "（2 000×75%）；", "2000×75% = 1500"),
+        ("应享有的净资产为1 500 万元（2 000×", "75%", "）；", "2000×75% = 1500"),
+        ("公允价值为", "3700 万元", "［4000×（92.5÷100）=3 700］。", "4000×(92.5÷100) = 3700"),
+        ("账面价值为", "368000元", "（即，736000x5/10）。", "736000×5/10 = 368000"),
+        ("注：475000x（P/A,6%,7）=", "2651640（元）", "", "475000×5.5824 = 2651640(元)"),
+        ("应享有的净资产为", "1 501 万元", "（2 000×75%）；", None),
+        ("注：475000x（P/A,6%,7）=", "2651600（元）", "", None),
     ],
 )
 def test_equation(left: str, answer: str, right: str, relation: str | None) -> None:
@@ -149,12 +156,12 @@ def test_chance_makes_few_relations(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the answers exchanged among questions of one unit and precision, few find a relation."""
     calls: list[tuple[Target, Any, Any, str, bool]] = []
 
-    def spy(target: Target, others: Any, window: Any, text: str) -> Any:
-        found = find_relation(target, others, window, text)
+    def spy(target: Target, others: Any, window: Any, text: str, most: int = 8) -> Any:
+        found = find_relation(target, others, window, text, most)
         calls.append((target, others, window, text, found is not None))
         return found
 
-    monkeypatch.setattr(tags, "find_relation", spy)
+    monkeypatch.setattr(candidates, "find_relation", spy)
     list(build(_documents()))
     alike = defaultdict(list)
     for target, *_ in calls:
@@ -247,10 +254,10 @@ def textbook() -> list[dict[str, Any]]:
 
 
 def test_tags_are_kept_as_asked(textbook: list[dict[str, Any]]) -> None:
-    assert {row["tag"] for row in textbook} == set(tags.TAGS)
+    assert {row["tag"] for row in textbook} == set(tags.ANSWERABLE)
     kept = list(build(_documents()[:2], tags=("recall", "derivable")))
     assert {row["tag"] for row in kept} == {"recall", "derivable"}
-    with pytest.raises(ValueError, match="tags must be some of recall, derivable, other, got rule"):
+    with pytest.raises(ValueError, match="tags must be some of recall, derivable, other, given, got rule"):
         list(build([], tags=("rule",)))
 
 
@@ -267,4 +274,4 @@ def test_the_command_keeps_tags_and_names_a_wrong_one(tmp_path: Path, capfd: pyt
     rows = [row for _, row in read_jsonl(out)]
     assert rows and {row["tag"] for row in rows} == {"derivable"} and f"{len(rows)} derivable" in text
     code, _, error = run(capfd, "numct", tmp_path / "corpus", "--out", out, "--tags", "rule")
-    assert code == 1 and "--tags wants some of recall,derivable,other, got rule" in error
+    assert code == 1 and "--tags wants some of recall,derivable,other,given, got rule" in error

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +152,11 @@ def _weights(text: str) -> dict[str, float]:
 @click.option("--max-per-doc", type=click.IntRange(min=1), help="Most questions from one document.")
 @click.option("--per-sentence", type=click.IntRange(min=1), default=1, show_default=True, help="Most of a sentence.")
 @click.option("--tags", default="recall,derivable,other", show_default=True,
-              help="Keep what asks for a rule's number (recall), one that follows from others (derivable), other.")
+              help="Ask for a rule's number (recall), one that follows from others (derivable), a fact of the text "
+              "(other), what the writer of an example chose (given).")
 @click.option("--kind-weights", default="", metavar="KIND=W,…",
               help="Keep these kinds of numbers in this proportion, as rate=2,amount=1; 0 leaves one out.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes that read; default: one for each core.")
 @click.option("--model", help="Checkpoint whose own wrong numbers become wrong options too; resumable.")
 @click.option("--samples", type=click.IntRange(min=1), default=16, show_default=True, help="Of the model, a question.")
 @device_option
@@ -161,7 +164,8 @@ def _weights(text: str) -> dict[str, float]:
 @json_option
 def numct(
     corpus_dir: Path, out: Path, options: int, context: int, seed: int, max_per_doc: int | None, per_sentence: int,
-    tags: str, kind_weights: str, model: str | None, samples: int, device: str, dtype: str | None, as_json: bool,
+    tags: str, kind_weights: str, jobs: int | None, model: str | None, samples: int, device: str, dtype: str | None,
+    as_json: bool,
 ) -> None:
     """Choice questions about the numbers of a corpus (NumCT), and their audit."""
     from ..corpus import read_corpus
@@ -174,9 +178,11 @@ def numct(
     settings: dict[str, Any] = {
         "options": options, "context": context, "seed": seed, "max_per_doc": max_per_doc,
         "per_sentence": per_sentence, "tags": kept, "kind_weights": _weights(kind_weights),
+        "jobs": jobs or os.cpu_count() or 1,
     }
+    left_out: Counter[str] = Counter()
     if model is None:
-        rows = list(build(read_corpus(corpus_dir), progress=bar, **settings))
+        rows = list(build(read_corpus(corpus_dir), progress=bar, left_out=left_out, **settings))
     else:
         import hashlib
 
@@ -188,17 +194,21 @@ def numct(
         proposals = Proposals(
             functools.partial(_continuations, loaded, tokenizer), journal, model=digest[:16], samples=samples, seed=seed
         )
-        rows = build_with_model(lambda: read_corpus(corpus_dir), proposals, progress=bar, **settings)
+        rows = build_with_model(
+            lambda: read_corpus(corpus_dir), proposals, progress=bar, left_out=left_out, **settings
+        )
     if not rows:
         more = "more figures" if set(kept) == set(TAGS) else "more figures, or more --tags"
         raise NumLLMError(f"{corpus_dir}: no number in it can be asked; give texts with {more}")
     write_jsonl(out, rows)
-    report = audit(rows)
+    report = audit(rows, left_out)
     write_json(out.with_name("audit.json"), report)
     shown = [{"cheat": name, "accuracy": percent(cheat["accuracy"]), "95 %": interval(cheat["ci95"])}
              for name, cheat in report["cheats"].items()]
     tagged = ", ".join(f"{count:,} {tag}" for tag, count in report["by_tag"].items())
-    text = f"{len(rows):,} questions in {out} ({tagged})\n" + table(shown, ["cheat", "accuracy", "95 %"])
+    why = "".join(f"  {count:,} {reason}\n" for reason, count in report["left_out"].items())
+    text = f"{len(rows):,} questions in {out} ({tagged})\n" + (f"not asked:\n{why}" if why else "")
+    text += table(shown, ["cheat", "accuracy", "95 %"])
     finish(report, text, as_json)
 
 

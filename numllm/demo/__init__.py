@@ -24,6 +24,8 @@ NUMERIC, CONCEPTS = HERE / "questions" / "numeric.jsonl", HERE / "questions" / "
 REVIEW = "复习与思考"
 """Title of the section at the end of a chapter that states its rules again in other words."""
 VALIDATION = HERE / "questions" / "validation.jsonl"
+CASE = 4
+"""Held-out questions of a worked case at most: each holds many more numbers than a review states rules."""
 VALIDATION_CHAPTERS = ("02", "13", "14")
 """The demo's settings were chosen on the reviews of these chapters; the other reviews are held out."""
 
@@ -58,7 +60,7 @@ def workbook_questions(scratch: Path) -> tuple[list[dict[str, Any]], list[dict[s
         build_corpus(paths, folder, holdout=0.0)
         return [row | {"subject": subject, "split": "heldout"} for row in build(read_corpus(folder), **settings)]
 
-    cases = made("案例", sorted(WORKBOOK.glob("cases-*.md")), tags=("derivable",))
+    cases = made("案例", sorted(WORKBOOK.glob("cases-*.md")), tags=("derivable",), max_per_doc=CASE)
     return made("复习", heldout, context=0) + cases, made("复习", chosen_on, context=0)
 
 

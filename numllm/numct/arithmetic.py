@@ -113,11 +113,33 @@ class _Parser:
         return inner
 
 
-def _plain(text: str) -> str:
+_FACTOR = re.compile(r"\((?P<of>[PF])/(?P<by>[AF]),\s?(?P<rate>[0-9]+(?:\.[0-9]+)?)%,\s?(?P<periods>[0-9]{1,3})\)")
+_GROUPED = re.compile(r"(?<=[0-9])\s(?=[0-9]{3}(?![0-9]))")
+_TIMES = re.compile(r"(?<=[0-9)%])\s?[xX]\s?(?=[0-9(])")
+
+
+def _plain(text: str, factors: bool = False) -> str:
+    """A text in the signs that `_tokens` knows. factors: also `(P/A,6%,7)` of interest tables by its value, digits in
+    groups, and x between numbers."""
     if "\\" in text:
         for pattern, put in _LATEX:
             text = pattern.sub(put, text)
-    return text.translate(_FOLD).replace("$", "")
+    text = text.translate(_FOLD).replace("$", "")
+    if factors:
+        text = _TIMES.sub("×", _GROUPED.sub("", text))
+        text = _FACTOR.sub(_factor, text) if "/" in text else text
+    return text
+
+
+def _factor(match: re.Match[str]) -> str:
+    """(P/F,r,n), (F/P,r,n), (P/A,r,n) or (F/A,r,n) to the four places of interest tables."""
+    growth = (1 + float(match["rate"]) / 100) ** int(match["periods"])
+    rate = float(match["rate"]) / 100 or 1.0
+    value = {
+        "P/F": 1 / growth, "F/P": growth, "P/A": (1 - 1 / growth) / rate, "F/A": (growth - 1) / rate,
+    }.get(f"{match['of']}/{match['by']}")  # fmt: skip
+    return match.group() if value is None else f"{value:.4f}"
+
 
 
 def evaluate(expression: str) -> Fraction | None:
@@ -139,7 +161,7 @@ def _value(tokens: list[_Token]) -> Fraction | None:
     return value if parser.at == len(tokens) else None
 
 
-_RUN = r"0-9０-９.．,，%％‰()（）\[\]{}+＋\-−–－×÷*/／^=＝≈\\$ ·⋅a-z万亿千百十"
+_RUN = r"0-9０-９.．,，%％‰()（）\[\]{}+＋\-−–－×÷*/／^=＝≈\\$ ·⋅a-zPFA万亿千百十"
 _LEFT = re.compile(rf"[{_RUN}元年月天股倍份张件吨台套人次期个]*\Z")
 _RIGHT = re.compile(rf"[{_RUN}元年月天股倍份张件吨台套人次期个]*")
 
@@ -155,8 +177,8 @@ def equation(left: str, answer: str, right: str) -> str | None:
     assert before is not None and after is not None
     head, tail = before.group(), after.group()
     if not re.search("[=＝≈]|approx", head[-120:] + tail):
-        return None
-    run = _plain(f"{head}\0{answer}\1{tail}")
+        return _working(left, answer, right)
+    run = _plain(f"{head}\0{answer}\1{tail}", factors=True)
     sides = re.split("[=≈]", run)
     at = next(i for i, side in enumerate(sides) if "\0" in side)
     sides = [side.replace("\0", "").replace("\1", "").strip() for side in sides]
@@ -165,6 +187,32 @@ def equation(left: str, answer: str, right: str) -> str | None:
             continue
         for own, lone in ((sides[at], sides[other]), (sides[other], sides[at])):
             if (found := _holds(own, lone)) is not None:
+                return found
+    return _working(left, answer, right)
+
+
+_RESULT = re.compile(
+    r"(?P<lone>[0-9][0-9,， .]*)\s?(?:[十百千]?[万亿])?\s?(?P<mark>[%％‰])?"
+    r"[^0-9，。；、,;（(\[［]{0,6}[（(\[［]\s?即?[，,:：]?"
+)
+
+
+def _working(left: str, answer: str, right: str) -> str | None:
+    """The working that stands in brackets behind a result, `1 500万元（2 000×75%）`, where `answer` is either's and it
+    holds, in the unit that the result is written in."""
+    text, start = left[-160:] + answer + right[:160], len(left[-160:])
+    end = start + len(answer)
+    for match in _RESULT.finditer(text):
+        opened, depth, close = match.end(), 1, match.end()
+        while close < len(text) and depth:
+            depth += (text[close] in "（(［[") - (text[close] in "）)］]")
+            close += 1
+        asked = match.start() <= start < match.end() or opened <= start < close
+        if depth or not asked or end > close:
+            continue
+        lone = _plain(match["lone"].rstrip("，, .") + (match["mark"] or ""), factors=True)
+        for side in re.split("[=＝≈]", text[opened : close - 1]):
+            if (found := _holds(_plain(side, factors=True), lone)) is not None:
                 return found
     return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..files import Progress, no_progress
@@ -15,12 +15,15 @@ from .regression import regression_hits
 __all__ = ["audit"]
 
 
-def audit(rows: Iterable[dict[str, Any]], *, progress: Progress = no_progress) -> dict[str, Any]:
+def audit(
+    rows: Iterable[dict[str, Any]], left_out: Mapping[str, int] | None = None, *, progress: Progress = no_progress
+) -> dict[str, Any]:
     """What a set of questions holds, and how well guessers do who see only options and surface.
 
-    Returns `n`; counts `by_kind`, `by_unit`, `by_tag`, `by_tier`, `by_split`; `positions` (counts by letter,
-    `chi_square`, its `p`); `cheats` {name: {"accuracy", "ci95"}} where a guesser draws among ties and "ci95" is the
-    normal interval of its mean; `chance`. Frequencies leave the question's own answer out. All rows are held in memory.
+    Returns `n`; counts `by_kind`, `by_unit`, `by_tag`, `by_tier`, `by_split`; `left_out`, as given: why numbers were
+    not asked (see `build`); `positions` (counts by letter, `chi_square`, its `p`); `cheats` {name: {"accuracy",
+    "ci95"}} where a guesser draws among ties and "ci95" is the normal interval of its mean; `chance`. Frequencies
+    leave the question's own answer out. All rows are held in memory.
     """
     held = list(rows)
     kinds: Counter[str] = Counter()
@@ -64,6 +67,7 @@ def audit(rows: Iterable[dict[str, Any]], *, progress: Progress = no_progress) -
         "by_tag": dict(tags.most_common()),
         "by_tier": dict(tiers.most_common()),
         "by_split": dict(splits.most_common()),
+        "left_out": dict((+Counter(left_out or {})).most_common()),
         "positions": {
             **{letter: letters[letter] for letter in LETTERS[:width]},
             "chi_square": square,

@@ -1,12 +1,13 @@
 """The running balance that keeps every known way to guess at pure chance.
 
-For each question several sets of wrong options are drawn; all are judged at once, as arrays (draws, traits, options)
-with the answer as the first option.
+For each question several sets of wrong options are drawn; those of many questions are judged at once, as arrays
+(questions, draws, traits, options) with the answer as the first option. The questions are then settled one by one.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,24 +18,22 @@ __all__ = ["Balance", "Traits"]
 Array = NDArray[np.float64]
 
 TRAITS = 15
-_MARKS = 19  # what the adversary sees besides the traits: see `Asked.traits`
+_MARKS = 19  # what the adversary sees besides the traits: see `traits`
 _ANSWERS = 4  # the trait that counts how often an option was an answer
 _FREQUENCIES = {3: 0.5, _ANSWERS: 0.85}  # traits that count how often an option occurs: target, in parts of chance
 _LOGS = (9, 10, 14)  # traits that are distances of logarithms: seen as they are, not as ranks
-_FOUND = 0.85  # of pure chance, what the adversary may find: one that reads all questions twice finds more
+_FOUND = 0.8  # of pure chance, what the adversary may find: one that reads all questions twice finds more
 _COMMON = 8.0  # questions that the most frequent answer may win above its target before it is left out
 _RATE = 0.005  # step of the adversary, for features of unit size
 _MEMORY = 0.998  # of the size of a feature, from question to question
-_WEIGHT = 20.0  # of the adversary in the cost
+_WEIGHT = 60.0  # of the adversary in the cost
 
 
 @dataclass(slots=True)
 class Traits:
     """What can be seen of the options of one question, for each of several draws."""
 
-    values: Array  # (draws, TRAITS, options)
-    marks: Array  # (draws, _MARKS, options)
-    ranks: Array  # (draws, TRAITS, options): options below less options above
+    answers: Array  # (draws, options): how often each was an answer
     features: Array  # (draws, features, options): what the adversary sees
     hits: Array  # (draws, ways): the chance that each way to guess finds the answer, less its target
 
@@ -61,13 +60,17 @@ class Balance:
         self._targets = targets / options
         self._low = np.array([trait not in _FREQUENCIES for trait in range(1, TRAITS - 1)], dtype=np.float64)
 
-    def judge(self, values: Array, marks: Array) -> Traits:
-        """The traits of all draws, with what each way to guess makes of them."""
-        ranks = np.sign(values[:, :, :, None] - values[:, :, None, :]).sum(-1)
-        features = np.concatenate([ranks, ranks[:, :1] ** 2, marks], axis=1)
-        features[:, _LOGS, :] = values[:, _LOGS, :]
+    def judge(self, values: Array, marks: Array, draws: Sequence[int]) -> list[Traits]:
+        """What each way to guess makes of the draws of each question; draws: how many it has."""
+        ranks = np.sign(values[..., :, None] - values[..., None, :]).sum(-1)
+        features = np.concatenate([ranks, ranks[:, :, :1] ** 2, marks], axis=2)
+        features[:, :, _LOGS, :] = values[:, :, _LOGS, :]
         features -= features.mean(-1, keepdims=True)
-        return Traits(values, marks, ranks, features, self._hits(values, ranks))
+        flat = values.reshape(-1, *values.shape[2:])
+        hits = self._hits(flat, ranks.reshape(flat.shape)).reshape(*values.shape[:2], -1)
+        return [
+            Traits(values[i, :count, _ANSWERS], features[i, :count], hits[i, :count]) for i, count in enumerate(draws)
+        ]
 
     def _hits(self, values: Array, ranks: Array) -> Array:
         """For each way to guess, the chance that it finds the answer, less its target."""
@@ -93,7 +96,7 @@ class Balance:
     def too_easy(self, kind: str, traits: Traits, draw: int) -> bool:
         """Whether a question should be left out: its answer (12 个月) is so frequent that whoever names the usual
         number would be right too often, which no wrong option can mend, or the adversary has been right too often."""
-        answers = traits.values[draw, _ANSWERS]
+        answers = traits.answers[draw]
         if answers[1:].max() < answers[0] and self.common[kind] > _COMMON:
             return True
         chances = self._chances(traits.features[draw])
@@ -102,7 +105,7 @@ class Balance:
     def add(self, kind: str, traits: Traits, draw: int) -> None:
         """Counts a question; the adversary learns from it."""
         self.sums[kind] += traits.hits[draw]
-        answers = traits.values[draw, _ANSWERS]
+        answers = traits.answers[draw]
         top = answers.max()
         self.common[kind] += (answers[0] == top) / (answers == top).sum() - _FREQUENCIES[_ANSWERS] / self.options
         features = traits.features[draw]

@@ -14,25 +14,26 @@ the documents come: the same documents and seed give the same questions.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import random
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, NumLLMError
 from ..files import Progress, no_progress
-from .asking import KINDS, Document, State, ask, askable
-from .cheats import BLANK, LETTERS
-from .form import units8
-from .sentences import CJK, read_sentences
-from .tags import TAGS, is_statute
+from ..workers import Lost, ordered
+from .asking import Drawn, State, Wrong, draw_options, judge, settle, write
+from .candidates import KINDS, Candidate, Reading, candidates, read
+from .cheats import LETTERS
+from .tags import ANSWERABLE, TAGS
 
 __all__ = ["build"]
 
-_MIN_PROSE = 10  # Chinese characters a sentence needs besides its number
-_MAX_SENTENCE = 300
-_MAX_CONTEXT = 420
+_NOT_WANTED = {"given": "chosen by the writer, neither known nor to be worked out"}
+_AHEAD = "kind ahead of its weight"
+_TOGETHER = 4  # sentences whose wrong options are judged together
+_BATCH = 100_000  # characters of documents that a process reads at once
 
 
 def build(
@@ -43,32 +44,38 @@ def build(
     seed: int = 0,
     max_per_doc: int | None = None,
     per_sentence: int = 1,
-    tags: Sequence[str] = TAGS,
+    tags: Sequence[str] = ANSWERABLE,
     kind_weights: Mapping[str, float] | None = None,
     propose: Callable[[str, str], Sequence[str]] | None = None,
+    left_out: Counter[str] | None = None,
+    jobs: int = 1,
     progress: Progress = no_progress,
 ) -> Iterator[dict[str, Any]]:
     """Choice questions from corpus rows (`{"id", "text", "split", …}`), as rows of numct.jsonl, one by one.
 
     Args:
-        documents: corpus rows; read once, one in memory at a time.
+        documents: corpus rows; read once, few in memory at a time.
         options: answers to choose from, 2 to 5.
-        context: sentences before the question that go with it, at most.
+        context: sentences before the question that go with it, at most; more where the number follows from numbers
+            further back in its section; with 0, none, and no headings.
         seed: gives, with the documents and their order, the same questions again.
         max_per_doc: questions of one document at most, drawn from all over it.
         per_sentence: questions of one sentence at most.
-        tags: of "recall", "derivable" and "other", those to keep.
+        tags: of "recall", "derivable", "other" and "given", those to keep.
         kind_weights: kinds of numbers (`KINDS`) that are kept in this proportion, to within 20 questions, as the rarest
             of them allows; a kind of weight 0 is left out, a kind that is not named comes as it is found.
         propose: called with a question's id and the text before its blank, gives continuations of it, by a model;
             the numbers they begin with are wrong options of tier "model" (see `proposals`).
+        left_out: counts, by reason, the numbers that are not asked.
+        jobs: processes that read documents; the questions do not depend on it.
 
     Each row holds `id, question, options, answer, context, number, tag, relation, source_id, distractors, split`.
     `tag` is "recall" (a rule's number), "derivable" (it follows from the other numbers as `relation` states:
-    "1000000 × 0.05 = 50000", in base units or as the text writes it) or "other"; `relation` is None but for the
-    second. `question` holds `BLANK` exactly once, with the number's unit or currency sign outside it. A sentence is
-    asked once even where it stands in several documents (8 bytes a sentence are kept for that). DataError names a
-    row without id or text.
+    "1000000 × 0.05 = 50000", in base units or as the text writes it), "other" (a fact of the text) or "given" (chosen
+    by the writer, as in a worked example, and not to be worked out); `relation` is None but for the second. `context`
+    is the headings, in a line, and the sentences before. `question` holds `BLANK` exactly once, with the number's unit
+    or currency sign outside it. A sentence is asked once even where it stands in several documents (8 bytes a sentence
+    are kept for that). DataError names a row without id or text.
     """
     if not 2 <= options <= len(LETTERS):
         raise ValueError(f"options must be from 2 to {len(LETTERS)}, got {options}")
@@ -82,81 +89,121 @@ def build(
     if weights and not any(weights.values()) and set(weights) == set(KINDS):
         raise ValueError("kind_weights must leave a kind of number that is asked, got 0 for every one")
     state = State(
-        options, context, per_sentence, frozenset(tags), random.Random(f"numct positions {seed}"), weights, propose
+        options, context, per_sentence, frozenset(tags), random.Random(f"numct positions {seed}"), weights, propose,
+        left_out if left_out is not None else Counter(),
     )
-    for row in progress(documents, description="numct", unit="doc"):
-        if not isinstance(row.get("id"), str) or not isinstance(row.get("text"), str):
-            raise DataError(f"a corpus row needs the texts id and text, got the keys {', '.join(map(str, row))}")
-        rng = random.Random(f"numct {seed} {row['id']}")
-        yield from _of_document(row, state, max_per_doc, rng)
+    rows = (_checked(row) for row in progress(documents, description="numct", unit="doc"))
+    for reading in _readings(rows, context, jobs):
+        state.left_out.update(reading.left_out)
+        rng = random.Random(f"numct {seed} {reading.id}")
+        yield from _of_document(reading, state, max_per_doc, rng)
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(row.get("id"), str) or not isinstance(row.get("text"), str):
+        raise DataError(f"a corpus row needs the texts id and text, got the keys {', '.join(map(str, row))}")
+    return row
+
+
+def _readings(rows: Iterable[dict[str, Any]], context: int, jobs: int) -> Iterator[Reading]:
+    """Each row read, in order, by so many processes."""
+    if jobs == 1:
+        yield from (read(row, context) for row in rows)
+        return
+    for batch in ordered(functools.partial(candidates, context=context), _batches(rows), jobs):
+        if isinstance(batch, Lost):
+            raise NumLLMError(f"reading documents for questions: {batch.reason}; try --jobs 1")
+        yield from batch
+
+
+def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Rows in lists of about `_BATCH` characters."""
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        batch.append({key: row[key] for key in ("id", "text", "title", "split") if key in row})
+        size += len(row["text"])
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _of_document(
-    row: dict[str, Any], state: State, limit: int | None, rng: random.Random
+    reading: Reading, state: State, limit: int | None, rng: random.Random
 ) -> Iterator[dict[str, Any]]:
-    sentences = read_sentences(row["text"])
-    pools: dict[tuple[str, str], list[int]] = defaultdict(list)
-    separator = ""
-    for sentence in sentences:
-        for number in sentence.numbers:
-            if not number.variable or number.low is not None:
-                continue
-            if not separator and "," in number.text:
-                separator = ","
-            exact = units8(number.value)
-            if exact is not None and exact > 0:
-                pools[number.kind, number.unit].append(exact)
-                state.frequency[number.unit, exact] += 1
-    document = Document(
-        row["id"], row.get("split", "train"), sentences, pools, separator, is_statute(row["text"])
-    )
-    order = [i for i, sentence in enumerate(sentences) if any(askable(n) for n in sentence.numbers)]
+    state.frequency.update(reading.frequency)
+    order = list(range(len(reading.asked)))
     if limit is not None:
         rng.shuffle(order)
-    rows: list[tuple[int, dict[str, Any]]] = []
-    for i in order:
-        if limit is not None and len(rows) >= limit:
-            break
-        room = state.per_sentence if limit is None else min(state.per_sentence, limit - len(rows))
-        for question in _of_sentence(document, i, room, state, rng):
-            if limit is None:
-                yield question
+    kept: list[tuple[int, Candidate, Wrong]] = []
+    while order and (limit is None or len(kept) < limit):
+        left = limit - len(kept) if limit is not None else None
+        count = min(_TOGETHER, left or _TOGETHER)
+        settled = _of_sentences(reading, order[:count], left, state, rng)
+        order = order[count:]
+        if limit is not None:
+            kept += settled
+            continue
+        for _, one, wrong in settled:
+            yield write(one, wrong, reading, state, rng)
+    for _, one, wrong in sorted(kept, key=lambda entry: entry[0]):
+        yield write(one, wrong, reading, state, rng)
+    state.left_out["enough of the document"] += sum(len(reading.asked[i][1]) for i in order)
+
+
+def _of_sentences(
+    reading: Reading, places: Sequence[int], left: int | None, state: State, rng: random.Random
+) -> list[tuple[int, Candidate, Wrong]]:
+    """What is asked of the sentences at these places, at most `left`, in their order: first what comes first in each,
+    judged together, then, of a sentence that has room, what comes next."""
+    found: list[tuple[int, Candidate, Wrong]] = []
+    waiting = {i: _wanted(reading, i, state, rng) for i in places}
+    room = dict.fromkeys(places, state.per_sentence)
+    while any(waiting.values()):
+        drawn: list[tuple[int, Drawn]] = []
+        for i, wanted in waiting.items():
+            for one in wanted[: room[i]]:
+                drawn.append((i, draw_options(one, reading, state, rng)))
+            del wanted[: room[i]]
+        state.left_out["too few wrong options"] += sum(not one.draws for _, one in drawn)
+        drawn = [(i, one) for i, one in drawn if one.draws]
+        for (i, one), seen in zip(drawn, judge([one for _, one in drawn], state), strict=True):
+            if len(found) == left:
+                state.left_out["enough of the document"] += 1
+            elif not state.wanted(one.asked.kind):
+                state.left_out[_AHEAD] += 1
+            elif (wrong := settle(one, seen, state, rng)) is None:
+                state.left_out["too easily guessed"] += 1
             else:
-                rows.append((i, question))
-    rows.sort(key=lambda pair: pair[0])
-    for _, question in rows:
-        yield question
+                found.append((i, one.one, wrong))
+                room[i] -= 1
+        for i, wanted in waiting.items():
+            if not room[i] or len(found) == left:
+                state.left_out["enough of the sentence" if not room[i] else "enough of the document"] += len(wanted)
+                wanted.clear()
+    found.sort(key=lambda entry: places.index(entry[0]))
+    return found
 
 
-def _of_sentence(
-    document: Document, at: int, room: int, state: State, rng: random.Random
-) -> Iterator[dict[str, Any]]:
-    """At most `room` questions of sentence `at`."""
-    sentences = document.sentences
-    sentence = sentences[at]
-    text = sentence.text
-    if len(text) > _MAX_SENTENCE or BLANK in text or len(CJK.findall(text)) < _MIN_PROSE:
-        return
-    key = hashlib.blake2b(text.encode(), digest_size=8).digest()
+def _wanted(reading: Reading, place: int, state: State, rng: random.Random) -> list[Candidate]:
+    """What is wanted of a sentence, the first to be asked first; nothing where it was asked before."""
+    key, made = reading.asked[place]
     if key in state.seen:
-        return
+        state.left_out["asked before"] += len(made)
+        return []
     state.seen.add(key)
-    before = [s for s in sentences[max(0, at - state.context) : at] if s.section == sentence.section]
-    while before and sum(len(s.text) for s in before) > _MAX_CONTEXT:
-        before.pop(0)
-    window = [n for s in before for n in s.numbers]
-    context = "".join(s.text if s.text.endswith(tuple("。！？；!?;")) else s.text + "\n" for s in before)
-    candidates = [n for n in sentence.numbers if askable(n) and state.wanted(n.kind)]
-    rng.shuffle(candidates)
-    # kinds seen least come first, so that rates, amounts, prices and durations are all there
-    candidates.sort(key=lambda n: state.share(n.kind) * (0.5 + rng.random()))
-    made = 0
-    for number in candidates:
-        if made == room:
-            break
-        question = ask(document, sentence, number, window, context, state, rng)
-        if question is not None:
-            made += 1
-            yield question
-
-
+    wanted = []
+    for one in made:
+        if one.tag not in state.tags:
+            state.left_out[f"{one.tag}: {_NOT_WANTED.get(one.tag, 'not wanted')}"] += 1
+        elif not state.wanted(one.number.kind):
+            state.left_out[_AHEAD] += 1
+        else:
+            wanted.append(one)
+    rng.shuffle(wanted)
+    # what can be worked out or known first, then kinds seen least, so that rates, amounts, prices and durations are
+    # all there
+    wanted.sort(key=lambda one: (TAGS.index(one.tag) > 1, state.share(one.number.kind) * (0.5 + rng.random())))
+    return wanted

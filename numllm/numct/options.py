@@ -11,9 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..numbers import Number, find_numbers
 from .arithmetic import evaluate
 from .form import UNIT8, Form, significant, units8
@@ -28,8 +25,6 @@ _REAL = 0.85  # of perturbed numbers are chosen for being as frequent as can be
 _MISTAKES = 4  # times a mistaken result stands among the numbers to draw from
 _DIGITS = re.compile(r"[0-9][0-9,]*(?:\.[0-9]+)?|[零一二三四五六七八九十百千万亿两]+")
 _FIRST = [tuple(float(first == digit) for digit in range(1, 10)) for first in range(10)]
-_BLANK, _ITSELF = ord(" "), np.array([0, 1, 1, 1, 0, 0])[:, None, None]  # an option is like itself in three ways
-_TEN = math.log(10)
 _SPREAD = 16  # a wrong option is less than so many times larger or smaller than the answer
 _PARTS = (2, 3, 3, 4, 4, 5, 6, 8, 10)  # denominators of fractions, as often as listed
 _STEPS = (1, 1, 1, 2, 2, 3, -1, -1, -1, -2, -2, -3)
@@ -103,7 +98,7 @@ class Asked:
         return self.frequency.get((self.unit, m * self.form.scale), 0)
 
     def look(self, m: int) -> tuple[tuple[float, ...], str]:
-        """The traits and marks of an option that do not depend on the others, as in `traits`, and its digits."""
+        """The traits and marks of an option that do not depend on the others, as in `traits.traits`, and its digits."""
         form, near = self.form, self.near
         value = form.value(m)
         distance = 0.0
@@ -191,54 +186,6 @@ class Asked:
         m = known_best if known_best and self.count(known_best) else free[int(rng.random() * len(free))]
         chosen[m] = "perturbed"
         return m
-
-    def traits(self, draws: Sequence[Sequence[int]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What can be seen of the options of each draw, the answer first: (draws, traits, options) and the same of
-        the marks that only the adversary sees.
-
-        draws: the wrong options. Traits: value, length, significant digits, frequencies in the texts and among earlier
-        answers, distance to the nearest number of the text, first digit, its rarity, share of digits that stand in the
-        text, log distance to the nearest and to all other options, options that differ in one digit, of the same
-        length, with the same first digit, the logarithm of the value. Marks: each first digit, a last digit that is
-        5, that is even, a digit that comes twice; distance from the middle in logarithms; options of the same digits,
-        ten times larger or smaller, that add up to the whole; whether a frequency is zero, and its logarithm.
-        """
-        place: dict[int, int] = {self.m: 0}
-        at = np.array([[0, *(place.setdefault(m, len(place)) for m in wrong)] for wrong in draws])
-        looks = [self.look(m) for m in place]
-        static = np.array([look[0] for look in looks])
-        digits = np.frombuffer("".join(look[1].ljust(16)[:16] for look in looks).encode(), np.uint8).reshape(-1, 16)
-        bags = np.sort(np.where(digits == _BLANK, 0, digits), axis=1) if len(looks[0][1]) > 1 else digits
-        size, length, values = np.log(static[:, 0]), static[:, 1], static[:, 0]
-        gap = np.abs(size[:, None] - size)
-        same = length[:, None] == length
-        whole = 1.0 if self.kind == "rate" and self.form.style != "f" else 100.0
-        pairs = np.empty((6, len(looks), len(looks)), dtype=bool)
-        pairs[0] = same & ((digits[:, None] != digits).sum(-1) == 1)
-        pairs[1] = same
-        pairs[2] = digits[:, None, 0] == digits[:, 0]
-        pairs[3] = (bags[:, None] == bags).all(-1)
-        pairs[4] = np.abs(gap - _TEN) < 1e-9
-        pairs[5] = np.abs(values[:, None] + values - whole) < 1e-9
-
-        rows, columns = at[:, :, None], at[:, None, :]
-        count = at.shape[1]
-        gaps = gap[rows, columns]
-        counts = pairs[:, rows, columns].sum(-1) - _ITSELF
-        sizes = size[at]
-        ordered = np.sort(sizes, axis=1)
-        traits = np.empty((len(at), 15, count))
-        traits[:, :9] = static[at, :9].transpose(0, 2, 1)
-        traits[:, 9] = np.round((gaps + np.where(np.eye(count, dtype=bool), np.inf, 0.0)).min(-1), 9)
-        traits[:, 10] = np.round(gaps.sum(-1), 9)
-        traits[:, 11:14] = counts[:3].transpose(1, 0, 2)
-        traits[:, 14] = sizes
-        marks = np.empty((len(at), 19, count))
-        marks[:, :14] = static[at, 9:].transpose(0, 2, 1)
-        marks[:, 14] = np.abs(sizes - (ordered[:, (count - 1) // 2] + ordered[:, count // 2])[:, None] / 2)
-        marks[:, 15:18] = counts[3:].transpose(1, 0, 2)
-        marks[:, 18] = gaps.max(-1)
-        return traits, marks
 
 
 def draw(

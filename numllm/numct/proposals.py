@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -92,16 +93,18 @@ def _seed(seed: int, key: str) -> int:
 
 
 def build_with_model(
-    documents: Callable[[], Iterable[dict[str, Any]]], proposals: Proposals, *, progress: Progress = no_progress,
-    **settings: Any,
+    documents: Callable[[], Iterable[dict[str, Any]]], proposals: Proposals, *, left_out: Counter[str] | None = None,
+    progress: Progress = no_progress, **settings: Any,
 ) -> list[dict[str, Any]]:
     """The rows of `build` with the model's numbers among the wrong options, in as many rounds as it takes: each
     settles at least the first question that the one before could not.
 
-    documents: gives the corpus rows anew each time.
+    documents: gives the corpus rows anew each time. left_out: counts, by reason, what the last round left out.
     """
+    left_out = Counter() if left_out is None else left_out
     while True:
-        rows = list(build(documents(), propose=proposals, progress=progress, **settings))
+        left_out.clear()
+        rows = list(build(documents(), propose=proposals, left_out=left_out, progress=progress, **settings))
         if not proposals.missing:
             return rows
         proposals.fetch(progress)

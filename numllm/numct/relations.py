@@ -21,7 +21,7 @@ from ..numbers import Number
 from .arithmetic import evaluate
 from .formulas import Found, Target, Term, finance, like, matches, over, pair, single, sums, times
 
-__all__ = ["Relation", "Target", "find_relation"]
+__all__ = ["Relation", "Target", "find_relation", "operand"]
 
 CHANCE = 0.04
 CHANCE_CUED = 0.12
@@ -35,14 +35,28 @@ _ROUNDED = re.compile("约|[≈]|左右|将近|接近")
 
 
 class Relation(NamedTuple):
-    """How a number follows: `text` "1000000 × 0.05 = 50000", `operands` the texts' numbers it uses."""
+    """How a number follows: `text` "1000000 × 0.05 = 50000", `operands` the texts' numbers it uses, (value, unit)."""
 
     text: str
-    operands: int
+    operands: frozenset[tuple[float, str]]
 
 
 def _text(value: str) -> str:
     return f"({value})" if "/" in value or value.startswith("-") else value
+
+
+def operand(number: Number) -> Term | None:
+    """The number as an operand of a relation; None for a range, a date, a label and zero."""
+    if number.low is not None or ":" in number.value or len(number.value) > 18:
+        return None
+    if not (number.variable or (number.kind in ("count", "other") and number.unit != "元组")):
+        return None
+    top, _, bottom = number.value.partition("/")
+    try:
+        value = float(top) / float(bottom or 1)
+    except ValueError:
+        return None
+    return Term(value, _text(number.value), number.unit) if value else None
 
 
 def _terms(numbers: Iterable[Number], limit: int, known: list[Term]) -> list[Term]:
@@ -50,19 +64,11 @@ def _terms(numbers: Iterable[Number], limit: int, known: list[Term]) -> list[Ter
     found = list(known)
     seen = {(term.value, term.unit) for term in known}
     for number in numbers:
-        if number.low is not None or ":" in number.value or len(number.value) > 18:
+        term = operand(number)
+        if term is None or (term.value, term.unit) in seen:
             continue
-        if not (number.variable or (number.kind in ("count", "other") and number.unit != "元组")):
-            continue
-        top, _, bottom = number.value.partition("/")
-        try:
-            value = float(top) / float(bottom or 1)
-        except ValueError:
-            continue
-        if not value or (value, number.unit) in seen:
-            continue
-        seen.add((value, number.unit))
-        found.append(Term(value, _text(number.value), number.unit))
+        seen.add((term.value, term.unit))
+        found.append(term)
         if len(found) == len(known) + limit:
             break
     return found
@@ -126,7 +132,8 @@ class _Search:
         gap = abs(exact - self.target.value)
         if 2 * gap > self.target.step or (gap and not self.rounded):
             return None
-        return Relation(f"{expression} {'≈' if gap else '='} {_written(self.target.value)}", len(one.terms))
+        stated = f"{expression} {'≈' if gap else '='} {_written(self.target.value)}"
+        return Relation(stated, frozenset((term.value, term.unit) for term in one.terms))
 
     def two_steps(self, terms: Sequence[Term], results: Sequence[Found]) -> Relation | None:
         """(a ∘ b) ∘ c: for each c, the results of two operands are looked up that would give the target."""
@@ -189,12 +196,12 @@ def _written(value: Fraction) -> str:
 
 
 def find_relation(
-    target: Target, sentence: Sequence[Number], context: Sequence[Number], text: str
+    target: Target, sentence: Sequence[Number], context: Sequence[Number], text: str, most: int = _CONTEXT
 ) -> Relation | None:
     """The simplest relation by which `target` follows from the numbers of its sentence, or of the context too.
 
     sentence: the other numbers of the sentence, in order; context: those before it, in order; text: the sentence, in
-    which words such as 半年 or 合计 stand.
+    which words such as 半年 or 合计 stand; most: operands of the context at most, the nearest.
     """
     if not target.value or not target.step:
         return None
@@ -202,7 +209,7 @@ def find_relation(
     if search.limit < 1:
         return None
     near = _terms(sentence, _SENTENCE, [])
-    wide = _terms(reversed(context), _CONTEXT, near)
+    wide = _terms(reversed(context), most, near)
     for terms in (near, wide) if len(wide) > len(near) else (near,):
         if found := search.look(one for term in terms for one in single(term, target, text)):
             return found

@@ -19,6 +19,8 @@ class Sentence:
     offset: int  # of the text in its line
     numbers: tuple[Number, ...]  # with offsets in the line
     section: int  # sentences of one section may be each other's context
+    title: str  # the first and the last of the headings it stands under
+    example: bool  # whether a worked example has begun in its section, or its headings name one
 
 
 _SPECIAL = re.compile(
@@ -31,6 +33,12 @@ _LIST_MARK = re.compile(
 _LINK = re.compile(r"!?\[([^\[\]]{0,200})\]\([^()\s]{0,400}\)")
 _MARKS = re.compile(r"\*\*|__|~~|`|</?[A-Za-z][^<>]{0,4000}>|\\(?=[\[\]\-=#.*_()>~|])|&(?:nbsp|emsp|ensp);")
 _BREAKS = re.compile(r"[。！？；!?;（）()“”《》「」『』\[\]【】]")
+_HEADING = re.compile(r"\s*(#{1,6})\s*(.*?)[\s#]*$")
+_TITLE = 60  # characters of a heading that are kept
+_OPENING = re.compile(r"[（(【\[]?\s*(?:例题?|案例|习题)\s?[0-9一二三四五六七八九十]")
+_EXAMPLES = re.compile(
+    r"示例|案例|例题|例子|举例|习题|练习|作业|解答|情景|(?:^|[ >])例(?:[0-9 一二三四五六七八九十]|$)|[Ee]xample"
+)
 _OPEN, _CLOSE = "（(“《「『[【", "）)”》」』]】"
 CJK = re.compile(r"[\u4e00-\u9fff]")
 
@@ -51,23 +59,34 @@ def _pieces(line: str) -> Iterator[tuple[int, int]]:
         yield start, len(line)
 
 
-def read_sentences(text: str) -> list[Sentence]:
-    """The prose sentences of a document in order, with their numbers; headings, tables and code left out."""
+def read_sentences(text: str, title: str = "") -> list[Sentence]:
+    """The prose sentences of a document in order, with their numbers; headings, tables and code left out.
+
+    title: of the document, the heading above all of its own.
+    """
     found: list[Sentence] = []
-    section, fenced = 0, False
+    headings = {0: title} if title else {}
+    section, fenced, named = 0, False, title
     for raw in text.splitlines():
         special = _SPECIAL.match(raw)
         if special is not None and special.lastgroup == "fence":
             closed = raw.lstrip().startswith("$$") and raw.count("$$") == 2
             fenced = not fenced and not closed
         elif fenced or special is not None:
-            section += special is not None and special.lastgroup == "heading" and not fenced
+            if not fenced and special is not None and special.lastgroup == "heading":
+                section += 1
+                if (heading := _HEADING.match(raw)) is not None:
+                    level = len(heading[1])
+                    headings = {at: kept for at, kept in headings.items() if at < level}
+                    headings[level] = _MARKS.sub("", _LINK.sub(r"\1", heading[2]))[:_TITLE].strip()
+                    path = [kept for kept in headings.values() if kept]
+                    named = " > ".join(dict.fromkeys([path[0], path[-1]])) if path else ""
         elif raw.count("|") < 2 and "\t" not in raw:
-            _add_line(raw, section, found)
+            _add_line(raw, section, named, found)
     return found
 
 
-def _add_line(raw: str, section: int, found: list[Sentence]) -> None:
+def _add_line(raw: str, section: int, title: str, found: list[Sentence]) -> None:
     """Appends the sentences of one line of prose, cleaned of Markdown, to `found`."""
     line = _LINK.sub(r"\1", raw) if "[" in raw else raw
     line = _MARKS.sub("", line).rstrip()
@@ -75,6 +94,8 @@ def _add_line(raw: str, section: int, found: list[Sentence]) -> None:
     line = line[mark.end() :] if mark is not None else line
     numbers = find_numbers(line)
     at, count = 0, len(numbers)
+    begun = bool(found) and found[-1].section == section and found[-1].example
+    example = begun or _EXAMPLES.search(title) is not None
     for start, end in _pieces(line):
         piece = line[start:end]
         text = piece.strip()
@@ -84,4 +105,6 @@ def _add_line(raw: str, section: int, found: list[Sentence]) -> None:
         first = at
         while at < count and numbers[at].end <= end:
             at += 1
-        found.append(Sentence(text, shift, tuple(numbers[first:at]), section))
+        if _OPENING.match(text) is not None:
+            example = True
+        found.append(Sentence(text, shift, tuple(numbers[first:at]), section, title, example))

@@ -1,7 +1,8 @@
 """What a question asks of its reader: to recall a rule, to work the number out, or neither.
 
 `derivable`: the number stands in a written equation that holds, or follows from the other numbers (`relations`).
-`recall`: a sentence of a general rule, without a story's persons, years and amounts. `other`: all else.
+`recall`: a sentence of a general rule, without a story's persons, years and amounts. `given`: neither, and chosen by
+the writer for an example or a story. `other`: all else, facts of the text.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from ..numbers import Number
-from .arithmetic import equation
-from .relations import Target, find_relation
+from .relations import Target
 
-__all__ = ["TAGS", "derivation", "is_rule", "is_statute"]
+__all__ = ["ANSWERABLE", "TAGS", "is_given", "is_rule", "is_statute", "target_of"]
 
-TAGS = ("recall", "derivable", "other")
+ANSWERABLE = ("recall", "derivable", "other")
+"""What a reader can know or work out, and facts of the text."""
+
+TAGS = (*ANSWERABLE, "given")
 
 _ARTICLE = re.compile(r"(?m)^[\s*#]*第[一二三四五六七八九十百零〇0-9]{1,7}条")
 _ARTICLES, _ARTICLE_LENGTH = 5, 600  # a statute has so many articles, of so many characters on average at most
@@ -43,6 +46,9 @@ _STORY = re.compile(
     r"[今去当次](?:年|月(?!平均))|两人|(?<![其])[他她]|小[王李张刘陈赵周吴林杨黄孙马何]|老[张王李赵]|"
     r"先生|女士|夫[妇妻]|假[如设定使]|(?<![比条惯案])例(?![外会])|比如|譬如|设想|解[：:]|答[：:]|题中|"
     r"(?<![请要需谋寻])求(?=[^权])|[=＝≈×÷？?]|净[赚亏]"
+)
+_STATUTE_STORY = re.compile(
+    r"某|[甲乙丙丁](?:[方公企银]|为)|例如|比如|假[如设]|(?:^|[。；：])例[：:0-9一二三]|[=＝≈×÷？?]|小[王李张]"
 )
 # what is supposed or concluded: a statute speaks so as well
 _SUPPOSED = re.compile(
@@ -78,10 +84,10 @@ def is_rule(
         return False
     if any(len(n.value.replace(".", "").strip("0")) > _MOST_DIGITS for n in others if n.kind in _MEASURED):
         return False
-    if _STORY.search(sentence) is not None or (not statute and any(n.kind == "date" for n in others)):
-        return False
     if statute:
-        return True
+        return _STATUTE_STORY.search(sentence) is None
+    if _STORY.search(sentence) is not None or any(n.kind == "date" for n in others):
+        return False
     if _SUPPOSED.search(sentence) is not None:
         return False
     if _TOLD.search(sentence) is not None:
@@ -94,22 +100,10 @@ def is_rule(
     return few and _WEAK_NORM.search(sentence) is not None
 
 
-def derivation(
-    sentence: str,
-    start: int,
-    end: int,
-    target: Target,
-    others: Sequence[Number],
-    window: Sequence[Number],
-) -> str | None:
-    """The relation by which the number at `sentence[start:end]` follows from what else is told, or None.
-
-    others: the sentence's other numbers; window: those of the sentences before.
-    """
-    if written := equation(sentence[:start], sentence[start:end], sentence[end:]):
-        return written
-    found = find_relation(target, others, window, sentence)
-    return found.text if found is not None else None
+def is_given(sentence: str, example: bool) -> bool:
+    """Whether a number of a sentence that is neither derived nor a rule's is one that its writer chose: of a worked
+    example, of a story's persons and firms, supposed, or an illustration. No reader could tell it."""
+    return example or _STORY.search(sentence) is not None or _SUPPOSED.search(sentence) is not None
 
 
 def target_of(number: Number, m: int, scale: int, units: int) -> Target:

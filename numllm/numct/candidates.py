@@ -1,0 +1,285 @@
+"""What can be asked of one document: each number with its tag, its context and what its options are judged by.
+
+Nothing here depends on other documents, so that documents may be read in any order, by several processes.
+
+A reader must be able to answer: by recall of a rule, or by working the number out from others that are shown. The
+context is the sentences before the asked one, under the headings it stands under. It reaches as far back, within the
+section, as the numbers do that the asked one follows from; it begins anew after a sentence that gives the answer away.
+A number that its writer chose (`tags.is_given`) and that does not follow from others is tagged "given": no reader can
+answer, so that it is not asked unless wanted.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..numbers import Number
+from .arithmetic import equation
+from .cheats import BLANK
+from .form import UNIT8, Form, Shape, read_form, significant, units8
+from .relations import Target, find_relation, operand
+from .sentences import CJK, Sentence, read_sentences
+from .tags import is_given, is_rule, is_statute, target_of
+
+__all__ = ["KINDS", "Candidate", "Reading", "candidates", "read"]
+
+KINDS = ("amount", "rate", "price", "count", "duration", "index")
+"""Kinds of numbers that can be asked."""
+
+_WORTH = frozenset((*KINDS, "other"))
+_VAGUE_COUNTS = frozenset("个 项 种 类 次 位 条 点 步 组 轮 分 层 口 例 单位 道 部 期 副 场 片 门 座 票".split())
+_MIN_PROSE = 10  # Chinese characters a sentence needs besides its number
+_MIN_WORDS = 2  # and where an equation gives the number
+_MAX_SENTENCE = 480
+_MAX_CONTEXT = 420
+_REACH, _MAX_REACH = 14, 800  # sentences, and their characters, in which the givens of an example are looked for
+_MOST_GIVENS = 14  # of their numbers that are tried, the nearest
+_ENDS = tuple("。！？；!?;")
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A number that can be asked."""
+
+    id: str
+    number: Number
+    form: Form
+    m: int
+    shape: Shape  # what its options look like
+    tag: str
+    relation: str | None
+    context: str
+    stem: str  # the question before its blank
+    rest: str  # the question behind it
+    taken: set[int]  # values, in 1e-8, that stand in the question or the context
+    near: list[float]  # sorted logarithms of the sizes of the numbers in question and context
+    bounds: tuple[int, int | None]  # values, in 1e-8, that the sentence sets an option between: `____元以上50万元以下`
+
+
+@dataclass(slots=True)
+class Reading:
+    """A corpus row as its questions see it."""
+
+    id: str
+    split: str
+    pools: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    """Values in 1e-8 by kind and unit, as often as they stand in it."""
+    frequency: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """How often each unit and value in 1e-8 stands in it."""
+    asked: list[tuple[bytes, list[Candidate]]] = field(default_factory=list)
+    """Of each sentence with numbers that can be asked, its hash and those numbers."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Why numbers are not asked, and how many."""
+
+
+def _askable(number: Number) -> bool:
+    """Whether a number is worth a question at all; one without unit only where a written equation gives it."""
+    if not number.variable or number.low is not None or number.kind not in _WORTH:
+        return False
+    if number.kind == "count" and number.unit in _VAGUE_COUNTS:
+        return False
+    return number.value not in ("0", "1", "-1") and ":" not in number.value
+
+
+def read(row: Mapping[str, Any], context: int) -> Reading:
+    """The numbers of a corpus row that can be asked, with a context of at most so many sentences, but for a number
+    that follows from others further back; 0 for none at all."""
+    sentences = read_sentences(row["text"], row.get("title", ""))
+    reading = Reading(row["id"], row.get("split", "train"))
+    separator = ""
+    for sentence in sentences:
+        for number in sentence.numbers:
+            if not number.variable or number.low is not None:
+                continue
+            if not separator and "," in number.text:
+                separator = ","
+            exact = units8(number.value)
+            if exact is not None and exact > 0:
+                reading.pools.setdefault((number.kind, number.unit), []).append(exact)
+                reading.frequency[number.unit, exact] += 1
+    statute = is_statute(row["text"])
+    for at, sentence in enumerate(sentences):
+        numbers = [number for number in sentence.numbers if _askable(number)]
+        if not numbers:
+            continue
+        text = sentence.text
+        if len(text) > _MAX_SENTENCE or BLANK in text:
+            reading.left_out["sentence too long"] += len(numbers)
+            continue
+        prose = len(CJK.findall(text))
+        made = []
+        for number in numbers:
+            one = _candidate(row["id"], sentences, at, number, separator, context, statute, prose)
+            if isinstance(one, str):
+                reading.left_out[one] += 1
+            else:
+                made.append(one)
+        if made:
+            reading.asked.append((hashlib.blake2b(text.encode(), digest_size=8).digest(), made))
+    return reading
+
+
+def candidates(rows: Sequence[Mapping[str, Any]], context: int) -> list[Reading]:
+    """`read` of several rows."""
+    return [read(row, context) for row in rows]
+
+
+def _candidate(
+    document: str, sentences: Sequence[Sentence], at: int, number: Number, separator: str, context: int, statute: bool,
+    prose: int,
+) -> Candidate | str:
+    """The number as it can be asked, or why it cannot be. prose: Chinese characters of its sentence."""
+    parsed = read_form(number, separator)
+    if parsed is None:
+        return "written in a form that cannot be varied"
+    form, m = parsed
+    if m == 1:
+        return "the least that can be written so"  # it would be the smallest option of any
+    sentence = sentences[at]
+    text, siblings = sentence.text, [n for n in sentence.numbers if n is not number]
+    answer = form.render(m)
+    start = number.start - sentence.offset + len(form.head)
+    stem, rest = text[:start], text[start + len(answer) :]
+    tells = functools.partial(_tells, number, answer, form)
+    if tells(siblings, f"{stem}\n{rest}"):
+        return "stands twice in its sentence"
+    last = sentences[at - 1] if at and context and sentences[at - 1].section == sentence.section else None
+    if last is not None and tells(last.numbers, last.text):
+        return "told by the sentence before"  # without which the question may not be clear
+    relation, tag = None, "other"
+    target = target_of(number, m, form.scale, UNIT8) if form.style != "f" and (siblings or context) else None
+    if target is not None and siblings:
+        relation = equation(text[: number.start - sentence.offset], number.text, text[number.end - sentence.offset :])
+    if relation is None and not number.unit:
+        return "without a unit"
+    if prose < (_MIN_PROSE if relation is None else _MIN_WORDS):
+        return "no prose"
+    before = list(_before(sentences, at, context, _MAX_CONTEXT, tells))
+    if target is not None and relation is None:
+        found = find_relation(target, siblings, _numbers(before), text)
+        relation = found.text if found is not None else None
+    if relation is not None:
+        tag = "derivable"
+    elif is_rule(text, before[-1].text if before else "", number, len(str(significant(m)[0])), siblings, statute):
+        tag = "recall"
+    elif target is not None and context and (givens := _givens(target, sentences, at, siblings, tells, len(before))):
+        before, relation = givens
+        tag = "derivable"
+    elif is_given(text, sentence.example):
+        tag = "given"
+    told = _told(before, sentence, context, tells)
+    taken: set[int] = set()
+    near: list[float] = []
+    for n in (*_numbers(before), *siblings):
+        if not n.value.isdecimal() and n.kind not in _WORTH:
+            continue
+        for value in (n.value, n.low, n.high):
+            exact = units8(value) if value is not None else None
+            if exact:
+                near.append(math.log(abs(exact) / UNIT8))
+                if n.kind in _WORTH:
+                    taken.add(abs(exact))
+    written = form.prefix + form.suffix.strip() + (form.tail if number.kind == "rate" else "")
+    return Candidate(
+        hashlib.sha256(f"{document}\0{text}\0{number.start}".encode()).hexdigest()[:16], number, form, m,
+        (number.kind, number.unit, form.style, form.decimals, written), tag, relation, told, stem, rest, taken,
+        sorted(near), _bounds(sentence, number),
+    )
+
+
+def _numbers(sentences: Sequence[Sentence]) -> list[Number]:
+    return [number for sentence in sentences for number in sentence.numbers]
+
+
+def _before(
+    sentences: Sequence[Sentence], at: int, most: int, characters: int, tells: functools.partial[bool]
+) -> Iterator[Sentence]:
+    """The sentences before one, in order: of its section, so many, and as long, at most, and none that tells the
+    answer."""
+    first, left, section = at, characters, sentences[at].section
+    while first and at - first < most:
+        one = sentences[first - 1]
+        left -= len(one.text)
+        if one.section != section or left < 0 or tells(one.numbers, one.text):
+            break
+        first -= 1
+    yield from sentences[first:at]
+
+
+def _givens(
+    target: Target, sentences: Sequence[Sentence], at: int, siblings: Sequence[Number], tells: functools.partial[bool],
+    known: int,
+) -> tuple[list[Sentence], str] | None:
+    """(sentences, relation): how the target follows from numbers further back than the `known` sentences, and all
+    sentences from the first that it needs."""
+    before = list(_before(sentences, at, _REACH, _MAX_REACH, tells))
+    if len(before) <= known:
+        return None
+    found = find_relation(target, siblings, _numbers(before), sentences[at].text, _MOST_GIVENS)
+    if found is None:
+        return None
+    here = {(term.value, term.unit) for n in siblings if (term := operand(n)) is not None}
+    needed = set(found.operands) - here
+    for first in reversed(range(len(before))):
+        needed -= {(term.value, term.unit) for n in before[first].numbers if (term := operand(n)) is not None}
+        if not needed:
+            return before[min(first, len(before) - known) :], found.text
+    return before, found.text
+
+
+def _told(
+    before: Sequence[Sentence], sentence: Sentence, context: int, tells: functools.partial[bool]
+) -> str:
+    """What is shown before a question: its headings, in a line, and the sentences before it."""
+    title = sentence.title if context and not tells((), sentence.title) else ""
+    return (title + "\n" if title else "") + "".join(
+        s.text if s.text.endswith(_ENDS) else s.text + "\n" for s in before
+    )
+
+
+def _bounds(sentence: Sentence, number: Number) -> tuple[int, int | None]:
+    """The values between which an option must lie because the number is an end of a range in words."""
+    low, high = 0, None
+    at = sentence.numbers.index(number)
+    for step in (-1, 1):
+        if not 0 <= at + step < len(sentence.numbers):
+            continue
+        other = sentence.numbers[at + step]
+        first, second = (other, number) if step < 0 else (number, other)
+        gap = sentence.text[first.end - sentence.offset : second.start - sentence.offset]
+        exact = units8(other.value) if other.unit == number.unit and other.kind == number.kind else None
+        if exact is not None and gap and _BETWEEN.fullmatch(gap) is not None:
+            low, high = (exact, high) if step < 0 else (low, exact)
+    return low, high
+
+
+_BETWEEN = re.compile(r"\s?(?:及?以上)?(?:至|到|不满|不足|不超过|（含[^）]{0,8}）|[-－—~～])?\s?")
+_GROUPED = re.compile(r"(?<=[0-9])[ ,，\u00a0\u2009](?=[0-9]{3}(?![0-9]))")
+
+
+def _tells(number: Number, answer: str, form: Form, numbers: Sequence[Number], text: str) -> bool:
+    """Whether the answer stands among the numbers or in the text, not as part of a longer number."""
+    value = number.value
+    if any(n.value == value or n.low == value or n.high == value for n in numbers):
+        return True
+    if form.style == "a":
+        core = answer[: len(answer) - len(form.suffix)] if form.suffix else answer
+        if len(core) < 3 and not form.suffix.strip():
+            return False
+        wanted = _GROUPED.sub("", answer if len(core) < 3 else core)
+        edge = r"[0-9０-９.,，]"
+        if not wanted[0].isdigit():
+            return wanted in text
+        text = _GROUPED.sub("", text)
+    else:
+        edge, wanted = "[零一二三四五六七八九十百千万亿两]", answer + form.tail[:1]
+    if wanted not in text:
+        return False
+    return re.search(rf"(?<!{edge}){re.escape(wanted)}(?!{edge})", text) is not None
