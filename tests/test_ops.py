@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from numllm import ops, products, reference
+from numllm.ops import implementations
+from numllm.ops.dropout import without_dropped
 
 SCALES = torch.tensor([2.0] * 3 + [0.7] * 2)
 COLUMNS = torch.tensor([0] * 3 + [1] * 2, dtype=torch.int32)
@@ -181,12 +183,12 @@ def test_an_implementation_that_cannot_run_is_refused(monkeypatch) -> None:
     with pytest.raises(ValueError, match="impl must be one of auto, torch"):
         call(v, impl="fast")
     pytest.importorskip("triton")
-    if not ops._load_kernels().INTERPRETED:
+    if not implementations.load_kernels().INTERPRETED:
         with pytest.raises(ValueError, match="takes CUDA tensors, got cpu; pass impl='torch'"):
             call(v, impl="triton")
     with pytest.raises(TypeError, match="takes fp32, fp16 or bf16, got torch.float64"):
         call(inputs(), impl="triton")
-    monkeypatch.setattr(ops, "_load_kernels", lambda: None)
+    monkeypatch.setattr(implementations, "load_kernels", lambda: None)
     with pytest.raises(ValueError, match="needs the package triton"):
         call(v, impl="triton")
 
@@ -285,20 +287,30 @@ def test_dropout_is_the_gradient_of_what_was_computed() -> None:
     assert torch.autograd.gradcheck(
         lambda x, a, b: call({**v, "x": x, "a": a, "b": b}, dropout=dropout, seed=seed), trained, eps=1e-6, atol=1e-7
     )
-    flat, m = v["x"].view(8, -1), reference.column_scales(v["x"].view(8, -1), SCALES, COLUMNS, ROWS.view(-1))
-    kept = ops._keep(flat, dropout.view(-1), seed)
-    expected = flat @ v["w"].T + v["bias"] + (((flat * kept) @ v["a"].T) * m) @ v["b"].T
+    flat, shares = v["x"].view(8, -1), dropout.view(-1)
+    z = (~reference.dropped(8, 6, shares, 11)).double()
+    assert 0 < z.mean() < 1
+    expected = reference.lora_linear(
+        flat, v["w"], v["bias"], v["a"], v["b"], SCALES, COLUMNS, ROWS.view(-1), shares, z
+    )
     torch.testing.assert_close(call(v, dropout=dropout, seed=seed).view(8, -1), expected)
     assert torch.equal(call(v, dropout=torch.zeros(2, 4), seed=seed), call(v))
 
 
-def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
-    x = torch.ones(4, 20_000)
-    kept = ops._keep(x, torch.tensor([0.0, 0.1, 0.5, 0.9]), torch.tensor(3))
-    assert torch.allclose((kept == 0).float().mean(1), torch.tensor([0.0, 0.1, 0.5, 0.9]), atol=0.01)
-    assert torch.allclose(kept.mean(1), torch.ones(4), atol=0.1)
-    assert torch.equal(kept, ops._keep(x, torch.tensor([0.0, 0.1, 0.5, 0.9]), torch.tensor(3)))
-    assert not torch.equal(kept, ops._keep(x, torch.tensor([0.0, 0.1, 0.5, 0.9]), torch.tensor(4)))
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**62 + 12345678901, 2**63 - 1])
+def test_dropout_drops_its_share_and_nothing_is_like_anything_else(seed) -> None:
+    shares = torch.tensor([0.0, 0.1, 0.5, 0.9]).repeat(100)
+    kept = without_dropped(torch.ones(400, 3000), shares, torch.tensor(seed))
+    assert torch.equal(kept == 0, reference.dropped(400, 3000, shares, seed))
+    means = kept.view(100, 4, 3000).mean((0, 2))
+    assert torch.allclose(means, 1 - shares[:4], atol=0.01) and means[0] == 1
+    signs = 2 * kept[2::4] - 1  # of 300,000 coins
+    for product in (signs[:-1] * signs[1:], signs[:, :-1] * signs[:, 1:], signs[:-1, :-1] * signs[1:, 1:]):
+        assert abs(product.mean()) < 5 / product.numel() ** 0.5
+    square = signs[:50, :1500] * signs[50:, :1500] * signs[:50, 1500:] * signs[50:, 1500:]
+    assert abs(square.mean()) < 5 / square.numel() ** 0.5
+    other = without_dropped(torch.ones(400, 3000), shares, torch.tensor(seed ^ 4))
+    assert abs(((2 * other[2::4] - 1) * signs).mean()) < 5 / signs.numel() ** 0.5
 
 
 def test_dropout_needs_a_seed_and_a_share_for_each_token() -> None:
@@ -328,11 +340,3 @@ def test_a_compiler_sees_one_operator(dropped) -> None:
     (db,) = torch.autograd.grad(frozen(v["b"]), v["b"], dy)
     (wanted,) = torch.autograd.grad(call({**v, "x": v["x"].detach(), "a": v["a"].detach()}, **more), v["b"], dy)
     assert torch.equal(db, wanted)
-
-
-def test_the_operator_is_registered_rightly() -> None:
-    v = inputs()
-    v["x"] = v["x"].view(8, -1)
-    x, a, b = (v[name].requires_grad_() for name in ("x", "a", "b"))
-    given = (x, v["w"], v["bias"], a, b, SCALES, COLUMNS, ROWS.view(-1), None, None, "torch")
-    torch.library.opcheck(torch.ops.numllm.lora_linear, given)

@@ -18,6 +18,9 @@ from ..errors import AdapterError
 from .layer import LoRALinear, Selection
 from .starts import begin
 
+_SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+"""Linears that read what another one reads, by Llama's names."""
+
 
 class AdapterSet:
     """The adapters of one model: which are on, their parameters, saving.
@@ -106,11 +109,17 @@ class AdapterSet:
     def _wrap(self, path: str) -> LoRALinear:
         if path not in self.modules:
             owner, _, leaf = path.rpartition(".")
-            module = LoRALinear(self._model.get_submodule(path), self._selection, path)
+            reads = f"{owner}.{_SAME_INPUT.get(part := self._part(leaf), part)}"
+            module = LoRALinear(self._model.get_submodule(path), self._selection, path, reads)
             module.train(self._model.training)
             setattr(self._model.get_submodule(owner), leaf, module)
             self.modules[path] = module
         return self.modules[path]
+
+    def _part(self, leaf: str) -> str:
+        """Llama's name of a linear."""
+        known: Mapping[str, str] = getattr(self._model, "linear_names", {})
+        return next((part for part, own in known.items() if own == leaf), leaf)
 
     @contextlib.contextmanager
     def use(

@@ -82,6 +82,7 @@ def cases() -> Iterator[tuple[str, torch.dtype, int, int]]:
     yield "few", torch.float16, 512, 8  # as above
     yield "fp32", torch.float32, 512, 16  # as above
     yield "fp32", torch.float32, 512, 64
+    yield "many", torch.bfloat16, 8192, 128
 
 
 def variants(capability: int) -> Iterator[dict[str, Any]]:
@@ -89,6 +90,7 @@ def variants(capability: int) -> Iterator[dict[str, Any]]:
     triton.runtime.driver.set_active(NoGPU(capability))
     tiles.capability = lambda device: divmod(capability, 10)
     compiled: dict[str, tuple[str, Any]] = {}
+    words = 3, -5
 
     def compile_only(kernel: Any, grid: tuple[int, ...], *args: Any, **settings: Any) -> None:
         result = kernel.warmup(*args, grid=grid, **settings)
@@ -104,11 +106,17 @@ def variants(capability: int) -> Iterator[dict[str, Any]]:
         x, dy, w = empty(m, k, dtype=dtype), empty(m, n, dtype=dtype), empty(n, k, dtype=dtype)
         a, b, bias = empty(rank, k, dtype=dtype), empty(n, rank, dtype=dtype), empty(n, dtype=dtype)
         choice = empty(rank, dtype=torch.float32), empty(rank, dtype=torch.int32), empty(m, dtype=torch.int32)
+        shares = empty(m, dtype=torch.float32)
         s = lora.down(x, a, *choice)
         lora.linear(x, w, bias, s, b)
         ds, _ = lora.down_outer(dy, b, s, *choice)
         lora.linear(dy, w.T, None, ds, a.T)
         lora.outer(ds, x)
+        if (kind, rank) in (("many", 16), ("many", 64), ("few", 64), ("fp32", 64)):
+            label += "-dropout"
+            lora.down(x, a, *choice, shares, words)
+            lora.up(ds, a.T, shares, words)
+            lora.outer(ds, x, shares, words)
     for name, result in compiled.values():
         yield {"name": name, "capability": capability, **describe(result)}
     floats = empty(1, dtype=torch.float32)

@@ -9,6 +9,7 @@ from lora_cases import Case, check, make_case
 from torch import Tensor
 
 from numllm import ops
+from numllm.ops import implementations
 
 pytestmark = pytest.mark.gpu
 
@@ -46,7 +47,7 @@ def test_same_bits_twice(dtype, impl) -> None:
 
 
 def test_auto_goes_through_the_kernels(monkeypatch) -> None:
-    kernels = ops._load_kernels()
+    kernels = implementations.load_kernels()
     calls = []
     launch = kernels._launch
     monkeypatch.setattr(kernels, "_launch", lambda *args, **more: calls.append(args[0]) or launch(*args, **more))
@@ -61,7 +62,7 @@ def test_offsets_beyond_32_bits() -> None:
     case = make_case(m, 8, k, (16,), dtype=torch.bfloat16, device="cuda")
     w = torch.randn(n, k, device="cuda", dtype=torch.bfloat16)
     b = torch.randn(n, 16, device="cuda", dtype=torch.bfloat16)
-    kernels = ops._load_kernels()
+    kernels = implementations.load_kernels()
     s = kernels.down(case.x, case.a, case.scales)
     y = kernels.linear(case.x, w, None, s, b)
     tail = case.x[-50:].float() @ w.float().T + s[-50:].float() @ b.float().T
