@@ -10,7 +10,8 @@ Which adapters a token goes through is chosen by `AdapterSet.use`.
 
 from __future__ import annotations
 
-from .layer import LoRALinear
-from .sets import AdapterSet, attach, load_adapters
+from .layer import LoRAEmbedding, LoRALinear
+from .sets import AdapterSet, attach, carries, load_adapters
+from .whole import Whole
 
-__all__ = ["AdapterSet", "LoRALinear", "attach", "load_adapters"]
+__all__ = ["AdapterSet", "LoRAEmbedding", "LoRALinear", "Whole", "attach", "carries", "load_adapters"]

@@ -1,4 +1,4 @@
-"""The LoRA linear as a module: a frozen linear with any number of adapters on it."""
+"""The LoRA linear and the LoRA embedding as modules: a frozen one with any number of adapters on it."""
 
 from __future__ import annotations
 
@@ -33,18 +33,22 @@ class Selection:
         self.active, self.rows, self.picked, self.seed = other.active, other.rows, other.picked, other.seed
 
 
-class LoRALinear(nn.Module):
-    """A frozen linear with low-rank adapters: y = g ⊙ (x Wᵀ + ((x̃ Aᵀ) ⊙ m) Bᵀ) + bias.
+    def rows_of(self, x: Tensor) -> Tensor | None:
+        """Each row's adapter: of the batch rows, or of the tokens where x is (S, K); None where it is one choice."""
+        if self.rows is not None and self.picked is not None and x.dim() == 2 and x.is_floating_point():
+            return self.rows[self.picked]
+        return self.rows
 
-    base: the linear it sits on. a[name] (r, K) and b[name] (N, r): the adapters' factors, fp32 when trained.
+
+class LowRank(nn.Module):
+    """A frozen weight W (N, K) with low-rank adapters, W + Σ s B A.
+
+    base: the module it sits on. a[name] (r, K) and b[name] (N, r): the adapters' factors, fp32 when trained.
     scale[name]: s, alpha / rank times the adapter's weight; m holds it in the columns of a token's adapter.
     first_a, first_b: A₀ and −B₀ of an adapter's start where − s B₀ A₀ is computed beside s B A (`starts`).
-    dropout[name]: share of x that is 0 in x̃ in training mode, the rest divided by 1 − dropout.
-    magnitude[name] (N,): DoRA's M, where the adapter has one; then g = M / ‖W + s B A‖ by rows, the norm taken as a
-    constant (arXiv 2402.09353, 4.3), and 1 otherwise.
     """
 
-    def __init__(self, base: nn.Linear, selection: Selection, path: str = "", reads: str | None = None) -> None:
+    def __init__(self, base: nn.Module, selection: Selection, path: str = "", reads: str | None = None) -> None:
         """path: its name in the model; reads: a name of its input, the same for linears of one x, which then drop
         the same entries of it. Default: the path.
         """
@@ -52,7 +56,8 @@ class LoRALinear(nn.Module):
         self.base = base.requires_grad_(False)
         self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
         self.first_a, self.first_b = nn.ParameterDict(), nn.ParameterDict()
-        self.magnitude = nn.ParameterDict()
+        self.magnitude, self.bias = nn.ParameterDict(), nn.ParameterDict()
+        self.bias_weight: dict[str, float] = {}
         self.scale: dict[str, float] = {}
         self.dropout: dict[str, float] = {}
         self._selection = selection
@@ -71,35 +76,74 @@ class LoRALinear(nn.Module):
         n, k = self.base.weight.shape
         if a.shape[1] != k or b.shape[0] != n or a.shape[0] != b.shape[1]:
             raise AdapterError(
-                f"adapter {name!r}: factors {tuple(a.shape)} and {tuple(b.shape)} do not fit a linear of "
+                f"adapter {name!r}: factors {tuple(a.shape)} and {tuple(b.shape)} do not fit a weight of "
                 f"{n} × {k}; it is for another model"
             )
-
-        def parameter(value: Tensor, trainable: bool) -> nn.Parameter:
-            # Contiguous: a fused optimizer walks a parameter and its moments in memory, whatever their strides say.
-            return nn.Parameter(value.to(self.base.weight.device).contiguous(), requires_grad=trainable)
-
-        self.a[name], self.b[name] = parameter(a, trainable), parameter(b, trainable)
+        self.a[name], self.b[name] = self._parameter(a, trainable), self._parameter(b, trainable)
         if first is not None:
-            self.first_a[name], self.first_b[name] = parameter(first[0], False), parameter(-first[1], False)
+            self.first_a[name], self.first_b[name] = self._parameter(first[0]), self._parameter(-first[1])
         if magnitude is not None:
-            self.magnitude[name] = parameter(magnitude, trainable)
+            self.magnitude[name] = self._parameter(magnitude, trainable)
         self.scale[name], self.dropout[name] = scale, dropout
         self._selection.stacks.clear()
 
+    def _parameter(self, value: Tensor, trainable: bool = False) -> nn.Parameter:
+        # Contiguous: a fused optimizer walks a parameter and its moments in memory, whatever their strides say.
+        return nn.Parameter(value.to(self.base.weight.device).contiguous(), requires_grad=trainable)
+
     def remove(self, name: str) -> None:
         """Takes an adapter off."""
-        for held in (self.a, self.b, self.first_a, self.first_b, self.magnitude, self.scale, self.dropout):
+        for held in (
+            self.a, self.b, self.first_a, self.first_b, self.magnitude, self.bias, self.bias_weight, self.scale,
+            self.dropout,
+        ):
             if name in held:
                 del held[name]
         self._selection.stacks.clear()
+
+    @property
+    def names(self) -> set[str]:
+        """The adapters it carries anything of."""
+        return {*self.scale, *self.bias}
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen W, without adapters."""
+        return self.base.weight
+
+    def parameters_of(self, name: str) -> list[nn.Parameter]:
+        """What it trains of an adapter beside A and B."""
+        return [held[name] for held in (self.magnitude, self.bias) if name in held]
+
+    def on(self) -> tuple[str, ...]:
+        """The adapters that are on and have factors here."""
+        return tuple(name for name in self._selection.active if name in self.scale)
+
+
+class LoRALinear(LowRank):
+    """A frozen linear with low-rank adapters: y = g ⊙ (x Wᵀ + ((x̃ Aᵀ) ⊙ m) Bᵀ) + bias.
+
+    dropout[name]: share of x that is 0 in x̃ in training mode, the rest divided by 1 − dropout.
+    magnitude[name] (N,): DoRA's M, where the adapter has one; then g = M / ‖W + s B A‖ by rows, the norm taken as a
+    constant (arXiv 2402.09353, 4.3), and 1 otherwise.
+    bias[name] (N,): a trained bias in the base's place; of several adapters the changes add up, each times its weight.
+    """
+
+    def add_bias(self, name: str, bias: Tensor, weight: float = 1.0, *, trainable: bool) -> None:
+        """Gives an adapter a bias (N,) of its own."""
+        self.bias[name], self.bias_weight[name] = self._parameter(bias, trainable), weight
 
     def stored(self, name: str) -> dict[str, tuple[int, list[Tensor]]]:
         """What PEFT's format holds of an adapter: key → (dim, parts that stand there one after the other).
 
         [A; A₀] and [B −B₀] where its start is beside it, so s B A is all that is added to W.
         """
-        held = {
+        bias = {} if name not in self.bias else {
+            "base_layer.bias" if name in self.scale else "bias": (0, [self.bias[name]])
+        }
+        if name not in self.scale:
+            return bias
+        held = bias | {
             "lora_A.weight": (0, [self.a[name], *([self.first_a[name]] if name in self.first_a else [])]),
             "lora_B.weight": (1, [self.b[name], *([self.first_b[name]] if name in self.first_b else [])]),
         }
@@ -120,14 +164,10 @@ class LoRALinear(nn.Module):
         change = ((2 * scale * cross + scale * scale * (b @ (a @ a.T))) * b).sum(1)
         return (self._squares + change).clamp_min(0).sqrt()
 
-    def on(self) -> tuple[str, ...]:
-        """Its adapters that are on."""
-        return tuple(name for name in self._selection.active if name in self.scale)
-
     def forward(self, x: Tensor) -> Tensor:
         """x (..., K) → (..., N), through the adapters that are on."""
         if not self.on():
-            return F.linear(x, self.base.weight, self.base.bias)
+            return self.shifted(F.linear(x, self.base.weight, self.base.bias), self._selection.rows_of(x))
         return _adapted([self], x)[0]
 
     @staticmethod
@@ -151,6 +191,20 @@ class LoRALinear(nn.Module):
             raise AdapterError(f"{found[0]!r} is DoRA, whose change does not add up with others: use one at a time")
         return found
 
+    def shifted(self, y: Tensor, rows: Tensor | None) -> Tensor:
+        """y and what trained biases change of it."""
+        if not any(name in self.bias for name in self._selection.active):
+            return y
+        zero = torch.zeros(len(self.base.weight), device=y.device)
+        before = zero if self.base.bias is None else self.base.bias.float()
+        changes = torch.stack([zero, *(
+            self.bias_weight[name] * (self.bias[name].float() - before) if name in self.bias else zero
+            for name in self._selection.active
+        )])
+        if rows is None:
+            return y + changes.sum(0).to(y.dtype)
+        return y + changes[rows.long() + 1].view(len(rows), *[1] * (y.dim() - 2), -1).to(y.dtype)
+
     def gain(self, rows: Tensor | None, x: Tensor) -> Tensor:
         """g: (N,) for all rows, or (B, 1, …, N), each row its adapter's."""
         gains = [
@@ -166,9 +220,7 @@ class LoRALinear(nn.Module):
 def _adapted(linears: Sequence[LoRALinear], x: Tensor) -> list[Tensor]:
     """The outputs of linears of one x that all have adapters on."""
     selection = linears[0]._selection
-    rows = selection.rows
-    if rows is not None and x.dim() == 2 and selection.picked is not None:
-        rows = rows[selection.picked]
+    rows = selection.rows_of(x)
     each = None if rows is None else rows.view(-1, *[1] * (x.dim() - 2)).expand(x.shape[:-1])
     scales, columns = _stacked(linears)
     dropout, seed = _drops(linears, x, each)
@@ -186,8 +238,30 @@ def _adapted(linears: Sequence[LoRALinear], x: Tensor) -> list[Tensor]:
         if dora:
             y = y * linear.gain(rows, x).to(y.dtype)
             y = y if linear.base.bias is None else y + linear.base.bias
-        found.append(y)
+        found.append(linear.shifted(y, rows))
     return found
+
+
+class LoRAEmbedding(LowRank):
+    """A frozen embedding with low-rank adapters: y = W[token] + (B[token] ⊙ m) A, W (V, D), A (r, D), B (V, r)."""
+
+    def stored(self, name: str) -> dict[str, tuple[int, list[Tensor]]]:
+        """As in `LoRALinear`: PEFT's factors are those of Wᵀ."""
+        return {
+            "lora_embedding_A": (0, [self.b[name].T]), "lora_embedding_B": (1, [self.a[name].T]),
+        } if name in self.scale else {}
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) → (B, T, D), through the adapters that are on."""
+        y, rows = self.base(tokens), self._selection.rows
+        for index, name in enumerate(self._selection.active):
+            if name not in self.scale:
+                continue
+            low = F.embedding(tokens, self.b[name]) * self.scale[name]
+            if rows is not None:
+                low = torch.where((rows == index).view(-1, *[1] * (low.dim() - 1)), low, 0)
+            y = y + low.to(y.dtype) @ self.a[name].to(y.dtype)
+        return y
 
 
 def _stacked(linears: Sequence[LoRALinear]) -> tuple[Tensor, Tensor]:
