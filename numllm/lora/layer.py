@@ -25,7 +25,7 @@ class Selection:
     picked: Tensor | None = None
     seed: int | None = None
     impl: str = "auto"
-    stacks: dict[tuple[tuple[str, ...], ...], tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
+    stacks: dict[tuple[tuple[str, ...], ...], tuple[Tensor, Tensor, Tensor]] = dataclasses.field(default_factory=dict)
     """(adapters that are on, paths of linears) → what `_stacked` made of them, until an adapter comes or goes."""
 
     def take(self, other: Selection) -> None:
@@ -222,7 +222,7 @@ def _adapted(linears: Sequence[LoRALinear], x: Tensor) -> list[Tensor]:
     selection = linears[0]._selection
     rows = selection.rows_of(x)
     each = None if rows is None else rows.view(-1, *[1] * (x.dim() - 2)).expand(x.shape[:-1])
-    scales, columns = _stacked(linears)
+    scales, columns, _ = _stacked(linears)
     dropout, seed = _drops(linears, x, each)
     rescaled = [bool(linear.rescaled()) for linear in linears]
     factors = [linear.factors() for linear in linears]
@@ -264,8 +264,10 @@ class LoRAEmbedding(LowRank):
         return y
 
 
-def _stacked(linears: Sequence[LoRALinear]) -> tuple[Tensor, Tensor]:
-    """(scales (R,) fp32, columns (R,) int32) of the linears' stacked adapters; a column's index is that in `active`."""
+def _stacked(linears: Sequence[LoRALinear]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the linears' stacked adapters scales (R,) fp32 and columns (R,) int32, a column's index being that in
+    `active`, and the dropout of each that is active and of none (fp32).
+    """
     selection = linears[0]._selection
     key = selection.active, tuple(linear._path for linear in linears)
     if key not in selection.stacks:
@@ -278,6 +280,7 @@ def _stacked(linears: Sequence[LoRALinear]) -> tuple[Tensor, Tensor]:
         selection.stacks[key] = (
             torch.tensor([scale for rank, scale, _ in blocks for _ in range(rank)], dtype=torch.float32, device=device),
             torch.tensor([index for rank, _, index in blocks for _ in range(rank)], dtype=torch.int32, device=device),
+            torch.tensor([*_shares(linears), 0.0], device=device),
         )
     return selection.stacks[key]
 
@@ -304,7 +307,7 @@ def _drops(linears: Sequence[LoRALinear], x: Tensor, rows: Tensor | None) -> tup
     if rows is None:
         each = torch.full(x.shape[:-1], max(shares), device=x.device)
     else:
-        each = torch.tensor([*shares, 0.0], device=x.device)[rows.long()]
+        each = _stacked(linears)[2][rows.long()]
     if first._selection.seed is None:
         return each, torch.randint(2**62, ())
     return each, torch.tensor((first._selection.seed * 0x9E3779B97F4A7C15 + first._salt) % 2**63)

@@ -25,6 +25,7 @@ SHAPES = [
     (21, 600, 40, (8,)),  # N is
     (300, 40, 24, (16,)),  # M is
     (18, 40, 48, (16, 64)),  # more than one block of ranks
+    (9, 20, 24, (256,)),
 ]
 SHAPE_IDS = ["x".join(map(str, shape[:3])) + "-r" + "+".join(map(str, shape[3])) for shape in SHAPES]
 DTYPES = [torch.float32, torch.float16]
@@ -86,6 +87,31 @@ def test_one_read_of_dy_and_two_agree(kernels, device, dtype, monkeypatch) -> No
         ds, db = kernels.down_outer(case.dy, case.b, s, *choice)
         assert db.dtype == torch.float32 and ds.dtype == dtype
         check({"db": db, "da": kernels.outer(ds, case.x)}, case)
+
+
+@pytest.mark.parametrize("impl", ["triton", "triton-fused", "torch"])
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 0), (3, 5)], ids=["one", "row of 1", "none", "2 of none", "3-D"])
+def test_tokens_in_any_shape(kernels, device, monkeypatch, impl, shape) -> None:
+    """Any leading dimensions, contiguous or not, with dropout; and x is what it was."""
+    monkeypatch.setattr(implementations, "load_kernels", lambda: kernels)
+    m = torch.Size(shape).numel()
+    case = make_case(m, 11, 14, (4,), dtype=torch.float32, device=device, rows="none", dropout=True)
+    case.rows = torch.zeros(m, dtype=torch.int32, device=device)
+    room = torch.zeros(*shape, 14, 2, device=device)
+    x = room[..., 0].copy_(case.x.view(*shape, 14)).detach().requires_grad_()
+    assert x.numel() < 2 or not x.is_contiguous()
+    before = x.detach().clone()
+    a, b = case.a.clone().requires_grad_(), case.b.clone().requires_grad_()
+    y = ops.lora_linear(
+        x, case.w, case.bias, a, b, case.scales, case.columns, case.rows.view(shape), impl=impl,
+        dropout=case.shares.view(shape), seed=torch.tensor(SEED),
+    )
+    assert y.shape == (*shape, 11)
+    found = torch.autograd.grad(y, (x, a, b), case.dy.view(y.shape), retain_graph=True)
+    again = torch.autograd.grad(y, (x, a, b), case.dy.view(y.shape))
+    assert torch.equal(x, before) and all(map(torch.equal, found, again))
+    dx, da, db = found
+    check({"y": y.detach().view(m, 11), "dx": dx.reshape(m, 14), "da": da, "db": db}, case)
 
 
 def test_no_tokens(kernels, device) -> None:
