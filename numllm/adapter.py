@@ -188,10 +188,10 @@ def read_adapter(
     """Reads and checks a PEFT LoRA adapter.
 
     r, lora_alpha, rank_pattern, alpha_pattern and use_rslora are honoured. base_shapes (weight name → shape)
-    is what the adapter must fit. whole: also read what a merge can honour and a running model cannot: DoRA,
-    biases, modules_to_save, fan_in_fan_out, LoRA of embeddings, starts that moved the base, and stored copies of
-    base weights (PEFT writes one when a head is targeted), which the caller then compares with the base. running: the
-    same but for fan_in_fan_out and starts that moved the base, which need the merged weight.
+    is what the adapter must fit. whole: also read what is more than B A, for a merge: biases, modules_to_save,
+    fan_in_fan_out, LoRA of embeddings, starts that moved the base, and stored copies of base weights (PEFT writes one
+    when a head is targeted), which the caller then compares with the base. running: the same but for fan_in_fan_out and
+    starts that moved the base, which take the merged weight.
 
     AdapterError, in one line: no such adapter, a pickle, a configuration that is not supported (by its key), a
     tensor that is not used, ranks and shapes that disagree, targets without tensors, NaN or infinity.

@@ -83,7 +83,10 @@ def imported(path: Path) -> set[str]:
                 found.add(base[0])
             else:  # from . import name
                 names = {alias.name for alias in node.names}
-                found |= {name if (ROOT / "numllm" / f"{name}.py").exists() else "__init__" for name in names}
+                parts = ROOT / "numllm"
+                found |= {
+                    name if (parts / f"{name}.py").exists() or (parts / name).is_dir() else "__init__" for name in names
+                }
     return found
 
 

@@ -29,6 +29,7 @@ KINDS = {
     "biases, dora": ("qwen2", {"targets": ("q_proj",), "bias": "all", "dora": True}),
     "whole": ("qwen2", {"targets": ("q_proj",), "modules_to_save": ("lm_head", "model.norm")}),
     "whole embedding, tied": ("qwen2-tied", {"targets": ("q_proj",), "modules_to_save": ("embed_tokens",)}),
+    "whole beside biases": ("qwen2", {"targets": ("q_proj",), "bias": "all", "modules_to_save": ("k_proj",)}),
     "whole in a block": ("qwen2", {
         "targets": ("q_proj",), "modules_to_save": ("input_layernorm", "down_proj", "k_proj"),
     }),

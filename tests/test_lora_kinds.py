@@ -10,7 +10,7 @@ from numllm.adapter import read_adapter
 from numllm.config import TARGETS, LoRAConfig
 from numllm.errors import AdapterError, ConfigError
 from numllm.lora import LoRALinear, attach, load_adapters
-from numllm.lora.layer import Selection
+from numllm.lora.low_rank import Selection
 from numllm.lora.starts import begin
 from numllm.model import load_model
 

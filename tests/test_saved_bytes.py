@@ -12,6 +12,7 @@ from numllm.config import LoRAConfig, ModelConfig
 from numllm.lora import AdapterSet, attach
 from numllm.memory import _layer
 from numllm.model import Plan, Transformer
+from numllm.ops.passes import product_dtype
 from numllm.rope import frequencies
 
 B, T = 3, 50
@@ -75,5 +76,5 @@ def test_a_block_keeps_what_the_estimate_says(monkeypatch, dtype, together) -> N
     with adapters.use("a"):
         found = per_token(model, lambda: model.model.layers[0](x, plan))
     kept, _ = _layer(config, dtype.itemsize, T, "none")
-    columns = ops.lora._product_dtype("auto", torch.zeros(B * T, 1, dtype=dtype)).itemsize * 7 * RANK
+    columns = product_dtype("auto", torch.zeros(B * T, 1, dtype=dtype)).itemsize * 7 * RANK
     assert found == pytest.approx(kept - dtype.itemsize * T + columns + rotations, abs=0.5)

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from ..adapter import PREFIX, WEIGHTS, read_adapter, write_adapter
 from ..checkpoint import read_header, read_tensor
-from ..config import LoRAConfig, named
+from ..config import LoRAConfig
 from ..errors import AdapterError
-from .layer import LoRAEmbedding, LoRALinear, LowRank, Selection
+from .embedding import LoRAEmbedding
+from .layer import LoRALinear
+from .low_rank import LowRank, Selection
 from .starts import begin
+from .targets import biased_linears, own, own_shapes, targeted, whole_modules
 from .whole import Whole
 
 _SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
@@ -48,12 +51,12 @@ class AdapterSet:
         the start allows, or a module is targeted and trained whole.
         """
         self._take(name)
-        targets, paths = _targets(self._model, config)
-        wholes = _wholes(self._model, config)
+        targets, paths = targeted(self._model, config)
+        wholes = whole_modules(self._model, config)
         if both := set(paths) & set(wholes):
             raise AdapterError(f"{min(both)} is in targets and in modules_to_save: it is trained whole or in low rank")
-        biased = _biased(self._model, config, paths)
-        embedded = [path for path in paths if not isinstance(_own(self._model, path), nn.Linear)]
+        biased = biased_linears(self._model, config, paths, wholes)
+        embedded = [path for path in paths if not isinstance(own(self._model, path), nn.Linear)]
         if embedded and (config.dora or config.start != "default"):
             raise AdapterError(f"{embedded[0]} is an embedding, which has no DoRA and no start but the default")
         for path in paths:
@@ -88,9 +91,9 @@ class AdapterSet:
         transposed.
         """
         self._take(name)
-        file = read_adapter(folder, base_shapes=_shapes(self._model), running=True)
+        file = read_adapter(folder, base_shapes=own_shapes(self._model), running=True)
         for path, info in file.base_copies.items():
-            held = _own(self._model, path).weight
+            held = own(self._model, path).weight
             if not torch.equal(read_tensor(info).to(held), held):
                 raise AdapterError(f"{folder}: holds a copy of {path}.weight that is not this base's")
         wholes: dict[str, dict[str, Tensor]] = {}
@@ -272,110 +275,8 @@ class AdapterSet:
                     value = None if info is None else read_tensor(info)
                     if value is None or value.shape != torch.cat(parts, dim).shape:
                         raise AdapterError(f"{file}: holds no {key} of {path} for this adapter")
-                    for part, own in zip(parts, value.split([part.shape[dim] for part in parts], dim), strict=True):
-                        part.copy_(own)
-
-
-def carries(module: nn.Module) -> bool:
-    """Whether adapters are on a module, so that its weight is not all that it computes with."""
-    return isinstance(module, LowRank | Whole)
-
-
-def _own(model: nn.Module, path: str) -> nn.Module:
-    """The model's own module of a name, without what adapters put around it."""
-    module = model.get_submodule(path)
-    return module.base if carries(module) else module
-
-
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Name → every module of the model's own."""
-    around = {path for path, module in model.named_modules() if carries(module)}
-    return {
-        path: _own(model, path) for path, _ in model.named_modules()
-        if not any(path.startswith(f"{outer}.") for outer in around)
-    }
-
-
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Name → shape of the model's own parameters, and of the biases that its linears might have."""
-    found = {
-        f"{path}.{leaf}".removeprefix("."): tuple(value.shape) for path, module in _modules(model).items()
-        for leaf, value in module.named_parameters(recurse=False)
-    }
-    return found | {
-        f"{path}.bias": (module.out_features,) for path, module in _modules(model).items()
-        if isinstance(module, nn.Linear)
-    }
-
-
-def _biased(model: nn.Module, config: LoRAConfig, targeted: list[str]) -> list[str]:
-    """The linears whose biases an adapter trains."""
-    if config.bias == "none":
-        return []
-    modules = _modules(model)
-    found = [
-        path for path, module in modules.items()
-        if getattr(module, "bias", None) is not None and (config.bias == "all" or path in targeted)
-    ]
-    strange = [path for path in found if not isinstance(modules[path], nn.Linear)]
-    if strange:
-        raise AdapterError(f"bias: {strange[0]} has one and is no linear; name it in modules_to_save instead")
-    if not found:
-        raise AdapterError(f"bias: {config.bias} is nothing, none of the linears meant has a bias")
-    return found
-
-
-def _wholes(model: nn.Module, config: LoRAConfig) -> list[str]:
-    """The modules that an adapter trains whole."""
-    modules, found = _modules(model), []
-    for name in config.modules_to_save:
-        own = [path for path in modules if named(path, _outer(model, name))]
-        if not own:
-            raise AdapterError(f"modules_to_save: the model has no module named {name}")
-        for path in own:
-            if next(modules[path].children(), None) is not None:
-                raise AdapterError(f"modules_to_save: {path} is made of several modules; name those that are meant")
-            if next(modules[path].parameters(), None) is None:
-                raise AdapterError(f"modules_to_save: {path} has no weights")
-        found += own
-    return list(dict.fromkeys(found))
-
-
-def _outer(model: nn.Module, name: str) -> str:
-    """The checkpoint's own name of a module beside the blocks' linears, by Llama's."""
-    return getattr(model, "names", {}).get(name, name)
-
-
-def _targets(model: nn.Module, config: LoRAConfig) -> tuple[tuple[str, ...], list[str]]:
-    """(targets by the checkpoint's own names, paths of the linears whose names end so, less the excluded, in order).
-
-    Llama's names are understood where the checkpoint has others (`ModelConfig.linear_names`); a linear that stands
-    for several of them must be meant whole.
-    """
-    known: Mapping[str, str] = getattr(model, "linear_names", {})
-    own = tuple(dict.fromkeys(known.get(target, _outer(model, target)) for target in config.targets))
-    modules = _modules(model)
-    linears = [path for path, module in modules.items() if isinstance(module, nn.Linear | nn.Embedding)]
-    for name in own:
-        parts = [part for part, stored in known.items() if stored == name]
-        missing = [part for part in parts if part not in config.targets]
-        if missing and name not in config.targets:
-            raise AdapterError(
-                f"targets: {name} computes {', '.join(parts)} at once, so an adapter is on all of them or none; add "
-                f"{', '.join(missing)}, or name {name}"
-            )
-        if not any(named(path, name) for path in linears):
-            names = sorted({*known.values()} or {path.rpartition(".")[2] for path in linears})
-            raise AdapterError(f"targets: the model has no linear named {name}; it has: {', '.join(names)}")
-    found = [path for path in linears if any(named(path, name) for name in own)]
-    for kind, names in (("exclude", config.exclude), ("ranks", config.ranks), ("alphas", config.alphas)):
-        strange = [name for name in names if not any(named(path, name) for path in found)]
-        if strange:
-            raise AdapterError(f"{kind}: no targeted linear is named {', '.join(strange)}")
-    kept = [path for path in found if not any(named(path, name) for name in config.exclude)]
-    if not kept:
-        raise AdapterError("exclude: leaves no linear to adapt")
-    return own, kept
+                    for part, saved in zip(parts, value.split([part.shape[dim] for part in parts], dim), strict=True):
+                        part.copy_(saved)
 
 
 def attach(

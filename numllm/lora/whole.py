@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .layer import Selection
+from .low_rank import Selection
 
 
 class Whole(nn.Module):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .. import products
+from . import passes
 from .checks import check_alike, check_device, check_dtype, check_frozen, check_shape
-from .dropout import without_dropped, words
-from .implementations import kernels_for
 
 
 def lora_linear(
@@ -84,79 +81,6 @@ def reads_once(x: Tensor, impl: str) -> bool:
     return x.is_cuda or impl in ("triton", "triton-fused")
 
 
-def _forward(
-    x: Tensor, ws: Sequence[Tensor], biases: Sequence[Tensor], a: Tensor, bs: Sequence[Tensor], scales: Tensor,
-    columns: Tensor | None, rows: Tensor | None, dropout: Tensor | None, seed: Tensor | None, impl: str,
-) -> tuple[list[Tensor], Tensor]:
-    """(ys, s = (x̃ aᵀ) ⊙ m), x flat."""
-    kernels, fused = _ways(impl, x)
-    wide = _product_dtype(impl, x)
-    low_a = a.to(wide)
-    if kernels:
-        s = kernels.down(x, low_a, scales, columns, rows, dropout, None if dropout is None else words(seed))
-    else:
-        seen = x if dropout is None else without_dropped(x, dropout, seed)
-        s = _mask(seen.to(wide) @ low_a.T, scales, columns, rows, dropout)
-    ys, given = [], x.to(wide)
-    for w, b, part, bias in zip(ws, bs, _columns(s, bs), biases or [None] * len(ws), strict=True):
-        if fused:
-            ys.append(kernels.linear(x, w, bias, part, b.to(wide)))
-        else:
-            ys.append(products.add_products(products.low_rank(part, b.to(wide).T, bias), (given, w.T)).to(x.dtype))
-    return ys, s
-
-
-def _backward(
-    dys: Sequence[Tensor], x: Tensor | None, ws: Sequence[Tensor], a: Tensor, bs: Sequence[Tensor], s: Tensor | None,
-    scales: Tensor, columns: Tensor | None, rows: Tensor | None, dropout: Tensor | None, seed: Tensor | None,
-    impl: str, needs_x: bool, needs_a: bool, needs_bs: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
-    """(dX, dA, dBs), each None unless needed; x is needed for dA, s for dBs."""
-    kernels, fused = _ways(impl, dys[0])
-    dtype = dys[0].dtype
-    wide = _product_dtype(impl, dys[0])
-    low_a, dys = a.to(wide), [dy.to(wide) for dy in dys]
-    parts, dbs = [], []
-    own = zip(
-        dys, bs, _columns(s, bs), scales.split(_ranks(bs)), _columns(columns, bs), needs_bs, strict=True
-    )
-    for dy, b, part, *choice, needs_b in own:
-        low_b = b.to(wide)
-        ds = db = None
-        if kernels and needs_b and (needs_x or needs_a):
-            ds, db = kernels.down_outer(dy, low_b, part, *choice, rows, dropout)
-        elif needs_b:
-            db = (kernels.outer if kernels else products.outer)(part, dy).T
-        if ds is None and (needs_x or needs_a):
-            ds = kernels.down(dy, low_b.T, *choice, rows, dropout) if kernels else _mask(
-                dy @ low_b, *choice, rows, dropout
-            )
-        parts.append(ds)
-        dbs.append(None if db is None else db.to(b.dtype))
-    if not needs_x and not needs_a:
-        return None, None, dbs
-    ds = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-    drops = None if dropout is None else (dropout, words(seed)) if kernels else (dropout, seed)
-    dx = da = None
-    if needs_x:
-        big = list(zip(dys, ws, strict=True))
-        if kernels and drops:
-            dx = kernels.up(ds, low_a.T, *drops)
-        elif fused:
-            dy, w = big.pop(0)
-            dx = kernels.linear(dy, w.T, None, ds, low_a.T)
-        else:
-            dx = products.low_rank(ds, low_a)
-            dx = dx if drops is None else without_dropped(dx, *drops)
-        dx = products.add_products(dx, *big).to(dtype)
-    if needs_a and kernels:
-        da = kernels.outer(ds, x, *(drops or ())).to(a.dtype)
-    elif needs_a:
-        seen = x if drops is None else without_dropped(x, *drops)
-        da = products.outer(ds, seen.to(ds.dtype)).to(a.dtype)
-    return dx, da, dbs
-
-
 class _LoRALinears(torch.autograd.Function):
     """`parts`: ws, bs, and as many biases or none."""
 
@@ -167,7 +91,7 @@ class _LoRALinears(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ws, bs, biases = parts[:count], parts[count : 2 * count], parts[2 * count :]
         choice = scales, columns, rows, dropout, seed
-        ys, s = _forward(x, ws, biases, a, bs, *choice, impl)
+        ys, s = passes.forward(x, ws, biases, a, bs, *choice, impl)
         needs = ctx.needs_input_grad
         _save(ctx, x, ws, a, bs, s, choice, impl, (needs[0], needs[1], needs[9 + count : 9 + 2 * count]))
         return tuple(ys)
@@ -175,7 +99,7 @@ class _LoRALinears(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *dys: Tensor) -> tuple[Tensor | None, ...]:
-        dx, da, dbs = _backward(dys, *_saved(ctx))
+        dx, da, dbs = passes.backward(dys, *_saved(ctx))
         frozen = [None] * len(dbs)
         biases = [None] * (len(ctx.needs_input_grad) - 9 - 2 * len(dbs))
         return dx, da, *[None] * 7, *frozen, *dbs, *biases
@@ -192,7 +116,7 @@ def _save(
 
 
 def _saved(ctx: FunctionCtx) -> tuple[Any, ...]:
-    """What `_backward` takes after the gradients."""
+    """What `passes.backward` takes after the gradients."""
     x, a, s, *rest = ctx.saved_tensors
     choice, ws, bs = rest[:5], rest[5 : -len(ctx.needs[2])], rest[-len(ctx.needs[2]) :]
     return x, ws, a, bs, s, *choice, ctx.impl, *ctx.needs
@@ -206,14 +130,14 @@ _CHOICE = "Tensor scales, Tensor? columns, Tensor? rows, Tensor? dropout, Tensor
     schema=f"(Tensor x, Tensor[] ws, Tensor[] biases, Tensor a, Tensor[] bs, {_CHOICE}) -> (Tensor[], Tensor)",
 )
 def _operator(*given: Any) -> tuple[list[Tensor], Tensor]:
-    return _forward(*given)
+    return passes.forward(*given)
 
 
 @_operator.register_fake
 def _(
     x: Tensor, ws: Sequence[Tensor], biases: Sequence[Tensor], a: Tensor, *given: Any
 ) -> tuple[list[Tensor], Tensor]:
-    s = x.new_empty(x.shape[0], a.shape[0], dtype=_product_dtype(given[-1], x))
+    s = x.new_empty(x.shape[0], a.shape[0], dtype=passes.product_dtype(given[-1], x))
     return [x.new_empty(x.shape[0], w.shape[0]) for w in ws], s
 
 
@@ -228,7 +152,7 @@ def _backward_operator(dys: Sequence[Tensor], *given: Any) -> tuple[Tensor, Tens
     def found(gradient: Tensor | None) -> Tensor:
         return dys[0].new_empty(0) if gradient is None else gradient.contiguous()
 
-    dx, da, dbs = _backward(dys, *given)
+    dx, da, dbs = passes.backward(dys, *given)
     return found(dx), found(da), [found(db) for db in dbs]
 
 
@@ -266,34 +190,6 @@ def _gradients(ctx: FunctionCtx, dys: list[Tensor], _: Tensor | None) -> tuple[A
 torch.library.register_autograd("numllm::lora_linears", _gradients, setup_context=_setup)
 
 
-def _ranks(bs: Sequence[Tensor]) -> list[int]:
-    return [b.shape[1] for b in bs]
-
-
-def _columns(s: Tensor | None, bs: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Each linear's columns of s (M, ΣR), or of (ΣR,)."""
-    return [None] * len(bs) if s is None else s.split(_ranks(bs), dim=-1)
-
-
-def _mask(
-    s: Tensor, scales: Tensor, columns: Tensor | None, rows: Tensor | None, dropout: Tensor | None
-) -> Tensor:
-    """s ⊙ m, in place."""
-    s.mul_(scales if rows is None else torch.where(rows[:, None] == columns, scales, 0))
-    return s if dropout is None else s.mul_((1 / (1 - dropout))[:, None])
-
-
-def _ways(impl: str, x: Tensor) -> tuple[ModuleType | None, bool]:
-    """(the module of kernels or None, whether the big product is theirs too)."""
-    kernels = kernels_for(impl, x)
-    return kernels, kernels is not None and (impl == "triton-fused" or kernels.tiles.fused(x.device))
-
-
-def _product_dtype(impl: str, x: Tensor) -> torch.dtype:
-    """What is multiplied in: the kernels' dtype is x's, torch's that of `products`."""
-    return x.dtype if kernels_for(impl, x) else products.product_dtype(x, len(x))
-
-
 def _check(
     x: Tensor, ws: Sequence[Tensor], biases: Sequence[Tensor | None], a: Tensor, bs: Sequence[Tensor], scales: Tensor,
     columns: Tensor | None, rows: Tensor | None, dropout: Tensor | None, seed: Tensor | None,
@@ -313,7 +209,7 @@ def _check(
     check_shape("a", a, (r, k), "K of w")
     if r == 0:
         raise ValueError("a must have at least one row, got rank 0; call torch.nn.functional.linear instead")
-    own = [r] if len(bs) == 1 else _ranks(bs)
+    own = [r] if len(bs) == 1 else passes.ranks(bs)
     if sum(own) != r or 0 in own:
         raise ValueError(f"a must have a row for each column of bs, of which every one has some; got {r} for {own}")
     for name, w, bias, b, columns_of_b in zip(names, ws, biases, bs, own, strict=True):
