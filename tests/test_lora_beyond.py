@@ -158,6 +158,21 @@ def test_by_row_and_weighted(folders, tmp_path, kind):
             assert close(half._model(x), load_model(tmp_path / "merged")(x), 1e-4)
 
 
+@pytest.mark.parametrize("kind", ["head and embedding", "all biases", "whole", "whole embedding, tied"])
+def test_on_a_model_of_transformers(folders, tmp_path, kind):
+    family, settings = KINDS[kind]
+    theirs, x = transformers_model(family), tokens()
+    adapters = attach(theirs, {"a": LoRAConfig(rank=4, alpha=6.0, **settings)})
+    shake(adapters)
+    adapters.save("a", tmp_path / "a")
+    ours = load_adapters(load_model(folders[family]), {"a": (tmp_path / "a", 1.0)})
+    with torch.no_grad(), adapters.use("a"), ours.use("a"):
+        assert close(theirs(x).logits, ours._model(x))
+    with adapters.use("a"):
+        theirs(input_ids=x, labels=x).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapters.parameters("a"))
+
+
 def test_lora_bias_of_peft_runs(folders, tmp_path):
     import peft
 

@@ -28,7 +28,6 @@ class Selection:
         """What `other` chooses; how it is computed stays."""
         self.active, self.rows, self.picked, self.seed = other.active, other.rows, other.picked, other.seed
 
-
     def rows_of(self, x: Tensor) -> Tensor | None:
         """Each row's adapter: of the batch rows, or of the tokens where x is (S, K); None where it is one choice."""
         if self.rows is not None and self.picked is not None and x.dim() == 2 and x.is_floating_point():

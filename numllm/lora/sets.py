@@ -184,7 +184,8 @@ class AdapterSet:
 
         picked (S,) int64: the batch row of each token that comes without rows, in an x of (S, K), as the last MLP
         sees the positions that `Transformer.hidden` is to select. seed: of dropout in training mode, together with
-        each linear's name; the same seed drops the same entries. Default: each call draws from torch's generator.
+        the name of what a linear reads; the same seed drops the same entries, of q, k and v alike. Default: each call
+        draws from torch's generator.
         """
         if isinstance(which, Tensor):
             if which.dim() != 1:

@@ -87,6 +87,7 @@ def backward(
 
 
 def ranks(bs: Sequence[Tensor]) -> list[int]:
+    """Rᵢ of each b (Nᵢ, Rᵢ)."""
     return [b.shape[1] for b in bs]
 
 
