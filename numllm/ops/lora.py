@@ -76,7 +76,7 @@ def lora_linears(
 def reads_once(x: Tensor, impl: str) -> bool:
     """Whether linears of one x are better computed together: on a GPU, where reading x is what adapters cost.
 
-    A CPU is bound by the frozen products, and gains nothing (kernels/README.md).
+    A CPU is bound by the frozen products: a step gains nothing that can be seen (kernels/README.md).
     """
     return x.is_cuda or impl in ("triton", "triton-fused")
 
