@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
-from numllm import elementwise
+from numllm.ops import elementwise
 from numllm.rope import rotations
 
 EPS = 1e-6

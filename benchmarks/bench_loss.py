@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks import measure
 from benchmarks.bench_step import _status
-from numllm import loss_ops
+from numllm import ops
 
 GPU_SHAPE = (8192, 152064, 3584)
 """Tokens, vocabulary and width: two rows of 4096 tokens of Qwen2.5-7B."""
@@ -66,9 +66,9 @@ def plain(x: Tensor, w: Tensor, labels: Tensor) -> Tensor:
 
 def candidates(device: torch.device) -> dict[str, Callable[[Batch], Tensor]]:
     """name → call, of everyone who runs here."""
-    found = {"two products": two_products, "numllm": by(lambda *given: loss_ops.token_losses(*given).sum())}
+    found = {"two products": two_products, "numllm": by(lambda *given: ops.token_losses(*given).sum())}
     if device.type == "cuda":
-        found["numllm, torch"] = by(lambda *given: loss_ops.token_losses(*given, impl="torch").sum())
+        found["numllm, torch"] = by(lambda *given: ops.token_losses(*given, impl="torch").sum())
     found["cross_entropy"] = by(plain)
     if hasattr(F, "linear_cross_entropy"):
         options = torch.nn.LinearCrossEntropyOptions(allow_retain_graph=False)

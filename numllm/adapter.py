@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+_MAGNITUDE = ".lora_magnitude_vector"
 DTYPES = ("F32", "F16", "BF16", "F64")
 
 
@@ -124,6 +125,10 @@ class AdapterFile:
         special = any(info.transposed or info.magnitude for info in self.modules.values())
         return not (special or self.replaced or self.added)
 
+    def saves(self, module: str) -> bool:
+        """Whether a module of the base is one that the adapter has whole."""
+        return _saved_whole(self.config, module)
+
     @property
     def files(self) -> tuple[Path, Path]:
         """Its configuration and its weights."""
@@ -177,20 +182,23 @@ def adapter_names(folders: Sequence[str | Path]) -> list[str]:
 
 
 def read_adapter(
-    folder: str | Path, *, base_shapes: Mapping[str, tuple[int, ...]] | None = None, whole: bool = False
+    folder: str | Path, *, base_shapes: Mapping[str, tuple[int, ...]] | None = None, whole: bool = False,
+    running: bool = False,
 ) -> AdapterFile:
     """Reads and checks a PEFT LoRA adapter.
 
     r, lora_alpha, rank_pattern, alpha_pattern and use_rslora are honoured. base_shapes (weight name → shape)
-    is what the adapter must fit. whole: also read what a merge can honour and a running model cannot: DoRA,
-    biases, modules_to_save, fan_in_fan_out, LoRA of embeddings, starts that moved the base, and stored copies of
-    base weights (PEFT writes one when a head is targeted), which the caller then compares with the base.
+    is what the adapter must fit. whole: also read what is more than B A, for a merge: biases, modules_to_save,
+    fan_in_fan_out, LoRA of embeddings, starts that moved the base, and stored copies of base weights (PEFT writes one
+    when a head is targeted), which the caller then compares with the base. running: the same but for fan_in_fan_out and
+    starts that moved the base, which take the merged weight.
 
     AdapterError, in one line: no such adapter, a pickle, a configuration that is not supported (by its key), a
     tensor that is not used, ranks and shapes that disagree, targets without tensors, NaN or infinity.
     """
     folder = Path(folder)
-    config = read_config(folder, whole=whole)
+    config = read_config(folder, whole=whole, running=running)
+    whole = whole or running
     if not (folder / WEIGHTS).is_file():
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         if pickles:
@@ -290,11 +298,8 @@ def _sort_whole(
     """A tensor that is no factor: a trained bias, part of a module saved whole, or a copy of a base weight."""
     module, _, leaf = name.rpartition(".")
     module = module.removesuffix(".base_layer")
-    parts = module.split(".")
-    paths = [".".join(parts[: count + 1]) for count in range(len(parts))]
-    saved = tuple(config.get("modules_to_save") or ())
     target = f"{module}.{leaf}"
-    if whole and saved and any(path.endswith(saved) for path in paths) or (
+    if whole and _saved_whole(config, module) or (
         whole and leaf == "bias" and (config.get("bias") or "none") != "none"
     ):
         if target in found.replaced:
@@ -304,6 +309,14 @@ def _sort_whole(
         found.copies[module] = info
     else:
         raise AdapterError(f"{where}: tensor {short(name)} would not be used; it is not a LoRA factor")
+
+
+def _saved_whole(config: dict[str, Any], module: str) -> bool:
+    """Whether modules_to_save names a module or one that it is part of, as PEFT reads it: by the ends of names."""
+    parts = module.split(".")
+    paths = (".".join(parts[: count + 1]) for count in range(len(parts)))
+    saved = tuple(config.get("modules_to_save") or ())
+    return bool(saved) and any(path.endswith(saved) for path in paths)
 
 
 def _factors(folder: Path, config: dict[str, Any], name: str, half: Mapping[str, TensorInfo]) -> FactorInfo:
@@ -337,21 +350,24 @@ def write_adapter(
     folder: str | Path, factors: Mapping[str, tuple[Tensor, Tensor]], *, rank: int, alpha: float,
     targets: Sequence[str], base_model: str | None = None, extra_metadata: Mapping[str, str] | None = None,
     exclude: Sequence[str] = (), ranks: Mapping[str, int] | None = None, alphas: Mapping[str, float] | None = None,
-    rslora: bool = False, magnitudes: Mapping[str, Tensor] | None = None,
+    rslora: bool = False, more: Mapping[str, Tensor] | None = None, bias: str = "none",
+    modules_to_save: Sequence[str] = (),
 ) -> None:
     """Writes an adapter in PEFT's format: Δ = (alpha / rank) · b a for each module, or (alpha / √rank) · b a (rslora).
 
     factors: module name in the base → (a (rank, K), b (N, rank)). targets: what PEFT is to look for, ends of
     module names; exclude: which of them it is not on. ranks, alphas: other ranks and alphas of modules, by names or
-    their ends. magnitudes: module name → DoRA's m (N,), of every module or of none. The keys
-    written are those every PEFT knows, so none warns of an unknown one.
+    their ends. more: what PEFT's format holds beside them, by its names less the prefix: DoRA's magnitudes, of every
+    module of factors or of none; the factors of embeddings; biases (bias: PEFT's word for which) and weights of
+    modules_to_save. The keys written are those every PEFT knows, so none warns of an unknown one.
 
     An adapter already there is replaced; the configuration is taken away first and written last, so a folder in
     between is refused rather than misread. ValueError when the factors disagree with rank or targets.
     """
     folder = Path(folder)
-    tensors: dict[str, Tensor] = {}
-    if magnitudes and set(magnitudes) != set(factors):
+    tensors = {f"{PREFIX}{key}": value for key, value in (more or {}).items()}
+    magnitudes = {key.removesuffix(_MAGNITUDE) for key in more or () if key.endswith(_MAGNITUDE)}
+    if magnitudes and magnitudes != set(factors):
         raise ValueError("magnitudes are wanted for every module or for none")
     for name, (a, b) in factors.items():
         own = next((value for module, value in (ranks or {}).items() if f".{name}".endswith(f".{module}")), rank)
@@ -363,16 +379,14 @@ def write_adapter(
             raise ValueError(f"{name} is none of the targets {', '.join(targets)}")
         tensors[f"{PREFIX}{name}.lora_A.weight"] = a
         tensors[f"{PREFIX}{name}.lora_B.weight"] = b
-        if magnitudes:
-            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = magnitudes[name]
     if not tensors:
         raise ValueError("an adapter needs factors, got none")
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "auto_mapping": None, "inference_mode": True,
         "base_model_name_or_path": base_model, "revision": None,
         "r": rank, "lora_alpha": _number(alpha), "lora_dropout": 0.0,
-        "target_modules": list(targets), "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True,
-        "modules_to_save": None, "layers_to_transform": None, "layers_pattern": None,
+        "target_modules": list(targets), "bias": bias, "fan_in_fan_out": False, "init_lora_weights": True,
+        "modules_to_save": list(modules_to_save) or None, "layers_to_transform": None, "layers_pattern": None,
         "rank_pattern": dict(ranks or {}),
         "alpha_pattern": {module: _number(value) for module, value in (alphas or {}).items()},
         "use_rslora": rslora, "use_dora": bool(magnitudes),

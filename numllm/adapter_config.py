@@ -27,13 +27,16 @@ _REFUSED = {
 }
 """Configuration keys that must be absent, null, false, empty or "none", and why."""
 
-_MERGE_ONLY = {
+_BEYOND = {
     "bias": "trained biases replace the base's",
     "lora_bias": "it adds to the base's biases",
     "modules_to_save": "it replaces whole modules of the base",
     "fan_in_fan_out": "the base's weights are stored transposed",
 }
-"""Keys that a merge honours and an adapter on a running model does not, and why."""
+"""Keys of adapters that are more than Δ = scale · B A on stored (N, K) weights, and why."""
+
+_MERGE_ONLY = ("fan_in_fan_out",)
+"""Those that a merge honours and a running model does not."""
 
 _INERT = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules",
@@ -51,8 +54,9 @@ _MOVED_STARTS = re.compile(r"pissa(_niter_\d+)?|olora|corda")
 """Those that took the adapter's start off the base's weights: W − scale · B₀ A₀ was trained on."""
 
 
-def read_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:
-    """The checked adapter_config.json of a folder; whole: with the keys that only a merge honours.
+def read_config(folder: Path, *, whole: bool = False, running: bool = False) -> dict[str, Any]:
+    """The checked adapter_config.json of a folder; whole: with the keys that a merge honours; running: with those that
+    a running model does.
 
     AdapterError, in one line, naming the key that cannot be honoured.
     """
@@ -72,11 +76,11 @@ def read_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:
     for key, value in config.items():
         if not value or value == "none":
             continue
-        if key in _MERGE_ONLY and whole:
+        if key in _BEYOND and (whole or running and key not in _MERGE_ONLY):
             continue
-        if key in _MERGE_ONLY:
+        if key in _BEYOND:
             raise AdapterError(
-                f"{where}: {key}={short(value)} is not supported on a running model: {_MERGE_ONLY[key]}; fold the "
+                f"{where}: {key}={short(value)} is not supported on a running model: {_BEYOND[key]}; fold the "
                 "adapter into its base with numllm merge first"
             )
         if key in _REFUSED:
@@ -92,8 +96,8 @@ def read_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:
             f"{where}: init_lora_weights={short(start)} is not supported: it changed the base's weights; "
             "convert the adapter with PEFT's path_initial_model_for_weight_conversion"
         )
-    if whole:
-        _check_merge_only(where, config)
+    if whole or running:
+        _check_beyond(where, config)
     _check_numbers(where, config)
     return config
 
@@ -104,7 +108,7 @@ def moves_base(config: dict[str, Any]) -> bool:
     return isinstance(start, str) and bool(_MOVED_STARTS.fullmatch(start))
 
 
-def _check_merge_only(where: Path, config: dict[str, Any]) -> None:
+def _check_beyond(where: Path, config: dict[str, Any]) -> None:
     bias, saved = config.get("bias") or "none", config.get("modules_to_save") or []
     if bias not in ("none", "all", "lora_only"):
         raise AdapterError(f"{where}: bias must be none, all or lora_only, got {short(bias)}")

@@ -44,7 +44,7 @@ def agreement(
     of unmerged against the bare base: what the adapters do at all), "same_top" (share of tokens with one top
     choice)}. An exact merge in fp32 has a kl near 0, one in bf16 that of its rounding; svd adds its truncation.
 
-    MergeError when logits are not finite; AdapterError when an adapter does not run unmerged (DoRA, biases, …).
+    MergeError when logits are not finite; AdapterError when an adapter does not run unmerged (it moved the base, …).
     """
     vocabulary = Checkpoint.open(base).config.vocab_size
     tokens = torch.randint(vocabulary, (rows, length), generator=torch.Generator().manual_seed(seed))

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import loss_ops
 from .adapter import adapter_names
 from .data import ChoiceBatches
 from .errors import MergeError
@@ -31,7 +30,7 @@ from .lora import AdapterSet, load_adapters
 from .model import Transformer, load_model
 from .questions import Question, read_questions
 from .tokenizer import Tokenizer
-from .train import batch_loss
+from .train import batch_loss, head_losses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,7 @@ def _loss(model: Transformer, adapters: AdapterSet, batches: ChoiceBatches, step
         x = model.hidden(
             batch.tokens, documents=batch.documents, branches=batch.branches, select=batch.positions
         )
-    return batch_loss(loss_ops.token_losses(x, model.lm_head.weight, batch.labels), batch)
+    return batch_loss(head_losses(model.lm_head, x, batch.labels, lambda _: adapters.use("all")), batch)
 
 
 def learn_weights(

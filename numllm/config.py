@@ -30,7 +30,8 @@ class LoRAConfig:
     alpha: float = 32.0
     """The scale is alpha / rank."""
     targets: tuple[str, ...] = TARGETS
-    """Ends of the names of the linears it sits on: the checkpoint's own, or Llama's (`ModelConfig.linear_names`)."""
+    """Ends of the names of the linears it sits on: the checkpoint's own, or Llama's (`ModelConfig.linear_names`); where
+    named, lm_head and embed_tokens too."""
     exclude: tuple[str, ...] = ()
     """Modules left out all the same: whole names, or their ends after a dot."""
     ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -43,6 +44,10 @@ class LoRAConfig:
     """Rows of W + scale · B A are rescaled to a trained magnitude (DoRA, arXiv 2402.09353)."""
     dropout: float = 0.0
     """Share of the entries of x that A does not see while training."""
+    bias: Literal["none", "lora_only", "all"] = "none"
+    """Biases trained in the base's place: none, those of the targeted linears, or those of all linears."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules trained whole, such as lm_head or norm: whole names, or their ends after a dot."""
     start: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
     """Where A and B begin (see `numllm.lora.starts`)."""
 

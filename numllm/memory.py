@@ -31,6 +31,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -38,8 +39,8 @@ from .checkpoint import expected_shapes
 from .config import LoRAConfig, ModelConfig
 from .errors import ConfigError
 from .lora import attach
-from .loss_ops import head_rows
 from .model import Transformer
+from .ops import head_rows
 from .products import WIDE_BLOCK
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -76,9 +77,24 @@ def linears(config: ModelConfig, lora: LoRAConfig) -> dict[str, tuple[int, int]]
     """Name → shape (N, K) of every linear an adapter sits on. AdapterError for a target the model lacks."""
     with torch.device("meta"):
         model = Transformer(config)
-    light = dataclasses.replace(lora, rank=1, ranks={}, start="default", dora=False)
-    adapters = attach(model, {"adapter": light})
+    adapters = attach(model, {"adapter": _light(lora, bias="none", modules_to_save=())})
     return {path: tuple(module.base.weight.shape) for path, module in adapters.modules.items()}
+
+
+def _light(lora: LoRAConfig, **changes: Any) -> LoRAConfig:
+    """The adapter with factors of rank 1."""
+    return dataclasses.replace(lora, rank=1, ranks={}, start="default", dora=False, **changes)
+
+
+def beside_low_rank(config: ModelConfig, lora: LoRAConfig) -> int:
+    """Number of parameters in the biases and whole modules that an adapter trains."""
+    if lora.bias == "none" and not lora.modules_to_save:
+        return 0
+    with torch.device("meta"):
+        model = Transformer(config)
+    adapters = attach(model, {"adapter": _light(lora)})
+    parts = (module for held in (adapters.modules, adapters.whole) for module in held.values())
+    return sum(value.numel() for module in parts for value in module.parameters_of("adapter"))
 
 
 def parameters(config: ModelConfig) -> int:
@@ -110,7 +126,7 @@ def estimate(
     adapters = list(lora.values()) if isinstance(lora, Mapping) else [lora]
     shapes = [linears(config, adapter) for adapter in adapters]
     pairs = list(zip(shapes, adapters, strict=True))
-    count = sum(trained(*pair) for pair in pairs)
+    count = sum(trained(*pair) + beside_low_rank(config, pair[1]) for pair in pairs)
     beside = sum(trained(*pair) for pair in pairs if pair[1].start in ("pissa", "olora"))
     b, tokens = BYTES[dtype], rows * length
     c = b if cuda else 4

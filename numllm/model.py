@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import elementwise
 from .attention import packed, trees
 from .checkpoint import Checkpoint, torch_dtype
 from .config import ModelConfig, Rope
 from .errors import NumLLMError
 from .files import Progress, no_progress
+from .ops import elementwise
 from .rope import frequencies, rotations
 from .weights import matched, read_weight
 
@@ -215,6 +215,12 @@ def _mask(
     return seen
 
 
+def each(x: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
+    """What linears make of the same x, all at once where one knows how (`lora.LoRALinear.together`)."""
+    together = next((linear.together for linear in linears if hasattr(linear, "together")), None)
+    return tuple(linear(x) for linear in linears) if together is None else together(x, linears)
+
+
 class Attention(Part):
     """Grouped-query attention with rotary positions, optional biases, query/key norm and window."""
 
@@ -233,7 +239,7 @@ class Attention(Part):
         """q (B, T, H, E), k and v (B, T, G, E)."""
         size = (-1, self.head_dim)
         if not self.family.fused_qkv:
-            return tuple(linear(x).unflatten(-1, size) for linear in (self.q_proj, self.k_proj, self.v_proj))
+            return tuple(y.unflatten(-1, size) for y in each(x, self.q_proj, self.k_proj, self.v_proj))
         qkv = self.qkv_proj(x).unflatten(-1, size)
         if not self.family.qkv_by_group:
             return qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=-2)
@@ -285,7 +291,7 @@ class MLP(Part):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) → (B, T, D)."""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1) if self.fused else (self.gate_proj(x), self.up_proj(x))
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1) if self.fused else each(x, self.gate_proj, self.up_proj)
         return self.down_proj(self.act(gate, up))
 
 

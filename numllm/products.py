@@ -18,15 +18,10 @@ Parts = Sequence[tuple[slice, slice]]
 """Rows and columns of the blocks of s (M, R) outside of which it is 0: each row in one block, perhaps of no columns."""
 
 
-def product(
-    x: Tensor, w: Tensor, s: Tensor, b: Tensor, bias: Tensor | None = None, keep: Tensor | None = None,
-    parts: Parts | None = None,
-) -> Tensor:
-    """x w + (s b) ⊙ keep + bias in x's dtype: x (M, K), w (K, N), s (M, R), b (R, N), keep (M, N) → (M, N).
+def low_rank(s: Tensor, b: Tensor, bias: Tensor | None = None, parts: Parts | None = None) -> Tensor:
+    """s b + bias: s (M, R), b (R, N), bias (N,) → (M, N), which `add_products` then adds the big product onto.
 
-    parts: of s; None: it is dense. The thin product first, then the big one added onto it in place: the library reads
-    what is there while it multiplies, in fp32 before the only rounding, where the other order would read and write y
-    once more.
+    parts: of s; None: it is dense.
     """
     y = s.new_empty(len(s), b.shape[1])
     for rows, columns in parts or [(slice(None), slice(None))]:
@@ -34,13 +29,21 @@ def product(
             torch.mm(s[rows, columns], b[columns], out=y[rows])
         else:
             torch.addmm(bias.to(s.dtype), s[rows, columns], b[columns], out=y[rows])
-    if keep is not None:
-        y *= keep
-    if w.dtype == x.dtype:
-        return y.addmm_(x, w)
-    for rows, columns in blocks(w):
-        block = w[rows, columns].to(x.dtype)
-        y[:, columns].addmm_(x[:, rows], block)
+    return y
+
+
+def add_products(y: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """y + Σ x w, in place, for pairs of x (M, K) in y's dtype and w (K, N) in its own; y (M, N).
+
+    The thin product first, then the big ones added onto it in place: the library reads what is there while it
+    multiplies, in fp32 before the only rounding, where the other order would read and write y once more.
+    """
+    for x, w in pairs:
+        if w.dtype == x.dtype:
+            y.addmm_(x, w)
+            continue
+        for rows, columns in blocks(w):
+            y[:, columns].addmm_(x[:, rows], w[rows, columns].to(x.dtype))
     return y
 
 

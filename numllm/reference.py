@@ -3,6 +3,9 @@
     s = (x aᵀ) ⊙ m          y = x wᵀ + s bᵀ + bias
     dS = (dY b) ⊙ m         dX = dY w + dS a         dA = dSᵀ x        dB = dYᵀ s        (w is frozen: no dW)
 
+With dropout, m holds scale / (1 − p) where p is the token's share, and s and dA take x ⊙ z, dX takes (dS a) ⊙ z,
+where z (M, K) is 0 for a share p of the entries and 1 for the others.
+
 Several adapters are one: their factors are stacked, a (R, K) and b (N, R) with R the sum of the ranks, and m
 (M, R) holds each token's scale in the columns of its adapter.
 """
@@ -15,42 +18,65 @@ from torch import Tensor
 
 
 def column_scales(
-    x: Tensor, scales: Tensor, columns: Tensor | None = None, rows: Tensor | None = None
+    x: Tensor, scales: Tensor, columns: Tensor | None = None, rows: Tensor | None = None,
+    shares: Tensor | None = None,
 ) -> Tensor:
-    """m of the formulas: m[t, c] = scales[c] where rows is None or rows[t] == columns[c], else 0.
+    """m of the formulas: m[t, c] = scales[c] / (1 − shares[t]) where rows is None or rows[t] == columns[c], else 0.
 
     x (M, K); scales (R,): alpha / rank of each column's adapter; columns (R,) int32: the adapter's index of
-    each column; rows (M,) int32: the adapter's index of each token, −1 for none. → (M, R) in x's dtype.
+    each column; rows (M,) int32: the adapter's index of each token, −1 for none; shares (M,): of dropout, 0 for None.
+    → (M, R) in x's dtype.
     """
     everywhere = scales.to(x.dtype).expand(x.shape[0], -1)
+    if shares is not None:
+        everywhere = everywhere / (1 - shares.to(x.dtype))[:, None]
     if rows is None:
         return everywhere
     return torch.where(rows[:, None] == columns[None, :], everywhere, 0)
 
 
+def dropped(m: int, k: int, shares: Tensor, seed: int) -> Tensor:
+    """1 − z of the formulas, (m, k) bool: entry (t, j) is dropped where u(t, j) < shares[t].
+
+    u is counter-based: the same for the same seed, whatever computes it. With mix(h) the 32-bit words
+    h ← (h ⊕ h≫16) · 0x7FEB352D, h ← (h ⊕ h≫15) · 0x846CA68B (after Wellons' lowbias32), and low and high the seed's,
+
+        u(t, j) = 2⁻²⁴ ⌊mix(mix(mix(t ⊕ low) ⊕ high) ⊕ mix(mix(¬j ⊕ high) ⊕ low)) / 2⁸⌋
+    """
+
+    def mix(h: Tensor) -> Tensor:
+        h = ((h ^ (h >> 16)) * 0x7FEB352D) % 2**32
+        return ((h ^ (h >> 15)) * 0x846CA68B) % 2**32
+
+    low, high = seed % 2**32, (seed >> 32) % 2**32
+    token = mix(mix(torch.arange(m) ^ low) ^ high)
+    entry = mix(mix((2**32 - 1 - torch.arange(k)) ^ high) ^ low)
+    return (mix(token[:, None] ^ entry) >> 8).float().cpu() / 2**24 < shares.cpu()[:, None]
+
+
 def lora_linear(
     x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scales: Tensor,
-    columns: Tensor | None = None, rows: Tensor | None = None,
+    columns: Tensor | None = None, rows: Tensor | None = None, shares: Tensor | None = None, z: Tensor | float = 1.0,
 ) -> Tensor:
     """y = x wᵀ + bias + ((x aᵀ) ⊙ m) bᵀ.
 
-    x (M, K), w (N, K), bias (N,) | None, a (R, K), b (N, R), in one dtype; scales, columns, rows as in
-    `column_scales`. → (M, N).
+    x (M, K), w (N, K), bias (N,) | None, a (R, K), b (N, R), in one dtype; scales, columns, rows, shares as in
+    `column_scales`; z (M, K) in the dtype, with dropout. → (M, N).
     """
-    s = (x @ a.T) * column_scales(x, scales, columns, rows)
+    s = ((x * z) @ a.T) * column_scales(x, scales, columns, rows, shares)
     y = x @ w.T + s @ b.T
     return y if bias is None else y + bias
 
 
 def lora_linear_backward(
     dy: Tensor, x: Tensor, w: Tensor, a: Tensor, b: Tensor, scales: Tensor,
-    columns: Tensor | None = None, rows: Tensor | None = None,
+    columns: Tensor | None = None, rows: Tensor | None = None, shares: Tensor | None = None, z: Tensor | float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dX (M, K), dA (R, K), dB (N, R)) of `lora_linear` for the gradient dy (M, N) of its output."""
-    m = column_scales(x, scales, columns, rows)
-    s = (x @ a.T) * m
+    m = column_scales(x, scales, columns, rows, shares)
+    s = ((x * z) @ a.T) * m
     ds = (dy @ b) * m
-    return dy @ w + ds @ a, ds.T @ x, dy.T @ s
+    return dy @ w + (ds @ a) * z, ds.T @ (x * z), dy.T @ s
 
 
 def token_losses(x: Tensor, w: Tensor, labels: Tensor) -> Tensor:

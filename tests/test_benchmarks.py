@@ -49,7 +49,7 @@ def test_the_page_is_what_the_rows_say() -> None:
 
 
 def test_rows_of_the_lora_benchmark(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(bench_lora, "CPU_SHAPES", [(32, 48)])
+    monkeypatch.setattr(bench_lora, "CPU_SHAPES", [(32, (48,)), (32, (24, 8))])
     monkeypatch.setattr(measure, "cache_bytes", lambda device: 1)
     monkeypatch.setattr(bench_lora.Layer, "peft", lambda layer, *, fp32_factors: layer.frozen)
     out = tmp_path / "rows.jsonl"
@@ -57,6 +57,7 @@ def test_rows_of_the_lora_benchmark(monkeypatch, tmp_path) -> None:
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     measured = [row for row in rows if "skipped" not in row]
     assert {row["adapters"] for row in measured} == {1, 2}
+    assert {row["out"] for row in measured if row["candidate"] == "numllm, one by one"} == {"24 + 8"}
     for row in measured:
         assert 0 < row["ms"]["p20"] <= row["ms"]["p50"] <= row["ms"]["p80"]
         assert row["device"] and row["torch"] == torch.__version__ and "commit" in row
@@ -97,7 +98,7 @@ def test_rows_of_the_loss_benchmark(monkeypatch, tmp_path) -> None:
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["candidate"] for row in rows][:3] == ["two products", "numllm", "cross_entropy"]
     assert all(row["ms"]["p50"] > 0 and row["tokens"] == 64 for row in rows) and set(rows[0]["ratio"].values()) == {1.0}
-    monkeypatch.setattr(bench_loss.loss_ops, "token_losses", lambda x, w, labels: x.sum(1))
+    monkeypatch.setattr(bench_loss.ops, "token_losses", lambda x, w, labels: x.sum(1))
     with pytest.raises(RuntimeError, match="the gradient by numllm differs from torch's"):
         bench_loss.main(["--device", "cpu", "--quick"])
 
@@ -223,14 +224,25 @@ def test_candidates_take_turns_on_rotating_inputs() -> None:
 
 def test_peft_trains_every_adapter_it_is_timed_with(monkeypatch) -> None:
     pytest.importorskip("peft")
-    layer = bench_lora.Layer(24, 32, 2, 8, torch.float32, torch.device("cpu"))
-    x = torch.randn(8, 24, requires_grad=True)
+    layer = bench_lora.Layer(24, (32, 16), 2, 8, torch.float32, torch.device("cpu"))
     found = []
     grad = torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *given: found.extend(grad(*given)))
-    layer.peft(fp32_factors=True)(bench_lora.Batch(x, torch.randn(8, 32)))
-    assert len(found) == 5  # x, and A and B of two adapters
+    layer.peft(fp32_factors=True)(layer.batch(8))
+    assert len(found) == 9  # x, and A and B of two adapters on two linears
     assert all(gradient.abs().max() > 0 for gradient in found)
+
+
+def test_candidates_of_the_lora_benchmark_compute_the_same() -> None:
+    one, two = (
+        bench_lora.Layer(24, ns, 2, 8, torch.float32, torch.device("cpu")) for ns in ((32,), (32, 16))
+    )
+    batch = one.batch(8)
+    torch.testing.assert_close(one.augmented(batch), one.numllm(batch, impl="torch", by_row=False))
+    batch = two.batch(8)
+    torch.testing.assert_close(*(
+        two.numllm(batch, impl="torch", by_row=True, together=together) for together in (True, False)
+    ))
 
 
 def test_a_joint_run_loses_what_transformers_and_peft_lose(world) -> None:

@@ -202,7 +202,7 @@ def test_expected_tensors_are_the_models_own_and_the_checkpoints(name):
 
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_losses_and_gradients_of_adapters_are_those_of_the_logits(name, tmp_path):
-    from numllm import loss_ops
+    from numllm import ops
 
     saved(name, tmp_path / "m")
     model, ids = load_model(tmp_path / "m"), draw(2, 26)
@@ -213,7 +213,7 @@ def test_losses_and_gradients_of_adapters_are_those_of_the_logits(name, tmp_path
         with adapters.use("a"):
             if head == "states":
                 x = model.hidden(ids)[:, :-1].flatten(0, 1)
-                losses = loss_ops.token_losses(x, model.lm_head.weight, ids[:, 1:].flatten())
+                losses = ops.token_losses(x, model.lm_head.weight, ids[:, 1:].flatten())
             else:
                 logits = model(ids)[:, :-1].flatten(0, 1)
                 losses = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")

@@ -17,7 +17,7 @@ CORE = {"errors", "files"}
 CONFIG = {"errors", "fields", "families", "model_config", "config"}
 CHECKPOINT = CORE | CONFIG | {"hub", "checkpoint"}
 TEXT = CORE | {"overlap", "numbers", "corpus", "questions"}
-OPERATIONS = {"reference", "products", "ops", "implementation", "operators", "elementwise", "loss_ops"}
+OPERATIONS = {"reference", "products", "ops"}
 MODEL = CHECKPOINT | OPERATIONS | {"tokenizer", "attention", "rope", "weights", "model"}
 ALLOWED = {
     "__init__": set(),
@@ -40,11 +40,7 @@ ALLOWED = {
     "numct": CORE | {"numbers", "workers"},
     "reference": set(),
     "products": set(),
-    "implementation": set(),
-    "operators": set(),
-    "elementwise": {"implementation", "operators", "reference", "rope"},
-    "loss_ops": {"implementation", "operators", "products"},
-    "ops": {"errors", "reference", "products"},
+    "ops": {"errors", "reference", "products", "rope"},
     "attention": set(),
     "model": MODEL - {"model"},
     "adapter_config": CORE,
@@ -88,7 +84,10 @@ def imported(path: Path) -> set[str]:
                 found.add(base[0])
             else:  # from . import name
                 names = {alias.name for alias in node.names}
-                found |= {name if (ROOT / "numllm" / f"{name}.py").exists() else "__init__" for name in names}
+                parts = ROOT / "numllm"
+                found |= {
+                    name if (parts / f"{name}.py").exists() or (parts / name).is_dir() else "__init__" for name in names
+                }
     return found
 
 

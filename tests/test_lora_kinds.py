@@ -10,6 +10,7 @@ from numllm.adapter import read_adapter
 from numllm.config import TARGETS, LoRAConfig
 from numllm.errors import AdapterError, ConfigError
 from numllm.lora import LoRALinear, attach, load_adapters
+from numllm.lora.low_rank import Selection
 from numllm.lora.starts import begin
 from numllm.model import load_model
 
@@ -128,7 +129,7 @@ def test_dora_by_row(folder):
 
 def test_norms_are_those_of_the_dense_weight():
     linear = torch.nn.Linear(24, 16)
-    layer = LoRALinear(linear, None)
+    layer = LoRALinear(linear, Selection())
     layer.add("a", torch.randn(3, 24), torch.randn(16, 3), 0.7, trainable=False)
     dense = linear.weight + 0.7 * layer.b["a"] @ layer.a["a"]
     assert torch.allclose(layer.norms("a"), dense.norm(dim=1), rtol=1e-5)

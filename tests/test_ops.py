@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from numllm import ops, products, reference
+from numllm.ops import implementations, passes
+from numllm.ops.dropout import without_dropped
 
 SCALES = torch.tensor([2.0] * 3 + [0.7] * 2)
 COLUMNS = torch.tensor([0] * 3 + [1] * 2, dtype=torch.int32)
@@ -55,11 +56,11 @@ def test_lora_linear_and_its_gradients(rows, bias) -> None:
 
 def test_tokens_that_follow_on_one_another_skip_the_columns_of_others(monkeypatch) -> None:
     v = inputs(torch.float32)
-    (first, one), (second, other), (_, none) = ops._parts(COLUMNS, ORDERED.view(-1), v["x"])
+    (first, one), (second, other), (_, none) = passes._parts(COLUMNS, ORDERED.view(-1), v["x"])
     assert (first, one) == (slice(0, 3), slice(3, 5)) and (second, other) == (slice(3, 5), slice(0, 3))
-    assert none == slice(0) and ops._parts(COLUMNS, ROWS.view(-1), v["x"]) is None
+    assert none == slice(0) and passes._parts(COLUMNS, ROWS.view(-1), v["x"]) is None
     found = call(v, ORDERED)
-    monkeypatch.setattr(ops, "_parts", lambda *_: None)
+    monkeypatch.setattr(passes, "_parts", lambda *_: None)
     assert torch.equal(found, call(v, ORDERED))
 
 
@@ -194,101 +195,14 @@ def test_an_implementation_that_cannot_run_is_refused(monkeypatch) -> None:
     with pytest.raises(ValueError, match="impl must be one of auto, torch"):
         call(v, impl="fast")
     pytest.importorskip("triton")
-    if not ops._load_kernels().INTERPRETED:
+    if not implementations.interpreted():
         with pytest.raises(ValueError, match="takes CUDA tensors, got cpu; pass impl='torch'"):
             call(v, impl="triton")
     with pytest.raises(TypeError, match="takes fp32, fp16 or bf16, got torch.float64"):
         call(inputs(), impl="triton")
-    monkeypatch.setattr(ops, "_load_kernels", lambda: None)
+    monkeypatch.setattr(implementations, "load_kernels", lambda family: None)
     with pytest.raises(ValueError, match="needs the package triton"):
         call(v, impl="triton")
-
-
-def head(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x (11, 6), w (9, 6), labels (11,), weights (11,) with a zero."""
-    generator = torch.Generator().manual_seed(2)
-    x = torch.randn(11, 6, generator=generator).to(dtype)
-    w = torch.randn(9, 6, generator=generator).to(dtype)
-    weights = torch.rand(11, generator=generator)
-    weights[3] = 0
-    return x, w, torch.randint(9, (11,), generator=generator), weights
-
-
-@pytest.mark.parametrize("chunk", [None, 1, 4, 11, 100])
-def test_token_losses_and_their_gradient(chunk) -> None:
-    x, w, labels, weights = head()
-    x.requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x: ops.token_losses(x, w, labels, chunk), (x,), eps=1e-6, atol=1e-7
-    )
-    losses = ops.token_losses(x, w, labels, chunk)
-    torch.testing.assert_close(losses, F.cross_entropy(x @ w.T, labels, reduction="none"))
-    torch.testing.assert_close(losses, reference.token_losses(x, w, labels))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("native", [True, False], ids=["native", "widened"])
-def test_token_losses_in_low_precision(monkeypatch, dtype, native) -> None:
-    wide = dtype if native else torch.float32
-    monkeypatch.setattr(products, "product_dtype", lambda tensor, _: wide)
-    monkeypatch.setattr(products, "WIDE_BLOCK", 20)
-    x, w, labels, weights = head(dtype)
-    x.requires_grad_()
-    losses = ops.token_losses(x, w, labels, 4)
-    assert losses.dtype == torch.float32
-    (losses * weights).sum().backward()
-    exact = x.detach().double().requires_grad_()
-    true = reference.token_losses(exact, w.double(), labels)
-    (true * weights).sum().backward()
-    rough = x.detach().requires_grad_()
-    rough_losses = F.cross_entropy((rough @ w.T).float(), labels, reduction="none")
-    (rough_losses * weights).sum().backward()
-    pairs = ((losses.detach(), true.detach(), rough_losses.detach()), (x.grad, exact.grad, rough.grad))
-    for got, want, low in pairs:
-        allowed = (low.double() - want).abs().max() + torch.finfo(dtype).eps * want.abs().max()
-        assert (got.double() - want).abs().max() <= allowed
-
-
-def test_token_losses_of_large_logits_are_finite() -> None:
-    x, w, labels, _ = head(torch.float32)
-    x = (x * 1e4).requires_grad_()
-    losses = ops.token_losses(x, w, labels)
-    losses.sum().backward()
-    assert torch.isfinite(losses).all() and torch.isfinite(x.grad).all()
-    torch.testing.assert_close(losses, F.cross_entropy(x @ w.T, labels, reduction="none"))
-
-
-def test_token_losses_without_a_gradient_form_none(monkeypatch) -> None:
-    x, w, labels, _ = head()
-    monkeypatch.setattr(products, "times_weight", None)
-    with torch.no_grad():
-        losses = ops.token_losses(x.requires_grad_(), w, labels)
-    assert not losses.requires_grad
-    assert not ops.token_losses(x.detach(), w, labels).requires_grad
-
-
-def test_token_losses_of_nothing() -> None:
-    x, w, labels, _ = head()
-    x = x[:0].requires_grad_()
-    losses = ops.token_losses(x, w, labels[:0])
-    losses.sum().backward()
-    assert losses.shape == (0,) and x.grad.shape == (0, 6)
-
-
-def test_token_losses_refuse_wrong_inputs() -> None:
-    x, w, labels, _ = head()
-    with pytest.raises(ValueError, match=r"labels must be in 0..8, got -100"):
-        ops.token_losses(x, w, labels.masked_fill(labels == labels[0], -100))
-    with pytest.raises(ValueError, match="w must be frozen"):
-        ops.token_losses(x, w.clone().requires_grad_(), labels)
-    with pytest.raises(TypeError, match="w must be of x's dtype"):
-        ops.token_losses(x, w.float(), labels)
-    with pytest.raises(TypeError, match="labels must be torch.int64"):
-        ops.token_losses(x, w, labels.int())
-    with pytest.raises(ValueError, match="chunk must be at least 1"):
-        ops.token_losses(x, w, labels, chunk=0)
-    with pytest.raises(ValueError, match=r"x must be \(S, D\)"):
-        ops.token_losses(x[:, :4], w, labels)
 
 
 def test_dropout_is_the_gradient_of_what_was_computed() -> None:
@@ -298,20 +212,30 @@ def test_dropout_is_the_gradient_of_what_was_computed() -> None:
     assert torch.autograd.gradcheck(
         lambda x, a, b: call({**v, "x": x, "a": a, "b": b}, dropout=dropout, seed=seed), trained, eps=1e-6, atol=1e-7
     )
-    flat, m = v["x"].view(8, -1), reference.column_scales(v["x"].view(8, -1), SCALES, COLUMNS, ROWS.view(-1))
-    kept = ops._keep(flat, dropout.view(-1), seed)
-    expected = flat @ v["w"].T + v["bias"] + (((flat * kept) @ v["a"].T) * m) @ v["b"].T
+    flat, shares = v["x"].view(8, -1), dropout.view(-1)
+    z = (~reference.dropped(8, 6, shares, 11)).double()
+    assert 0 < z.mean() < 1
+    expected = reference.lora_linear(
+        flat, v["w"], v["bias"], v["a"], v["b"], SCALES, COLUMNS, ROWS.view(-1), shares, z
+    )
     torch.testing.assert_close(call(v, dropout=dropout, seed=seed).view(8, -1), expected)
     assert torch.equal(call(v, dropout=torch.zeros(2, 4), seed=seed), call(v))
 
 
-def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
-    x = torch.ones(4, 20_000)
-    kept = ops._keep(x, torch.tensor([0.0, 0.1, 0.5, 0.9]), torch.tensor(3))
-    assert torch.allclose((kept == 0).float().mean(1), torch.tensor([0.0, 0.1, 0.5, 0.9]), atol=0.01)
-    assert torch.allclose(kept.mean(1), torch.ones(4), atol=0.1)
-    assert torch.equal(kept, ops._keep(x, torch.tensor([0.0, 0.1, 0.5, 0.9]), torch.tensor(3)))
-    assert not torch.equal(kept, ops._keep(x, torch.tensor([0.0, 0.1, 0.5, 0.9]), torch.tensor(4)))
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**62 + 12345678901, 2**63 - 1])
+def test_dropout_drops_its_share_and_nothing_is_like_anything_else(seed) -> None:
+    shares = torch.tensor([0.0, 0.1, 0.5, 0.9]).repeat(100)
+    kept = without_dropped(torch.ones(400, 3000), shares, torch.tensor(seed))
+    assert torch.equal(kept == 0, reference.dropped(400, 3000, shares, seed))
+    means = kept.view(100, 4, 3000).mean((0, 2))
+    assert torch.allclose(means, 1 - shares[:4], atol=0.01) and means[0] == 1
+    signs = 2 * kept[2::4] - 1  # of 300,000 coins
+    for product in (signs[:-1] * signs[1:], signs[:, :-1] * signs[:, 1:], signs[:-1, :-1] * signs[1:, 1:]):
+        assert abs(product.mean()) < 5 / product.numel() ** 0.5
+    square = signs[:50, :1500] * signs[50:, :1500] * signs[:50, 1500:] * signs[50:, 1500:]
+    assert abs(square.mean()) < 5 / square.numel() ** 0.5
+    other = without_dropped(torch.ones(400, 3000), shares, torch.tensor(seed ^ 4))
+    assert abs(((2 * other[2::4] - 1) * signs).mean()) < 5 / signs.numel() ** 0.5
 
 
 def test_dropout_needs_a_seed_and_a_share_for_each_token() -> None:
@@ -341,11 +265,3 @@ def test_a_compiler_sees_one_operator(dropped) -> None:
     (db,) = torch.autograd.grad(frozen(v["b"]), v["b"], dy)
     (wanted,) = torch.autograd.grad(call({**v, "x": v["x"].detach(), "a": v["a"].detach()}, **more), v["b"], dy)
     assert torch.equal(db, wanted)
-
-
-def test_the_operator_is_registered_rightly() -> None:
-    v = inputs()
-    v["x"] = v["x"].view(8, -1)
-    x, a, b = (v[name].requires_grad_() for name in ("x", "a", "b"))
-    given = (x, v["w"], v["bias"], a, b, SCALES, COLUMNS, ROWS.view(-1), None, None, "torch")
-    torch.library.opcheck(torch.ops.numllm.lora_linear, given)

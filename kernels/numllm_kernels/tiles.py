@@ -62,6 +62,11 @@ FUSED: dict[tuple[int, int], bool] = {}
 """Compute capability → whether `lora.linear` beats cuBLAS over a low-rank start. Not measured: nowhere on."""
 
 
+MOST_RANKS = {"down": 64, "outer": 128, "down_outer": 64, "linear": 32}
+"""Ranks that a kernel takes at once: registers and shared memory would not hold more. Beyond them the big operand is
+read again, but by `linear`, which has read it."""
+
+
 @functools.cache
 def capability(device: torch.device) -> tuple[int, int] | None:
     """Compute capability of a CUDA device; None for the CPU, where the interpreter runs."""
@@ -77,9 +82,7 @@ def choose(kernel: str, x: Tensor, rank: int) -> dict[str, int | bool | str]:
     """Launch settings of a kernel: block sizes, warps, stages. x: the big operand (rows, …)."""
     kind = "fp32" if x.dtype == torch.float32 else "many" if x.shape[0] >= MANY_ROWS else "few"
     tile = TILES.get(capability(x.device), _DEFAULT)[kernel][kind]
-    # Ranks beyond 64 go in blocks of 64, which read the big operand again: registers would not hold more.
-    # The epilogue of `linear` reads nothing big, and has fewer registers left.
-    block_r = min(max(16, triton.next_power_of_2(rank)), 32 if kernel == "linear" else 64)
+    block_r = min(max(16, triton.next_power_of_2(rank)), MOST_RANKS[kernel])
     # "ieee": fp32 products in fp32, not in TF32, as torch's default is.
     settings: dict[str, int | bool | str] = {**tile, "BLOCK_R": block_r, "PRECISION": "ieee"}
     if kernel == "linear":

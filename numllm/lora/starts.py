@@ -3,6 +3,7 @@
 | start | A (r, K) | B (N, r) | frozen beside them | source |
 |---|---|---|---|---|
 | default | U(−1/√K, 1/√K) | 0 | | PEFT's reset, arXiv 2106.09685 |
+| embedding | N(0, 1) | 0 | | PEFT's of an embedding, whose B that is |
 | gaussian | N(0, 1/r²) | 0 | | PEFT's "gaussian" |
 | orthogonal | X Q₁ / 10 | Q₂ᵀ Y / 10 | | PEFT's "orthogonal"; rows of one orthogonal Q: B A = 0 |
 | pissa | √(Sᵣ/s) Vᵣᵀ | Uᵣ √(Sᵣ/s) | A, B at the start | PiSSA, arXiv 2404.02948: W = U S Vᵀ |
@@ -42,7 +43,9 @@ def begin(start: str, w: Tensor, rank: int, scale: float, generator: torch.Gener
         a = torch.randn(k, rank // 2, generator=generator) @ q[0::2] / 10
         b = torch.randn(n, rank // 2, generator=generator) @ q[1::2] / 10
         return (a.T.contiguous(), b), None
-    if start == "gaussian":
+    if start == "embedding":
+        a = torch.randn(rank, k, generator=generator)
+    elif start == "gaussian":
         a = torch.randn(rank, k, generator=generator) / rank
     else:
         a = (torch.rand(rank, k, generator=generator) * 2 - 1) / math.sqrt(k)

@@ -8,7 +8,7 @@ import sys
 import types
 from typing import Any
 
-from .losses import batch_loss, choice_loss, digit_loss, forward_losses
+from .losses import batch_loss, choice_loss, digit_loss, forward_losses, head_losses
 from .marks import fingerprint
 from .plan import plan
 from .run import train
@@ -17,7 +17,7 @@ from .world import Meeting, World, joined
 
 __all__ = [
     "Event", "Meeting", "Source", "Trainer", "World", "batch_loss", "choice_loss", "digit_loss", "fingerprint",
-    "forward_losses", "joined", "micro_batches", "plan", "train",
+    "forward_losses", "head_losses", "joined", "micro_batches", "plan", "train",
 ]
 
 

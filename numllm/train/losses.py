@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from .. import loss_ops
+from .. import ops
 from ..data import Batch
-from ..lora import AdapterSet
+from ..errors import TrainError
+from ..lora import AdapterSet, carries
 from ..model import Transformer
 
 
@@ -27,6 +31,29 @@ def choice_loss(losses: Tensor, batch: Batch, text_weight: float = 0.0) -> Tenso
     total = whole - scores[choice.answers].sum() + text_weight * (losses * choice.text).sum()
     total = total + (losses * choice.letters).sum()
     return total / batch.count
+
+
+def head_losses(
+    head: nn.Module, x: Tensor, labels: Tensor, use: Callable[[slice], AbstractContextManager[None]]
+) -> Tensor:
+    """−log p of each label (S,), of states x (S, D), fp32: `ops.token_losses`, or through the adapters of the head.
+
+    use(part): the selection of adapters for a part of the states. An adapted head is run again in backward, so its
+    logits exist for `ops.head_rows` rows at a time as well.
+    """
+    if not carries(head):
+        return ops.token_losses(x, head.weight, labels)
+
+    def part_losses(first: int, rows: Tensor, part: Tensor) -> Tensor:
+        with use(slice(first, first + len(rows))):
+            return F.cross_entropy(head(rows).float(), part, reduction="none")
+
+    size = ops.head_rows(head.weight.shape[0], cuda=x.is_cuda)
+    return torch.cat([
+        checkpoint(part_losses, first, x[first : first + size], labels[first : first + size], use_reentrant=False,
+                   preserve_rng_state=False)
+        for first in range(0, max(len(x), 1), size)
+    ])
 
 
 def digit_loss(x: Tensor, weight: Tensor, batch: Batch) -> Tensor:
@@ -72,17 +99,24 @@ def forward_losses(
     tokens = torch.cat([batch.tokens for batch in parts])
     positions = torch.cat([batch.positions + at for batch, at in zip(parts, offsets, strict=True)])
     which = next(iter(batches)) if len(batches) == 1 else rows
-    with adapters.use(which, picked=positions // tokens.shape[1], seed=seed):
+    picked = positions // tokens.shape[1]
+
+    def use(part: slice) -> AbstractContextManager[None]:
+        return adapters.use(which, picked=picked[part], seed=None if seed is None else seed + (part.start or 0))
+
+    with use(slice(None)):
         x = model.hidden(
             tokens, documents=torch.cat([batch.documents for batch in parts]), branches=branches, select=positions
         )
-    losses = loss_ops.token_losses(x, model.lm_head.weight, torch.cat([batch.labels for batch in parts]))
+    losses = head_losses(model.lm_head, x, torch.cat([batch.labels for batch in parts]), use)
     sizes = [len(batch.labels) for batch in parts]
     found = {
         name: batch_loss(part, batch, text_weight)
         for (name, batch), part in zip(batches.items(), losses.split(sizes), strict=True)
     }
     if digit_weight:
+        if carries(model.lm_head):
+            raise TrainError("digit_weight is of the frozen head, and an adapter is on it; leave one of them off")
         for (name, batch), states in zip(batches.items(), x.split(sizes), strict=True):
             if batch.choice is not None:
                 found[name] = found[name] + digit_weight * digit_loss(states, model.lm_head.weight, batch)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from numllm import elementwise
+from numllm.ops import elementwise
 
 LAYOUTS = ("packed", "rows apart", "turned")
 """How a matrix lies in memory: without gaps; as part of a wider one, as a fused linear gives it; transposed."""

@@ -99,6 +99,7 @@ def cases(short: bool) -> Iterator[tuple[str, torch.dtype, int, int]]:
     if not short:
         yield "fp32", torch.float32, 512, 16  # as above
     yield "fp32", torch.float32, 512, 64
+    yield "many", torch.bfloat16, 8192, 128
 
 
 def empty(*size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -109,20 +110,27 @@ def empty(*size: int, dtype: torch.dtype) -> torch.Tensor:
 def lora_calls(short: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     """(label, calls of the launchers of a step)."""
     n = k = 4096
+    words = 3, -5  # of a seed
 
-    def step(dtype: torch.dtype, m: int, rank: int) -> None:
+    def step(dtype: torch.dtype, m: int, rank: int, drops: bool) -> None:
         x, dy, w = empty(m, k, dtype=dtype), empty(m, n, dtype=dtype), empty(n, k, dtype=dtype)
         a, b, bias = empty(rank, k, dtype=dtype), empty(n, rank, dtype=dtype), empty(n, dtype=dtype)
         choice = empty(rank, dtype=torch.float32), empty(rank, dtype=torch.int32), empty(m, dtype=torch.int32)
+        shares = empty(m, dtype=torch.float32)
         s = lora.down(x, a, *choice)
         lora.linear(x, w, bias, s, b)
         ds, _ = lora.down_outer(dy, b, s, *choice)
         lora.linear(dy, w.T, None, ds, a.T)
         lora.outer(ds, x)
+        if drops:
+            lora.down(x, a, *choice, shares, words)
+            lora.up(ds, a.T, shares, words)
+            lora.outer(ds, x, shares, words)
 
     for kind, dtype, m, rank in cases(short):
-        label = f"{kind}-{str(dtype).removeprefix('torch.')}-r{rank}"
-        yield label, lambda dtype=dtype, m=m, rank=rank: step(dtype, m, rank)
+        drops = (kind, rank) in (("many", 16), ("many", 64), ("few", 64), ("fp32", 64))
+        label = f"{kind}-{str(dtype).removeprefix('torch.')}-r{rank}{'-dropout' if drops else ''}"
+        yield label, lambda dtype=dtype, m=m, rank=rank, drops=drops: step(dtype, m, rank, drops)
 
 
 def block_calls(short: bool) -> Iterator[tuple[str, Callable[[], Any]]]:

@@ -53,9 +53,9 @@ def kernels(families: dict[str, ModuleType]) -> ModuleType:
 @pytest.fixture
 def by_kernels(families: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     """impl="triton" leads to these modules."""
-    from numllm import implementation
+    from numllm.ops import implementations
 
-    monkeypatch.setattr(implementation, "load_kernels", families.__getitem__)
+    monkeypatch.setattr(implementations, "load_kernels", families.__getitem__)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from torch import Tensor
 from numllm import reference
 
 SCALES = (2.0, 0.7, 1.3)
+SEED = 2**62 + 3**30
 
 
 @dataclasses.dataclass
@@ -26,6 +27,9 @@ class Case:
     columns: Tensor
     rows: Tensor | None
     dy: Tensor
+    shares: Tensor | None = None
+    """Of dropout; `SEED` is its seed."""
+    z: Tensor | float = 1.0
 
     def to(self, dtype: torch.dtype) -> Case:
         """The same values in another precision."""
@@ -39,11 +43,12 @@ class Case:
 
 def make_case(
     m: int, n: int, k: int, ranks: Sequence[int], *, dtype: torch.dtype, device: torch.device | str = "cpu",
-    rows: str | None = None, bias: bool = False, strided: bool = False,
+    rows: str | None = None, bias: bool = False, strided: bool = False, dropout: bool = False,
 ) -> Case:
     """Random inputs: `rows` None, "none" (−1 everywhere) or "mixed" (adapters and −1 in turn).
 
-    strided: every matrix is a part of a larger one, x and b transposed as well.
+    strided: every matrix is a part of a larger one, x and b transposed as well. dropout: of 0, a half, 0, … of the
+    entries.
     """
     generator = torch.Generator().manual_seed(m * 7919 + n * 104729 + k)
 
@@ -64,8 +69,12 @@ def make_case(
         "none": torch.full((m,), -1, dtype=torch.int32, device=device),
         "mixed": (torch.arange(m, device=device) % (len(ranks) + 1) - 1).to(torch.int32),
     }
+    more = {}
+    if dropout:
+        shares = 0.5 * (torch.arange(m) % 2)
+        more = {"shares": shares.to(device), "z": (~reference.dropped(m, k, shares, SEED)).to(device, dtype)}
     return Case(
-        x=matrix(m, k, turned=True), w=matrix(n, k, k**-0.5), a=matrix(r, k, k**-0.5),
+        **more, x=matrix(m, k, turned=True), w=matrix(n, k, k**-0.5), a=matrix(r, k, k**-0.5),
         b=matrix(n, r, r**-0.5, turned=True), bias=matrix(1, n)[0] if bias else None,
         scales=scales, columns=of_column, rows=choices[rows], dy=matrix(m, n),
     )
@@ -73,7 +82,7 @@ def make_case(
 
 def expected(case: Case) -> dict[str, Tensor]:
     """y, dX, dA and dB by the reference."""
-    choice = case.scales, case.columns, case.rows
+    choice = case.scales, case.columns, case.rows, case.shares, case.z
     y = reference.lora_linear(case.x, case.w, case.bias, case.a, case.b, *choice)
     dx, da, db = reference.lora_linear_backward(case.dy, case.x, case.w, case.a, case.b, *choice)
     return {"y": y, "dx": dx, "da": da, "db": db}

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tolerance import check
 
-from numllm import elementwise
+from numllm.ops import elementwise
 
 pytestmark = pytest.mark.usefixtures("poisoned", "by_kernels")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from lora_cases import Case, check, make_case
+from lora_cases import SEED, Case, check, expected, make_case
 from torch import Tensor
 
 from numllm import ops
+from numllm.ops import implementations
 
 pytestmark = pytest.mark.gpu
 
@@ -17,11 +18,16 @@ SHAPES = [(2048, 1024, 1536, (16,)), (1500, 1000, 520, (16, 16)), (333, 1024, 20
 SHAPE_IDS = ["x".join(map(str, shape[:3])) + "-r" + "+".join(map(str, shape[3])) for shape in SHAPES]
 
 
+def drop(case: Case) -> dict[str, Tensor]:
+    """The dropout of a case, as the operators take it."""
+    return {} if case.shares is None else {"dropout": case.shares, "seed": torch.tensor(SEED)}
+
+
 def run(case: Case, impl: str) -> dict[str, Tensor]:
     """y and the gradients through autograd, the factors as they are in training: fp32."""
     x = case.x.detach().clone().requires_grad_()
     a, b = (value.detach().float().requires_grad_() for value in (case.a, case.b))
-    y = ops.lora_linear(x, case.w, case.bias, a, b, case.scales, case.columns, case.rows, impl=impl)
+    y = ops.lora_linear(x, case.w, case.bias, a, b, case.scales, case.columns, case.rows, impl=impl, **drop(case))
     y.backward(case.dy)
     assert a.grad.dtype == b.grad.dtype == torch.float32
     return {"y": y.detach(), "dx": x.grad, "da": a.grad, "db": b.grad}
@@ -38,6 +44,72 @@ def test_forward_and_gradients(shape, dtype, rows, impl) -> None:
 
 @pytest.mark.parametrize("impl", ["triton", "triton-fused", "torch"])
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_dropout(dtype, impl) -> None:
+    """The mask is the reference's, which is the CPU's."""
+    case = make_case(1500, 1000, 520, (16, 16), dtype=DTYPES[dtype], device="cuda", rows="mixed", dropout=True)
+    check(run(case, impl), case)
+
+
+@pytest.mark.parametrize("impl", ["triton", "triton-fused", "torch"])
+@pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
+def test_linears_of_one_input(impl, dropout) -> None:
+    """q, k and v with two adapters: each as alone, x's gradient their sum."""
+    sizes = (1536, 256, 256)
+    cases = [
+        make_case(2048, n, 1024, (16, 16), dtype=torch.bfloat16, device="cuda", rows="mixed", dropout=dropout)
+        for n in sizes
+    ]
+    first = cases[0]
+    for case in cases:
+        case.x = first.x
+    x = first.x.clone().requires_grad_()
+    a = torch.cat([case.a for case in cases]).float().requires_grad_()
+    bs = [case.b.float().requires_grad_() for case in cases]
+    ys = ops.lora_linears(
+        x, [case.w for case in cases], [None] * 3, a, bs, torch.cat([case.scales for case in cases]),
+        torch.cat([case.columns for case in cases]), first.rows, impl, **drop(first),
+    )
+    torch.autograd.backward(ys, [case.dy for case in cases])
+    for case, y, da, b in zip(cases, ys, a.grad.split(32), bs, strict=True):
+        check({"y": y.detach(), "da": da, "db": b.grad}, case)
+    exact = sum(expected(case.to(torch.float64))["dx"] for case in cases)
+    rough = sum(expected(case)["dx"] for case in cases)
+    allowed = (rough.double() - exact).abs().max() + 4 * torch.finfo(torch.bfloat16).eps * exact.abs().max()
+    assert (x.grad.double() - exact).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("impl", ["triton", "triton-fused", "torch"])
+def test_a_cuda_graph_replays_forward_and_backward(impl) -> None:
+    case = make_case(512, 256, 384, (16, 16), dtype=torch.bfloat16, device="cuda", rows="mixed", bias=True)
+    wanted = run(case, impl)  # the kernels are compiled before the capture
+    x = case.x.clone().requires_grad_()
+    a, b = (value.float().requires_grad_() for value in (case.a, case.b))
+
+    def step() -> tuple[Tensor, ...]:
+        y = ops.lora_linear(x, case.w, case.bias, a, b, case.scales, case.columns, case.rows, impl=impl)
+        return (y, *torch.autograd.grad(y, (x, a, b), case.dy))
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    with torch.no_grad():
+        x.zero_()
+    graph.replay()
+    assert not found[2].any()  # dA of no input
+    with torch.no_grad():
+        x.copy_(case.x)
+    graph.replay()
+    for value, want in zip(found, wanted.values(), strict=True):
+        assert torch.equal(value, want)
+
+
+@pytest.mark.parametrize("impl", ["triton", "triton-fused", "torch"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_same_bits_twice(dtype, impl) -> None:
     case = make_case(1500, 1000, 2048, (16, 16), dtype=DTYPES[dtype], device="cuda", rows="mixed", bias=True)
     first, second = run(case, impl), run(case, impl)
@@ -46,7 +118,7 @@ def test_same_bits_twice(dtype, impl) -> None:
 
 
 def test_auto_goes_through_the_kernels(monkeypatch) -> None:
-    kernels = ops._load_kernels()
+    kernels = implementations.load_kernels("lora")
     calls = []
     launch = kernels._launch
     monkeypatch.setattr(kernels, "_launch", lambda *args, **more: calls.append(args[0]) or launch(*args, **more))
@@ -61,7 +133,7 @@ def test_offsets_beyond_32_bits() -> None:
     case = make_case(m, 8, k, (16,), dtype=torch.bfloat16, device="cuda")
     w = torch.randn(n, k, device="cuda", dtype=torch.bfloat16)
     b = torch.randn(n, 16, device="cuda", dtype=torch.bfloat16)
-    kernels = ops._load_kernels()
+    kernels = implementations.load_kernels("lora")
     s = kernels.down(case.x, case.a, case.scales)
     y = kernels.linear(case.x, w, None, s, b)
     tail = case.x[-50:].float() @ w.float().T + s[-50:].float() @ b.float().T

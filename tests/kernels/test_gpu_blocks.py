@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from tolerance import check
 
-from numllm import elementwise, implementation, loss_ops
+from numllm import ops
+from numllm.ops import elementwise, implementations
 
 pytestmark = pytest.mark.gpu
 
@@ -43,7 +44,7 @@ def test_forward_and_gradients(name, dtype, layout) -> None:
 
 
 def test_auto_goes_through_the_kernels(monkeypatch) -> None:
-    common = implementation.load_kernels("common")
+    common = implementations.load_kernels("common")
     calls = []
     launch = common.launch
     monkeypatch.setattr(common, "launch", lambda *args, **more: calls.append(args[0]) or launch(*args, **more))
@@ -70,7 +71,7 @@ def test_losses(dtype, vocabulary) -> None:
     x = torch.randn(3000, 256, generator=generator).to("cuda", DTYPES[dtype])
     w = (torch.randn(vocabulary, 256, generator=generator) / 16).to("cuda", DTYPES[dtype])
     labels = torch.randint(vocabulary, (3000,), generator=generator).cuda()
-    labels[::7] = loss_ops.IGNORED
+    labels[::7] = ops.IGNORED
     weights = torch.rand(3000, generator=generator).cuda()
 
     def torchs_own(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -79,7 +80,7 @@ def test_losses(dtype, vocabulary) -> None:
 
     first, second = (
         check(
-            lambda x, w: loss_ops.token_losses(x, w, labels, 1024), torchs_own, {"x": x, "w": w}, ["x"], [weights], 8
+            lambda x, w: ops.token_losses(x, w, labels, 1024), torchs_own, {"x": x, "w": w}, ["x"], [weights], 8
         )
         for _ in range(2)
     )
@@ -90,10 +91,10 @@ def test_memory_of_the_loss() -> None:
     x = torch.randn(8192, 3584, dtype=torch.bfloat16, device="cuda", requires_grad=True)
     w = torch.randn(152064, 3584, dtype=torch.bfloat16, device="cuda")
     labels = torch.randint(152064, (8192,), device="cuda")
-    loss_ops.token_losses(x[:8], w, labels[:8]).sum().backward()  # the libraries' own memory
+    ops.token_losses(x[:8], w, labels[:8]).sum().backward()  # the libraries' own memory
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    loss_ops.token_losses(x, w, labels).sum()
+    ops.token_losses(x, w, labels).sum()
     assert torch.cuda.max_memory_allocated() - before <= 0.7e9
 
 

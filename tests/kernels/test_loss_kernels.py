@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tolerance import check
 from torch import Tensor
 
-from numllm import loss_ops
+from numllm import ops
 
 pytestmark = pytest.mark.usefixtures("poisoned", "by_kernels")
 
@@ -18,7 +18,7 @@ def torchs_own(x: Tensor, w: Tensor, labels: Tensor, beta: float) -> Tensor:
     """The logits of all rows, rounded to x's dtype, and the loss in fp32, in fp64 for fp64: what users would write."""
     wide = torch.promote_types(x.dtype, torch.float32)
     logits = (x @ w.T).to(wide)
-    counts = labels != loss_ops.IGNORED
+    counts = labels != ops.IGNORED
     lse = logits.logsumexp(1)
     picked = logits.gather(1, labels.where(counts, 0)[:, None])[:, 0]
     return torch.where(counts, lse - picked + beta * lse.square(), 0)
@@ -38,12 +38,12 @@ def test_losses_and_their_gradient(device, rows, size, chunk, beta, dtype, sprea
     x = (torch.randn(rows, 24, generator=generator) * spread).to(dtype).to(device)
     w = (torch.randn(size, 24, generator=generator) / 5).to(dtype).to(device)
     labels = torch.randint(size, (2, rows), generator=generator).to(device)[0]
-    labels[::5][:ignored] = loss_ops.IGNORED
+    labels[::5][:ignored] = ops.IGNORED
     if turned:
         x, w = x.T.contiguous().T, w.T.contiguous().T
     upstream = (torch.rand(rows, generator=generator) * 3).to(device)  # what rows weigh
     check(
-        lambda x, w: loss_ops.token_losses(x, w, labels, chunk, beta=beta, impl="triton"),
+        lambda x, w: ops.token_losses(x, w, labels, chunk, beta=beta, impl="triton"),
         lambda x, w: torchs_own(x, w, labels, beta), {"x": x, "w": w}, ["x"], [upstream],
         units=8,  # two products in a row
     )
@@ -55,7 +55,7 @@ def test_more_logits_than_a_program_takes_at_once(device) -> None:
     w = torch.randn(40_001, 8, generator=generator).to(device)
     labels = torch.tensor([0, 40_000, 17_000], device=device)
     check(
-        lambda x, w: loss_ops.token_losses(x, w, labels, impl="triton"),
+        lambda x, w: ops.token_losses(x, w, labels, impl="triton"),
         lambda x, w: torchs_own(x, w, labels, 0.0), {"x": x, "w": w}, ["x"], [torch.ones(3, device=device)],
     )
 
@@ -87,6 +87,6 @@ def test_same_bits_twice(device) -> None:
     w, labels = torch.randn(333, 16, device=device), torch.arange(9, device=device)
     runs = []
     for _ in range(2):
-        losses = loss_ops.token_losses(x, w, labels, 4, impl="triton")
+        losses = ops.token_losses(x, w, labels, 4, impl="triton")
         runs.append((losses, *torch.autograd.grad(losses.sum(), x)))
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))

@@ -2,7 +2,7 @@
 
 What is computed is in `numllm.reference` and in `rope.rotate`, which are also what runs where kernels do not. The
 kernels are operators of torch (`torch.ops.numllm`): a compiler sees each as one call, and checkpointing, CUDA graphs
-and autograd treat them as they do torch's own. impl is one of `implementation.IMPLEMENTATIONS`.
+and autograd treat them as they do torch's own. impl is one of `implementations.IMPLEMENTATIONS`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from . import implementation, reference, rope
-from .operators import Operator
+from .. import reference, rope
+from . import implementations
+from .operator import Operator
 
 WIDEST_NORM = 16384
 """Features of the widest row that the kernels norm: a block holds a row in its registers. Half as many where the weight
@@ -52,7 +53,7 @@ def add_rms_norm(
 def swiglu(gate: Tensor, up: Tensor, impl: str = "auto") -> Tensor:
     """silu(gate) ⊙ up: gate, up (..., I) in one dtype → (..., I). Gradients: both."""
     _check_alike("up", up, "gate", gate)
-    if not implementation.by_kernels(impl, gate):
+    if not implementations.by_kernels(impl, gate):
         return reference.swiglu(gate, up)
     return _swiglu(gate, up)
 
@@ -65,19 +66,19 @@ def rotate(
     One dtype for all four. cos and sin hold each pair's value at both of its features, as `rope.rotations` lays them
     out: the kernel reads the first. Gradients: q, k.
     """
-    if not implementation.by_kernels(impl, q):
+    if not implementations.by_kernels(impl, q):
         return tuple(rope.rotate(part, cos, sin, neighbours=neighbours) for part in (q, k))
     _check_rotate(q, k, cos, sin)
     return _rotate(q, k, cos, sin, neighbours, False)
 
 
 def _kernels(family: str) -> ModuleType:
-    return implementation.load_kernels(family)
+    return implementations.load_kernels(family)
 
 
 def _norm_by_kernels(impl: str, x: Tensor, weight: Tensor) -> bool:
     """Rows wider than a block's registers hold go to torch, or nowhere."""
-    if not implementation.by_kernels(impl, x):
+    if not implementations.by_kernels(impl, x):
         return False
     widest = WIDEST_NORM // 2 if weight.requires_grad else WIDEST_NORM
     if impl == "triton" and x.shape[-1] > widest:

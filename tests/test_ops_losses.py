@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from numllm import loss_ops, products, reference
+from numllm import ops, products, reference
 
 
 def head(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -24,13 +24,13 @@ def head(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Te
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_losses_and_their_gradient(chunk, beta) -> None:
     x, w, labels, _ = head()
-    labels[[2, 7]] = loss_ops.IGNORED
+    labels[[2, 7]] = ops.IGNORED
     x.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x: loss_ops.token_losses(x, w, labels, chunk, beta=beta), (x,), eps=1e-6, atol=1e-7
+        lambda x: ops.token_losses(x, w, labels, chunk, beta=beta), (x,), eps=1e-6, atol=1e-7
     )
-    losses = loss_ops.token_losses(x, w, labels, chunk, beta=beta)
-    counts = labels != loss_ops.IGNORED
+    losses = ops.token_losses(x, w, labels, chunk, beta=beta)
+    counts = labels != ops.IGNORED
     expected = reference.token_losses(x, w, labels.where(counts, 0)) + beta * (x @ w.T).logsumexp(1).square()
     torch.testing.assert_close(losses, torch.where(counts, expected, 0))
     if not beta:
@@ -45,7 +45,7 @@ def test_losses_in_low_precision(monkeypatch, dtype, native) -> None:
     monkeypatch.setattr(products, "WIDE_BLOCK", 20)
     x, w, labels, weights = head(dtype)
     x.requires_grad_()
-    losses = loss_ops.token_losses(x, w, labels, 4)
+    losses = ops.token_losses(x, w, labels, 4)
     assert losses.dtype == torch.float32
     (losses * weights).sum().backward()
     exact = x.detach().double().requires_grad_()
@@ -63,7 +63,7 @@ def test_losses_in_low_precision(monkeypatch, dtype, native) -> None:
 def test_losses_of_large_logits_are_finite() -> None:
     x, w, labels, _ = head(torch.float32)
     x = (x * 1e4).requires_grad_()
-    losses = loss_ops.token_losses(x, w, labels)
+    losses = ops.token_losses(x, w, labels)
     losses.sum().backward()
     assert torch.isfinite(losses).all() and torch.isfinite(x.grad).all()
     torch.testing.assert_close(losses, F.cross_entropy(x @ w.T, labels, reduction="none"))
@@ -73,15 +73,15 @@ def test_what_needs_no_gradient_forms_none(monkeypatch) -> None:
     x, w, labels, _ = head()
     monkeypatch.setattr(products, "times_weight", None)
     with torch.no_grad():
-        losses = loss_ops.token_losses(x.requires_grad_(), w, labels)
+        losses = ops.token_losses(x.requires_grad_(), w, labels)
     assert not losses.requires_grad
-    assert not loss_ops.token_losses(x.detach(), w, labels).requires_grad
+    assert not ops.token_losses(x.detach(), w, labels).requires_grad
 
 
 def test_no_rows() -> None:
     x, w, labels, _ = head()
     x = x[:0].requires_grad_()
-    losses = loss_ops.token_losses(x, w, labels[:0])
+    losses = ops.token_losses(x, w, labels[:0])
     losses.sum().backward()
     assert losses.shape == (0,) and x.grad.shape == (0, 6)
 
@@ -89,7 +89,7 @@ def test_no_rows() -> None:
 def test_backward_twice_gives_the_same_and_a_second_derivative_is_refused() -> None:
     x, w, labels, weights = head()
     x.requires_grad_()
-    losses = (loss_ops.token_losses(x, w, labels).square() * weights).sum()
+    losses = (ops.token_losses(x, w, labels).square() * weights).sum()
     first, second = (torch.autograd.grad(losses, x, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
     (gradient,) = torch.autograd.grad(losses, x, create_graph=True)
@@ -98,10 +98,10 @@ def test_backward_twice_gives_the_same_and_a_second_derivative_is_refused() -> N
 
 
 def test_rows_at_a_time_follow_from_memory() -> None:
-    assert loss_ops.head_rows(152064, 2, cuda=True) == 2048
-    assert loss_ops.head_rows(32000, 2, cuda=True) == 2**29 // 64000
-    assert loss_ops.head_rows(152064, cuda=False) == 256
-    assert loss_ops.head_rows(1000, cuda=False) == 2**25 // 4000
+    assert ops.head_rows(152064, 2, cuda=True) == 2048
+    assert ops.head_rows(32000, 2, cuda=True) == 2**29 // 64000
+    assert ops.head_rows(152064, cuda=False) == 256
+    assert ops.head_rows(1000, cuda=False) == 2**25 // 4000
 
 
 def test_a_compiler_sees_one_operator() -> None:
@@ -109,7 +109,7 @@ def test_a_compiler_sees_one_operator() -> None:
     x.requires_grad_()
 
     def step(x: Tensor) -> Tensor:
-        return loss_ops.token_losses(x.sin(), w, labels, 4) * weights
+        return ops.token_losses(x.sin(), w, labels, 4) * weights
 
     compiled, expected = torch.compile(step, backend="aot_eager", fullgraph=True)(x), step(x)
     assert torch.equal(compiled, expected)
@@ -122,16 +122,16 @@ def test_a_compiler_sees_one_operator() -> None:
 def test_wrong_inputs_are_refused() -> None:
     x, w, labels, _ = head()
     with pytest.raises(ValueError, match=r"labels must be in 0..8 or -100, got -1..8"):
-        loss_ops.token_losses(x, w, labels.masked_fill(labels == labels[0], -1))
+        ops.token_losses(x, w, labels.masked_fill(labels == labels[0], -1))
     with pytest.raises(ValueError, match=r"labels must be \(11,\)"):
-        loss_ops.token_losses(x, w, labels[:4])
+        ops.token_losses(x, w, labels[:4])
     with pytest.raises(ValueError, match="w must be frozen"):
-        loss_ops.token_losses(x, w.clone().requires_grad_(), labels)
+        ops.token_losses(x, w.clone().requires_grad_(), labels)
     with pytest.raises(TypeError, match="w must be of x's dtype"):
-        loss_ops.token_losses(x, w.float(), labels)
+        ops.token_losses(x, w.float(), labels)
     with pytest.raises(TypeError, match="labels must be torch.int64"):
-        loss_ops.token_losses(x, w, labels.int())
+        ops.token_losses(x, w, labels.int())
     with pytest.raises(ValueError, match="chunk must be at least 1"):
-        loss_ops.token_losses(x, w, labels, chunk=0)
+        ops.token_losses(x, w, labels, chunk=0)
     with pytest.raises(ValueError, match=r"x must be \(S, D\)"):
-        loss_ops.token_losses(x[:, :4], w, labels)
+        ops.token_losses(x[:, :4], w, labels)

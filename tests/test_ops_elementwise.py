@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from numllm import elementwise, implementation, reference
+from numllm import reference
+from numllm.ops import elementwise, implementations
 from numllm.rope import rotate, rotations
 
 
@@ -17,7 +18,7 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=["fp32", "bf16", "fp64"])
 def test_on_a_cpu_torch_computes(monkeypatch, dtype) -> None:
-    monkeypatch.setattr(implementation, "load_kernels", None)
+    monkeypatch.setattr(implementations, "load_kernels", None)
     x, added = drawn(3, 4, 10, dtype=dtype), drawn(3, 4, 10, seed=1, dtype=dtype)
     weight = drawn(10, seed=2, dtype=dtype)
     h = torch.add(x, added, alpha=0.5)
@@ -42,12 +43,12 @@ def test_an_implementation_that_cannot_run_is_refused(monkeypatch) -> None:
     with pytest.raises(ValueError, match="impl must be one of auto, torch, triton; got 'fast'"):
         elementwise.rms_norm(x, weight, 1e-6, impl="fast")
     pytest.importorskip("triton")
-    if not implementation.interpreted():
+    if not implementations.interpreted():
         with pytest.raises(ValueError, match="takes CUDA tensors, got cpu; pass impl='torch'"):
             elementwise.swiglu(x, x, impl="triton")
     with pytest.raises(TypeError, match="takes fp32, fp16 or bf16, got torch.float64"):
         elementwise.swiglu(x.double(), x.double(), impl="triton")
-    monkeypatch.setattr(implementation, "load_kernels", lambda family: None)
+    monkeypatch.setattr(implementations, "load_kernels", lambda family: None)
     with pytest.raises(ValueError, match="needs the package triton"):
         elementwise.swiglu(x, x, impl="triton")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 
 IMPLEMENTATIONS = ("auto", "torch", "triton")
 """auto: the kernels for CUDA tensors of KERNEL_DTYPES where triton is installed, else torch."""
+LORA_IMPLEMENTATIONS = (*IMPLEMENTATIONS, "triton-fused")
+"""Of LoRA linears. triton: the thin products by kernels, the big one by cuBLAS or by the kernel with the low-rank
+product in it, as `numllm_kernels.tiles.FUSED` says of the GPU. triton-fused: the big one by the kernel."""
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -36,24 +40,29 @@ def interpreted() -> bool:
     return load_kernels("common").INTERPRETED
 
 
-def by_kernels(impl: str, x: Tensor) -> bool:
-    """Whether `impl` and x lead to the kernels, or to torch.
+def by_kernels(impl: str, x: Tensor, known: Sequence[str] = IMPLEMENTATIONS) -> bool:
+    """Whether `impl`, one of `known`, and x lead to the kernels, or to torch.
 
     ValueError, TypeError: an impl that there is not, or that cannot run here.
     """
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}; got {impl!r}")
+    if impl not in known:
+        raise ValueError(f"impl must be one of {', '.join(known)}; got {impl!r}")
     if impl == "torch" or (impl == "auto" and not (x.is_cuda and x.dtype in KERNEL_DTYPES)):
         return False
     if impl == "auto":
         return installed()
     if not installed():
-        raise ValueError("impl='triton' needs the package triton; install it or pass impl='torch'")
+        raise ValueError(f"impl={impl!r} needs the package triton; install it or pass impl='torch'")
     if x.dtype not in KERNEL_DTYPES:
-        raise TypeError(f"impl='triton' takes fp32, fp16 or bf16, got {x.dtype}; pass impl='torch'")
+        raise TypeError(f"impl={impl!r} takes fp32, fp16 or bf16, got {x.dtype}; pass impl='torch'")
     if not x.is_cuda and not interpreted():
         raise ValueError(
-            f"impl='triton' takes CUDA tensors, got {x.device}; pass impl='torch', or set TRITON_INTERPRET=1 "
+            f"impl={impl!r} takes CUDA tensors, got {x.device}; pass impl='torch', or set TRITON_INTERPRET=1 "
             "before the first import to run the kernels in Triton's interpreter"
         )
     return True
+
+
+def lora_kernels(impl: str, x: Tensor) -> ModuleType | None:
+    """The kernels of LoRA linears when `impl`, one of LORA_IMPLEMENTATIONS, and x lead there; None for torch."""
+    return load_kernels("lora") if by_kernels(impl, x, LORA_IMPLEMENTATIONS) else None

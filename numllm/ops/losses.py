@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from . import implementation, products
-from .operators import Operator
+from .. import products
+from . import implementations
+from .operator import Operator
 
 IGNORED = -100
 """The label of a row that loses nothing, as torch has it. It costs what others cost: better drop such rows."""
@@ -32,13 +33,13 @@ def token_losses(
     which the loss is 0. beta: of the z-loss, which keeps lse near 0 (arXiv 2204.02311). → (S,) in fp32 (fp64 for fp64),
     differentiable in x. w is frozen.
 
-    The logits exist for `chunk` rows at a time, default `head_rows`. impl: one of `implementation.IMPLEMENTATIONS`.
+    The logits exist for `chunk` rows at a time, default `head_rows`. impl: one of `implementations.IMPLEMENTATIONS`.
 
     ValueError: shapes that do not fit, a w that requires a gradient, a label out of range (on a GPU its loss is NaN by
     kernels, and torch's gather traps). TypeError: a wrong dtype.
     """
     _check(x, w, labels, chunk)
-    kernels = implementation.by_kernels(impl, x)
+    kernels = implementations.by_kernels(impl, x)
     if chunk is None:
         chunk = head_rows(w.shape[0], x.element_size() if kernels else 4, cuda=x.is_cuda)
     forms_gradient = torch.is_grad_enabled() and x.requires_grad
@@ -78,7 +79,7 @@ def _by_kernels(
 ) -> None:
     scores = logits[:, : w.shape[0]]
     torch.mm(x, w.T, out=scores)
-    implementation.load_kernels("cross_entropy").cross_entropy(
+    implementations.load_kernels("cross_entropy").cross_entropy(
         logits, labels, losses, columns=w.shape[0], ignored=IGNORED, beta=beta, gradient=dx is not None
     )
     if dx is not None:
