@@ -44,10 +44,16 @@ def _folded() -> Letters:
     return table
 
 
-def letters(text: str) -> Letters:
-    """The code points of the letters and digits of a text, uint32 (n,), in one width and case."""
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-    found = _folded()[np.minimum(codes, _SIZE - 1)]
+def code_points(text: str) -> Letters:
+    """The code points of a text, uint32 (n,)."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def letters(text: str | Letters) -> Letters:
+    """The code points of the letters and digits of a text, itself or its code points, uint32 (n,), in one width and
+    case."""
+    codes = code_points(text) if isinstance(text, str) else text
+    found = _folded().take(codes, mode="clip")
     return found[found != 0]
 
 

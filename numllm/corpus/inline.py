@@ -34,7 +34,7 @@ _ATTRIBUTES = re.compile(r"\{:?\s*(?:[.#][\w-]+\s*)+\}|\{%.*?%\}")
 _STRUCK = re.compile(r"~~(?=\S).{1,5000}?~~", re.DOTALL)
 _EMPHASIS = tuple((re.compile(pattern), re.compile(re.escape(mark)), mark) for mark, pattern in (
     ("***", r"( ?)(?<![0-9A-Za-z)\]*])(\*\*\*)(?=[^\s*])([^*]{1,4000}?)\*\*\*( ?)"),
-    ("**", r"( ?)(?<![0-9A-Za-z)\]*])(\*\*)(?=[^\s*])((?:[^*]|\*(?!\*)){1,4000}?)\*\*( ?)"),
+    ("**", r"( ?)(?<![0-9A-Za-z)\]*])(\*\*)(?=[^\s*])([^*]{1,4000}|(?:[^*]|\*(?!\*)){1,4000}?)\*\*( ?)"),
     ("__", r"( ?)(?<![\w_])(__)(?=[^\s_])([^_]{1,4000}?)__(?!\w)( ?)"),
     ("*", r"( ?)(?<![0-9A-Za-z)\]*])(\*)(?=[^\s*\d])([^*\n]{1,2000}?)(?<=[^\s*])\*(?![0-9*])( ?)"),
     ("*", r"( ?)(?<![0-9A-Za-z)\]*])(\*)(\d[^*\s]{0,40})\*(?![0-9A-Za-z(*])( ?)"),
@@ -90,10 +90,10 @@ def _restore(found: re.Match[str], stash: list[str]) -> str:
 
 def _close(found: re.Match[str], left: str, inner: str, right: str) -> str:
     """`inner` with the space on either side of it, which goes where both of its sides are Chinese."""
-    before, after = found.string[: found.start()][-1:], found.string[found.end() :][:1]
-    if left and _is_chinese(before) and _is_chinese(inner[:1]):
+    start, end = found.span()
+    if left and _is_chinese(found.string[max(start - 1, 0) : start]) and _is_chinese(inner[:1]):
         left = ""
-    if right and _is_chinese(after) and _is_chinese(inner[-1:]):
+    if right and _is_chinese(found.string[end : end + 1]) and _is_chinese(inner[-1:]):
         right = ""
     return f"{left}{inner}{right}"
 
@@ -114,6 +114,33 @@ def inline(text: str, labels: Mapping[str, str] = MappingProxyType({})) -> str:
     """
     if not _ACTIVE.search(text):
         return normalise(text)
+    text = text.replace("\0", "").replace("\1", "") if "\0" in text or "\1" in text else text
+    text, stash = _stash(text, labels) if _STASHED_START.search(text) else (text, [])
+    if "{" in text and ":" in text and _STYLE_START.search(text):
+        text = _STYLE_RULES.sub("", text)
+    if "[" in text:
+        text = _CALLOUT.sub("", text)
+        text = _NOTE.sub("", _IMAGE.sub("", text))
+        text = _REFERENCE_LINK.sub(r"\1", _LINK.sub(r"\1", text))
+    text = _ATTRIBUTES.sub("", text) if "{" in text else text
+    text = _STRUCK.sub("", text) if "~~" in text else text
+    if "*" in text or "_" in text or "==" in text:
+        for pattern, start, mark in _EMPHASIS:
+            if mark in text:
+                text = replace(pattern, start, _unmark, text, lead=" ")
+    if "**" in text:
+        text = _STRAY_STARS.sub("", text)
+    if "<" in text:
+        text = strip_tags(_AUTOLINK.sub("", text))
+    if "&" in text:
+        text = unescape(text)
+    if stash:
+        text = replace(_KEPT, _KEPT_START, lambda found: _restore(found, stash), text, lead=" ")
+    return normalise(text)
+
+
+def _stash(text: str, labels: Mapping[str, str]) -> tuple[str, list[str]]:
+    """The text with roles, code, formulas and escaped characters as their places in a list, and that list."""
     stash: list[str] = []
 
     def keep(found: re.Match[str]) -> str:
@@ -127,24 +154,4 @@ def inline(text: str, labels: Mapping[str, str] = MappingProxyType({})) -> str:
         stash.append(kept)
         return f"\0{len(stash) - 1}\1"
 
-    text = replace(_STASHED, _STASHED_START, keep, text.replace("\0", "").replace("\1", ""))
-    if "{" in text and ":" in text and _STYLE_START.search(text):
-        text = _STYLE_RULES.sub("", text)
-    if "[" in text:
-        text = _CALLOUT.sub("", text)
-        text = _NOTE.sub("", _IMAGE.sub("", text))
-        text = _REFERENCE_LINK.sub(r"\1", _LINK.sub(r"\1", text))
-    text = _ATTRIBUTES.sub("", text) if "{" in text else text
-    text = _STRUCK.sub("", text) if "~~" in text else text
-    for pattern, start, mark in _EMPHASIS:
-        if mark in text:
-            text = replace(pattern, start, _unmark, text, lead=" ")
-    if "**" in text:
-        text = _STRAY_STARS.sub("", text)
-    if "<" in text:
-        text = strip_tags(_AUTOLINK.sub("", text))
-    if "&" in text:
-        text = unescape(text)
-    if stash:
-        text = replace(_KEPT, _KEPT_START, lambda found: _restore(found, stash), text, lead=" ")
-    return normalise(text)
+    return replace(_STASHED, _STASHED_START, keep, text), stash

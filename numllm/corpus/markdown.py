@@ -134,7 +134,14 @@ class _Reader:
         start = line.lstrip()
         if not start:
             self.at += 1
-            self.blank()
+            if self.items or self.paragraph:
+                self.blank()
+            return
+        if self.is_prose(line, start[0]):
+            self.at += 1
+            if self.items:
+                self.flush()
+            self.paragraph.append(line)
             return
         if start[0] in "`~:>" and (found := FENCE.match(line)) and is_code_fence(found):
             self.fence(found[1], found[2].strip())
@@ -159,6 +166,14 @@ class _Reader:
         else:
             self.at += 1
             self.plain_line(line)
+
+    def is_prose(self, line: str, head: str) -> bool:
+        """Whether a line is prose for certain: what most lines are, and then need no pattern."""
+        return (
+            head > "~" and head != "•" and not head.isdigit() and not (self.items and line[0] in " \t")
+            and "|" not in line and "<" not in line and "](" not in line and "$$" not in line and "***" not in line
+            and not line.rstrip()[-1].isdigit()
+        )
 
     def blank(self) -> None:
         """An empty line ends a paragraph; it ends a list only when what follows is neither item nor indented."""

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from ..numbers import find_numbers
 from .documents import Document, Read
 from .rows import SPLITS
 from .shelf import Source
@@ -98,6 +97,8 @@ class Statistics:
 
     def _numbers(self) -> dict[str, Any]:
         """Numbers by kind in the documents whose digests are least, each for 1,000 characters."""
+        from ..numbers import find_numbers  # not needed by the processes that read and cut
+
         kinds: Counter[str] = Counter()
         documents = variable = characters = 0
         for line in self._numbered.items():
