@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -32,7 +33,7 @@ from numllm.corpus.store import Store
 from numllm.errors import DataError, NumLLMError
 from numllm.overlap import RUN, Runs, gram_hashes, letters, spelled
 from numllm.report import write_corpus_report
-from numllm.workers import Lost, ordered
+from numllm.workers import Lost, Workers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -338,16 +339,21 @@ def test_chapters_and_sections(tmp_path: Path) -> None:
 
 
 def test_workers_outlive_what_goes_wrong() -> None:
-    results = list(ordered(misbehave, range(12), 2, seconds=2))
-    assert [r if not isinstance(r, Lost) else r.reason for r in results] == [
-        0, 1, 4, "the process that read it was killed by signal 9", 16, "took longer than 2 s and was stopped", 36,
-        "the process that read it ended with exit code 9", -8, 81, 100, 121,
-    ]
-    with pytest.raises(DataError, match="negative"):
-        list(ordered(misbehave, [1, -1], 2))
-    assert list(ordered(misbehave, [1, 2], 1, apart=False)) == [1, 4]
-    assert isinstance(list(ordered(misbehave, [2, 7], 1))[1], Lost)
-    assert list(ordered(misbehave, [], 2)) == []
+    with contextlib.closing(Workers(2, seconds=2)) as workers:
+        results = list(workers.ordered(misbehave, range(12)))
+        assert list(workers.ordered(str, range(300))) == list(map(str, range(300)))  # another kind of work
+        os.kill(workers.workers[0].process.pid, signal.SIGKILL)
+        workers.workers[0].process.wait()
+        assert list(workers.ordered(abs, [-1, -2, -3])) == [1, 2, 3]
+        assert [r if not isinstance(r, Lost) else r.reason for r in results] == [
+            0, 1, 4, "the process that read it was killed by signal 9", 16, "took longer than 2 s and was stopped", 36,
+            "the process that read it ended with exit code 9", -8, 81, 100, 121,
+        ]
+        with pytest.raises(DataError, match="negative"):
+            list(workers.ordered(misbehave, [1, -1]))
+        assert list(workers.ordered(misbehave, [1, 2])) == [1, 4]  # nothing is left of the pass that failed
+        assert isinstance(list(workers.ordered(misbehave, [2, 7]))[1], Lost)
+        assert list(workers.ordered(misbehave, [])) == []
 
 
 # ── runs taken up, changed files ─────────────────────────────────────────────────────────────────────

@@ -186,10 +186,9 @@ def _table() -> dict[int, str | None]:
 
 _CHARACTERS = _table()
 _CHANGED = re.compile("[" + re.escape("".join(chr(c) for c, by in _CHARACTERS.items() if by != chr(c))) + "]")
-_UNUSUAL = re.compile(
-    r"[^\n -~\u3001-\u3003\u3008-\u3011\u4e00-\u9fff\uff08\uff09\uff0c\uff1a\uff1b\uff01\uff1f\u201c\u201d]"
-)
-"""Looked for first: most texts hold nothing but these characters, which stand as they are."""
+USUAL = r"\u3001-\u3003\u3008-\u3011\u4e00-\u9fff\uff08\uff09\uff0c\uff1a\uff1b\uff01\uff1f\u201c\u201d"
+"""Inside a character class: what most Chinese text consists of, and what stands as it is."""
+_UNUSUAL = re.compile(rf"[^\n -~{USUAL}]")
 
 
 def _change(found: re.Match[str]) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from .clean import CJK_MARKS, HAN, MATH, normalise
+from .clean import CJK_MARKS, HAN, MATH, USUAL, normalise
 from .markup import strip_tags, unescape
 from .scan import replace
 
@@ -19,6 +19,9 @@ _STASHED = re.compile(
 )
 _ACTIVE = re.compile("[][\\\\`$*_~=<>&{}!\0\1]")
 """Characters of which text without any markup holds none."""
+_INERT = "".join(re.escape(c) for c in map(chr, range(0x21, 0x7F)) if not _ACTIVE.match(c))
+_ANYTHING = re.compile(rf"[^\n{_INERT}{USUAL}]")
+"""What text holds in which there is anything to do: one look spares most texts all others."""
 _STASHED_START = re.compile(r"[{`$\\]")
 _TARGET = (
     r"\(\s*(?:<[^<>\n]*>|[^()\s]*(?:\([^()\s]*\)[^()\s]*)*)"
@@ -112,6 +115,8 @@ def inline(text: str, labels: Mapping[str, str] = MappingProxyType({})) -> str:
     Images, struck-out text and note marks go; a link leaves its words, code its content. `labels` says what
     a MyST label is called in print (`eq-a` → "(3)").
     """
+    if not _ANYTHING.search(text):
+        return text.strip()
     if not _ACTIVE.search(text):
         return normalise(text)
     text = text.replace("\0", "").replace("\1", "") if "\0" in text or "\1" in text else text

@@ -66,9 +66,10 @@ def read_markdown(text: str) -> list[Block]:
     bodies of notes, exercises and theorems, and LaTeX stay. A front-matter title is the first heading
     where the text has no heading of its own level.
     """
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    lines, title = front_matter(lines)
-    reader = _Reader(without_spans(lines), labels(lines))
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    lines, title = front_matter(text.split("\n"))
+    names = labels(lines) if ":label:" in text or ")=" in text or "$$" in text else {}
+    reader = _Reader(without_spans(lines) if "<" in text else lines, names)
     reader.run()
     blocks = reader.blocks
     title = inline(title)
