@@ -7,6 +7,7 @@ have read: spaces, punctuation, width and case are not looked at.
 from __future__ import annotations
 
 import functools
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
@@ -35,12 +36,15 @@ def _folded() -> Letters:
     Characters that stand for several letters (㎡) become the first of them.
     """
     table = np.zeros(_SIZE, np.uint32)
-    for code in (*range(0x10000), *_MATHEMATICAL):
+    for found in re.finditer(r"[^\W_]+", "".join(map(chr, range(_SIZE)))):
+        table[found.start() : found.end()] = np.arange(found.start(), found.end())
+    table[0x10000:0x20000] = 0
+    for code in (*range(0x3400), *range(0xA000, 0xAC00), *range(0xD7A4, 0x10000), *_MATHEMATICAL):
+        table[code] = 0
         for c in unicodedata.normalize("NFKC", chr(code)).lower():
             if c.isalnum():
                 table[code] = ord(c)
                 break
-    table[0x20000:] = [code if chr(code).isalnum() else 0 for code in range(0x20000, _SIZE)]
     return table
 
 

@@ -245,7 +245,7 @@ class _Builder:
                 for line in self._lines(number, dropped):
                     digest.update(line)
                     corpus.write(line)
-        if not self.statistics.totals["documents"]:
+        if not any(counts["documents"] for counts in self.statistics.groups.values()):
             reasons = ", ".join(f"{part['count']} {reason}" for reason, part in self.statistics.dropped().items())
             raise DataError(f"no document is left after cleaning ({reasons or 'the files hold no text'})")
         self.store.keep_only({*self.documents, *self.blocks})
