@@ -31,6 +31,8 @@ _LABEL = r"\[((?:[^\[\]]|\[[^\[\]]*\])*)\]"
 _IMAGE = re.compile(rf"!{_LABEL}(?:{_TARGET}|\[[^\[\]]*\])")
 _LINK = re.compile(rf"\[(?<!!\[){_LABEL[2:]}{_TARGET}")
 _REFERENCE_LINK = re.compile(r"\[([^\[\]]+)\]\[[^\[\]]*\]")
+_CROSS_REFERENCE = re.compile(r"(?<!!)\[\]\(([\w:.-]+)\)")
+"""MyST: a link without words says what its target is called."""
 _NOTE = re.compile(r"\[\^[^\[\]\s]{1,40}\]")
 _AUTOLINK = re.compile(r"<(?:https?://|mailto:)[^<>\s]*>")
 _ATTRIBUTES = re.compile(r"\{:?\s*(?:[.#][\w-]+\s*)+\}|\{%.*?%\}")
@@ -46,7 +48,10 @@ _EMPHASIS = tuple((re.compile(pattern), re.compile(re.escape(mark)), mark) for m
 ))
 """Pattern, where its mark stands, the mark."""
 _STRAY_STARS = re.compile(r"\*{3,}|(?<![0-9A-Za-z)\]\s*])\*\*(?!\*)|(?<!\*)\*\*(?![0-9A-Za-z(\[\s*])")
-_STYLE_RULES = re.compile(r"[.#\w][\w .#,>:-]{0,80}\{(?:\s*[\w-]{2,30}\s*:[^{};]{1,120};?){1,40}\s*\}")
+_STYLE_RULES = re.compile(
+    r"[.#\w](?:[\w .#,>:-]|(?<=[A-Za-z0-9])\x00\d+\x01(?=[A-Za-z0-9])){0,80}"  # a name may hold an escaped character
+    r"\{(?:\s*[\w-]{2,30}\s*:[^{};]{1,120};?){1,40}\s*\}"
+)
 _STYLE_START = re.compile(r"\{\s*[\w-]{2,30}\s*:")
 """What every match of `_STYLE_RULES` holds."""
 _KEPT = re.compile("( ?)\0(\\d+)\1( ?)")
@@ -123,6 +128,8 @@ def inline(text: str, labels: Mapping[str, str] = MappingProxyType({})) -> str:
     text, stash = _stash(text, labels) if _STASHED_START.search(text) else (text, [])
     if "{" in text and ":" in text and _STYLE_START.search(text):
         text = _STYLE_RULES.sub("", text)
+    if "[](" in text:
+        text = _CROSS_REFERENCE.sub(lambda found: labels.get(found[1], ""), text)
     if "[" in text:
         text = _CALLOUT.sub("", text)
         text = _NOTE.sub("", _IMAGE.sub("", text))

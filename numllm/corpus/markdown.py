@@ -46,6 +46,8 @@ _EMPTY_LINE = re.compile(
 )
 _REFERENCE = re.compile(r"^\s{0,3}\[(?!\^)[^\[\]]+\]:\s*\S+(?:\s+[\"'(].*)?$")
 _NOTE_TEXT = re.compile(r"^\s{0,3}\[\^[^\[\]\s]+\]:\s*")
+_BLOCK_BREAK = re.compile(r"\+\+\+(?:\s+\{.*\})?\s*$")
+"""MyST: where a cell of a notebook begins, and what is known of it."""
 _TOC_MARK = re.compile(r"^\s*(?:\[\[?_?toc_?\]?\]|\{:toc\}|@\[toc\].*)\s*$", re.IGNORECASE)
 _TOC_ITEM = re.compile(
     r"^\s*(?:(?:[-*+]|\d+[.)])\s+)?\[.*\]\(\s*<?(?:#[^)]*|(?!\w+:)[^)]*\.(?:md|html?)(?:#[^)]*)?)>?\s*\)\s*$"
@@ -221,7 +223,7 @@ class _Reader:
             return True
         if "***" in line and _EMPTY_LINE.match(line):
             return True
-        return line.startswith("% ") or line.strip() == "+++"
+        return line.startswith("% ") or (head == "+" and _BLOCK_BREAK.match(line) is not None)
 
     def underline(self, mark: str) -> None:
         """A row of = or - below a short line makes that line a heading; elsewhere it is a rule."""
