@@ -290,6 +290,7 @@ INLINE = [
     ("not-tags", "若 a<b 且 c>d，<main account> 与 <参数>", "若 a<b 且 c>d，<main account> 与 <参数>"),
     ("note-mark", "净额<sup>[1]</sup>。", "净额。"),
     ("cited-twice", "Lucas (1978) {cite}`lucas1978asset` 指出", "Lucas (1978) 指出"),
+    ("style-open", "见 {a: " + "b c: d " * 40, "见 {a: " + ("b c: d " * 40).strip()),  # once took for ever
     ("code-span", "用 `配方法` 求 `np.sum`", "用配方法求 np.sum"),
 ]
 

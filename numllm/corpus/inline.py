@@ -50,7 +50,7 @@ _EMPHASIS = tuple((re.compile(pattern), re.compile(re.escape(mark)), mark) for m
 _STRAY_STARS = re.compile(r"\*{3,}|(?<![0-9A-Za-z)\]\s*])\*\*(?!\*)|(?<!\*)\*\*(?![0-9A-Za-z(\[\s*])")
 _STYLE_RULES = re.compile(
     r"[.#\w](?:[\w .#,>:-]|(?<=[A-Za-z0-9])\x00\d+\x01(?=[A-Za-z0-9])){0,80}"  # a name may hold an escaped character
-    r"\{(?:\s*[\w-]{2,30}\s*:[^{};]{1,120};?){1,40}\s*\}"
+    r"\{\s*[\w-]{2,30}\s*:[^{};]{1,120}(?:;\s*[\w-]{2,30}\s*:[^{};]{1,120}){0,40};?\s*\}"
 )
 _STYLE_START = re.compile(r"\{\s*[\w-]{2,30}\s*:")
 """What every match of `_STYLE_RULES` holds."""
