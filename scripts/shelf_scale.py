@@ -138,7 +138,7 @@ def measure(shelf: Path, out: Path, jobs: int, options: list[str]) -> dict[str, 
     while process.poll() is None:
         sizes = [_resident(number) / 1e6 for number in _tree(process.pid)]
         series.append((time.perf_counter() - started, max(sizes), sum(sizes)))
-        time.sleep(0.2)
+        time.sleep(0.5)
     after = os.times()
     if process.returncode not in (0, 3):
         raise SystemExit(f"numllm corpus ended with exit code {process.returncode}")

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from test_corpus import prose, write_shelf
 
 from numllm.corpus import build_corpus, documents, read_corpus, read_terms
 from numllm.corpus.choice import SHARE
+from numllm.corpus.clean import han_count
+from numllm.corpus.counts import SUSPECT, count
 from numllm.corpus.cut import cut
 from numllm.corpus.duplicates import BINS, SIMILAR, Sketches, gram_set, jaccard, repeats, sketch
 from numllm.corpus.filters import reason_to_drop
@@ -31,7 +34,7 @@ from numllm.corpus.relevance import TERMS, Relevance
 from numllm.corpus.shelf import held_out
 from numllm.corpus.store import Store
 from numllm.errors import DataError, NumLLMError
-from numllm.overlap import RUN, Runs, gram_hashes, letters, spelled
+from numllm.overlap import RUN, Runs, code_points, gram_hashes, letters, spelled
 from numllm.report import write_corpus_report
 from numllm.workers import Lost, Workers
 
@@ -268,6 +271,15 @@ def test_a_run_over_two_paragraphs_takes_both() -> None:
 
 
 # ── filters ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@settings(deadline=None)
+@given(st.text(st.characters() | st.sampled_from("会计锟ｅé\ufffd\ue000\U00020001\U000f0000\u3000\n Az")))
+def test_counts_are_those_of_patterns(text: str) -> None:
+    assert count(code_points(text)) == (
+        han_count(text), len(re.findall("[A-Za-z]", text)), sum(map(str.isspace, text)),
+        len(re.findall(f"[{SUSPECT}]", text)),
+    )
 
 
 def test_lists_without_sentences() -> None:

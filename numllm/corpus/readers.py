@@ -182,7 +182,7 @@ def _without_contents(blocks: list[Block]) -> list[Block]:
     kept: list[Block] = []
     listing = False
     for k, block in enumerate(blocks):
-        if block.text[0] in _CONTENTS_BEGIN and _CONTENTS.match(block.text):
+        if block.text[:1] in _CONTENTS_BEGIN and _CONTENTS.match(block.text):
             listing = True
             continue
         if block.kind == "heading":
