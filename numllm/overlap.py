@@ -7,6 +7,7 @@ have read: spaces, punctuation, width and case are not looked at.
 from __future__ import annotations
 
 import functools
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
@@ -35,19 +36,28 @@ def _folded() -> Letters:
     Characters that stand for several letters (㎡) become the first of them.
     """
     table = np.zeros(_SIZE, np.uint32)
-    for code in (*range(0x10000), *_MATHEMATICAL):
+    for found in re.finditer(r"[^\W_]+", "".join(map(chr, range(_SIZE)))):
+        table[found.start() : found.end()] = np.arange(found.start(), found.end())
+    table[0x10000:0x20000] = 0
+    for code in (*range(0x3400), *range(0xA000, 0xAC00), *range(0xD7A4, 0x10000), *_MATHEMATICAL):
+        table[code] = 0
         for c in unicodedata.normalize("NFKC", chr(code)).lower():
             if c.isalnum():
                 table[code] = ord(c)
                 break
-    table[0x20000:] = [code if chr(code).isalnum() else 0 for code in range(0x20000, _SIZE)]
     return table
 
 
-def letters(text: str) -> Letters:
-    """The code points of the letters and digits of a text, uint32 (n,), in one width and case."""
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-    found = _folded()[np.minimum(codes, _SIZE - 1)]
+def code_points(text: str) -> Letters:
+    """The code points of a text, uint32 (n,)."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def letters(text: str | Letters) -> Letters:
+    """The code points of the letters and digits of a text, itself or its code points, uint32 (n,), in one width and
+    case."""
+    codes = code_points(text) if isinstance(text, str) else text
+    found = _folded().take(codes, mode="clip")
     return found[found != 0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import resource
 import signal
@@ -29,6 +30,8 @@ _AHEAD = 4
 """Items a process holds: one in work, the others waiting, so that it never waits for the next."""
 _WINDOW = 64
 """Results for each process that may wait for an earlier one."""
+_GARBAGE = 50_000
+"""Objects made between two looks for cycles among them. Work on text makes many objects and hardly a cycle."""
 _SERVE = "import sys; sys.path[:] = {!r}; from numllm.workers import serve; serve({})"
 
 
@@ -40,17 +43,23 @@ class Lost:
 
 
 def serve(handle: int) -> None:
-    """What a process runs: takes the work, then items, from the connection and sends results until it is closed."""
+    """What a process runs: takes (True, work) and (False, item), answers with None and the result, until the
+    connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it ends its children
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    gc.set_threshold(_GARBAGE)
     connection = Connection(handle)
+    work: Callable[[Any], Any] | None = None
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        work = connection.recv()
-        connection.send(None)
         while True:
-            item = connection.recv()
+            is_work, value = connection.recv()
+            if is_work:
+                work = value
+                connection.send(None)
+                continue
+            assert work is not None, "work comes before its items"
             try:
-                answer = (True, work(item))
+                answer = (True, work(value))
             except Exception as error:
                 answer = (False, error)
             connection.send(answer)
@@ -66,17 +75,24 @@ class _Worker:
         )
         child.close()
         self.items: deque[tuple[int, Any]] = deque()
-        self.ready = False
+        self.taking = 0
+        """Kinds of work that it has been sent and has not answered."""
+        self.set(work)
+
+    def set(self, work: Callable[[Any], Any]) -> None:
+        self.taking += 1
         self.since = time.monotonic()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # as in `give`
-            self.connection.send(work)
+        self._send(True, work)
 
     def give(self, number: int, item: Any) -> None:
         if not self.items:
             self.since = time.monotonic()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is dead: the next look at it says so
-            self.connection.send(item)
+        self._send(False, item)
         self.items.append((number, item))
+
+    def _send(self, is_work: bool, value: Any) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is dead: the next look at it says so
+            self.connection.send((is_work, value))
 
     def end(self) -> int:
         """Ends the process; its exit code, negative for a signal."""
@@ -85,13 +101,69 @@ class _Worker:
         return self.process.wait()
 
 
-class _Pool(Generic[Item, Result]):
-    def __init__(self, work: Callable[[Item], Result], jobs: int, seconds: float) -> None:
-        self.work, self.seconds = work, seconds
-        self.workers = [_Worker(work) for _ in range(jobs)]
+class Workers:
+    """Processes that do one kind of work after another: items of each in order."""
+
+    def __init__(self, jobs: int, *, seconds: float = SECONDS) -> None:
+        self.jobs, self.seconds = jobs, seconds
+        self.workers: list[_Worker] = []
+
+    def ordered(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result | Lost]:
+        """`map(work, items)`, in order; few results wait in memory.
+
+        work is importable by name (or a `functools.partial` of such a function). An item whose process dies, or that
+        takes longer than `seconds`, gives a `Lost` and the others go on; an exception of `work` is raised.
+        """
+        self.workers = [worker for worker in self.workers if worker.process.poll() is None]
+        for worker in self.workers:
+            worker.set(work)
+        self.workers += [_Worker(work) for _ in range(self.jobs - len(self.workers))]
+        finished = False
+        try:
+            yield from _Pass(work, self.workers, self.seconds).results(items)
+            finished = True
+        finally:
+            if not finished:  # they hold items that nobody waits for
+                self.close()
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for worker in self.workers:
+            worker.end()
+        self.workers = []
+
+
+class _Pass(Generic[Item, Result]):
+    """One kind of work, done by these workers."""
+
+    def __init__(self, work: Callable[[Item], Result], workers: list[_Worker], seconds: float) -> None:
+        self.work, self.workers, self.seconds = work, workers, seconds
         self.done: dict[int, Result | Lost] = {}
         self.again: deque[tuple[int, Item]] = deque()
         """Items that waited behind one whose process died."""
+
+    def results(self, items: Iterable[Item]) -> Iterator[Result | Lost]:
+        source = enumerate(items)
+        following, more, given = 0, True, 0
+        while more or self.busy() or self.done:
+            for worker in self.workers:
+                while len(worker.items) < _AHEAD and (self.again or (more and given - following < self.window)):
+                    if self.again:
+                        worker.give(*self.again.popleft())
+                    elif (entry := next(source, None)) is not None:
+                        worker.give(*entry)
+                        given += 1
+                    else:
+                        more = False
+            if following in self.done:
+                yield self.done.pop(following)
+                following += 1
+            elif self.busy():
+                self.step()
+
+    @property
+    def window(self) -> int:
+        return _WINDOW * len(self.workers)
 
     def busy(self) -> bool:
         return any(worker.items for worker in self.workers) or bool(self.again)
@@ -106,9 +178,9 @@ class _Pool(Generic[Item, Result]):
             if worker.connection in ready:
                 while self.receive(worker) and worker.items and worker.connection.poll():
                     pass
-            elif now - worker.since >= (self.seconds if worker.ready else max(self.seconds, _START)):
+            elif now - worker.since >= (max(self.seconds, _START) if worker.taking else self.seconds):
                 worker.end()
-                if not worker.ready:
+                if worker.taking:
                     raise NumLLMError("a worker process did not start; try --jobs 1")
                 self.replace(worker, f"took longer than {self.seconds:g} s and was stopped")
 
@@ -119,18 +191,19 @@ class _Pool(Generic[Item, Result]):
         except (EOFError, ConnectionResetError):
             code = worker.process.wait()
             worker.end()
-            if not worker.ready:
+            if worker.taking:
                 raise NumLLMError(f"a worker process could not start (exit code {code}); try --jobs 1") from None
             killed = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             self.replace(worker, f"the process that read it {killed}")
             return False
         worker.since = time.monotonic()
-        if worker.ready:
-            right, value = answer
-            if not right:
-                raise value
-            self.done[worker.items.popleft()[0]] = value
-        worker.ready = True
+        if worker.taking:
+            worker.taking -= 1
+            return True
+        right, value = answer
+        if not right:
+            raise value
+        self.done[worker.items.popleft()[0]] = value
         return True
 
     def replace(self, worker: _Worker, reason: str) -> None:
@@ -138,42 +211,3 @@ class _Pool(Generic[Item, Result]):
         self.done[number] = Lost(reason)
         self.again.extend(worker.items)
         self.workers[self.workers.index(worker)] = _Worker(self.work)
-
-    def close(self) -> None:
-        for worker in self.workers:
-            worker.end()
-
-
-def ordered(
-    work: Callable[[Item], Result], items: Iterable[Item], jobs: int, *, apart: bool = True, seconds: float = SECONDS
-) -> Iterator[Result | Lost]:
-    """`map(work, items)` on `jobs` processes, in order; few results wait in memory.
-
-    work is importable by name (or a `functools.partial` of such a function). An item whose process dies, or that
-    takes longer than `seconds`, gives a `Lost` and the others go on; an exception of `work` is raised. Not `apart`,
-    everything happens in this process, without that protection.
-    """
-    if not apart:
-        yield from map(work, items)
-        return
-    pool: _Pool[Item, Result] = _Pool(work, jobs, seconds)
-    source = enumerate(items)
-    try:
-        following, more, given = 0, True, 0
-        while more or pool.busy() or pool.done:
-            for worker in pool.workers:
-                while len(worker.items) < _AHEAD and (pool.again or (more and given - following < _WINDOW * jobs)):
-                    if pool.again:
-                        worker.give(*pool.again.popleft())
-                    elif (entry := next(source, None)) is not None:
-                        worker.give(*entry)
-                        given += 1
-                    else:
-                        more = False
-            if following in pool.done:
-                yield pool.done.pop(following)
-                following += 1
-            elif pool.busy():
-                pool.step()
-    finally:
-        pool.close()

@@ -3,9 +3,10 @@
 Copies of every Markdown and text file are written until the shelf has the size asked for. Three of four are lightly
 edited: here and there a character is exchanged, so that their documents are near-duplicates of the originals. In every
 fourth each line is scrambled, so that it is new text of the same look. Memory is that of the largest of the processes,
-looked at while the command runs.
+looked at while the command runs. With `--kill`, a second run is killed half-way and started again, and what it writes
+is compared with what the first one wrote.
 
-    python scripts/shelf_scale.py books/ work/ --megabytes 1000 --jobs 2 --holdout 0
+    python scripts/shelf_scale.py books/ work/ --megabytes 1000 --jobs 2 --kill --holdout 0
 
 Options that are not its own go to `numllm corpus`.
 """
@@ -13,11 +14,13 @@ Options that are not its own go to `numllm corpus`.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -33,7 +36,7 @@ _HAN = re.compile("[\u4e00-\u9fff]")
 def lightly(text: str, rng: random.Random) -> str:
     """The text with single Chinese characters exchanged for others of it."""
     characters = list(text)
-    places = [place for place, c in enumerate(characters) if _HAN.match(c)]
+    places = [found.start() for found in _HAN.finditer(text)]
     for place in rng.sample(places, int(LIGHT * len(places))):
         characters[place] = characters[rng.choice(places)]
     return "".join(characters)
@@ -99,20 +102,43 @@ def _resident(process: int) -> int:
         return 0
 
 
+def _start(shelf: Path, out: Path, jobs: int, options: list[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", "from numllm.cli import main; main()", "corpus", str(shelf), "--out", str(out)]
+    return subprocess.Popen([*command, "--jobs", str(jobs), *options], stdout=subprocess.DEVNULL)
+
+
+def _contents(out: Path) -> dict[str, str]:
+    """File → digest of what the command wrote; the report names the folder and is left aside."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.iterdir()) if path.suffix != ".html"
+    }
+
+
+def killed(shelf: Path, out: Path, again: Path, jobs: int, options: list[str], seconds: float) -> dict[str, Any]:
+    """Runs the command, kills it after `seconds`, runs it again; whether that writes what `out` holds."""
+    process = _start(shelf, again, jobs, options)
+    time.sleep(seconds)
+    early = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    figures = measure(shelf, again, jobs, options)
+    return {
+        "killed_after": round(seconds, 1), "killed_before_its_end": early, "seconds": figures["seconds"],
+        "cpu_seconds": figures["cpu_seconds"], "same_bytes": _contents(out) == _contents(again),
+    }
+
+
 def measure(shelf: Path, out: Path, jobs: int, options: list[str]) -> dict[str, Any]:
     """Runs the command; seconds, CPU seconds, memory over time and in all, in megabytes."""
     before = os.times()
     started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from numllm.cli import main; main()", "corpus", str(shelf), "--out", str(out),
-         "--jobs", str(jobs), *options],
-        stdout=subprocess.DEVNULL,
-    )
+    process = _start(shelf, out, jobs, options)
     series: list[tuple[float, float, float]] = []
     while process.poll() is None:
         sizes = [_resident(number) / 1e6 for number in _tree(process.pid)]
         series.append((time.perf_counter() - started, max(sizes), sum(sizes)))
-        time.sleep(0.2)
+        time.sleep(0.5)
     after = os.times()
     if process.returncode not in (0, 3):
         raise SystemExit(f"numllm corpus ended with exit code {process.returncode}")
@@ -136,25 +162,34 @@ def judge(out: Path, kinds: dict[str, str]) -> dict[str, Any]:
     with open(out / "dropped.jsonl", encoding="utf-8") as file:
         for row in map(json.loads, file):
             reasons.setdefault(kinds[row["source"]], Counter())[row["reason"]] += 1
-    return {"kept": dict(kept), "dropped": {kind: dict(counts) for kind, counts in reasons.items()}}
+    light = reasons.get("light", Counter())
+    found = sum(count for reason, count in light.items() if "duplicate" in reason)
+    return {
+        "kept": dict(kept), "dropped": {kind: dict(counts) for kind, counts in reasons.items()},
+        "near_duplicates_found": round(found / max(found + kept["light"], 1), 5),
+    }
 
 
-def run(source: Path, work: Path, megabytes: float, jobs: int, options: list[str]) -> dict[str, Any]:
+def run(
+    source: Path, work: Path, megabytes: float, jobs: int, options: list[str], *, kill: bool = False
+) -> dict[str, Any]:
     """Makes the shelf below `work`, takes it through and returns the figures; what was written is removed."""
-    shelf, out = work / "shelf", work / "corpus"
+    shelf, out, again = work / "shelf", work / "corpus", work / "again"
     kinds = make_shelf(source, shelf, int(megabytes * 1e6))
     try:
         figures = measure(shelf, out, jobs, options)
         stats = json.loads((out / "stats.json").read_text("utf-8"))
         size = stats["bytes"] / 1e6
+        more = {"again": killed(shelf, out, again, jobs, options, figures["seconds"] / 2)} if kill else {}
         return {
             "files": stats["files"], "megabytes": round(size, 1), "documents": stats["documents"], **figures,
             "mb_per_second": round(size / figures["seconds"], 2),
-            "cpu_seconds_per_mb": round(figures["cpu_seconds"] / size, 3), **judge(out, kinds),
+            "cpu_seconds_per_mb": round(figures["cpu_seconds"] / size, 3), **judge(out, kinds), **more,
         }
     finally:
         shutil.rmtree(shelf)
-        shutil.rmtree(out, ignore_errors=True)
+        for folder in (out, again):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:
@@ -164,8 +199,10 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--megabytes", type=float, default=1000)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--kill", action="store_true")
     given, options = parser.parse_known_args()
-    print(json.dumps(run(given.source, given.work, given.megabytes, given.jobs, options), indent=1))
+    figures = run(given.source, given.work, given.megabytes, given.jobs, options, kill=given.kill)
+    print(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

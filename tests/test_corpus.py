@@ -87,6 +87,10 @@ MARKDOWN = [
     ("comment-in-code", "```\n<!--\n```\n正文\n\n-->\n", [("text", "正文"), ("text", "-->")]),
     ("style", "<style>\nP{color:red}\n</style>\n正文\n", [("text", "正文")]),
     ("style-as-text", ".TRS_Editor P{line-height:1.5;font-family:宋体;}正文\n", [("text", "正文")]),
+    (
+        "style-escaped", ".TRS\\_Editor P{line-height:1.5;}.TRS\\_Editor TD, .a\\_b\\_c LI{margin:0;}正文\\_下\n",
+        [("text", "正文_下")],
+    ),
     ("image", '见下图。\n\n![合并](./a.png "标题")\n\n[![徽章](a.svg)](b)\n', [("text", "见下图。")]),
     (
         "link",
@@ -194,7 +198,7 @@ jupytext:
 :depth: 2
 ```
 
-由{eq}`eq-a`和{eq}`eq-b`，见 {doc}`ar1` 与 {doc}`线性方程 <linear>`，{ref}`top`。
+由{eq}`eq-a`和[](eq-b)，见 {doc}`ar1` 与 {doc}`线性方程 <linear>`，{ref}`top`。
 
 {cite:t}`sargent_velde1995` 指出{math}`x^2`。
 
@@ -245,6 +249,9 @@ print('代码单元')
 ```
 
 % 作者的注释
++++ {"tags": []}
+
+其余[](elsewhere)从略。
 +++
 """
 
@@ -264,6 +271,7 @@ def test_myst() -> None:
         ("text", "证明之。"),
         ("text", "解答"),
         ("text", "显然。"),
+        ("text", "其余从略。"),
     ]
 
 
@@ -282,6 +290,7 @@ INLINE = [
     ("not-tags", "若 a<b 且 c>d，<main account> 与 <参数>", "若 a<b 且 c>d，<main account> 与 <参数>"),
     ("note-mark", "净额<sup>[1]</sup>。", "净额。"),
     ("cited-twice", "Lucas (1978) {cite}`lucas1978asset` 指出", "Lucas (1978) 指出"),
+    ("style-open", "见 {a: " + "b c: d " * 40, "见 {a: " + ("b c: d " * 40).strip()),  # once took for ever
     ("code-span", "用 `配方法` 求 `np.sum`", "用配方法求 np.sum"),
 ]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +24,8 @@ from test_corpus import prose, write_shelf
 
 from numllm.corpus import build_corpus, documents, read_corpus, read_terms
 from numllm.corpus.choice import SHARE
+from numllm.corpus.clean import han_count
+from numllm.corpus.counts import SUSPECT, count
 from numllm.corpus.cut import cut
 from numllm.corpus.duplicates import BINS, SIMILAR, Sketches, gram_set, jaccard, repeats, sketch
 from numllm.corpus.filters import reason_to_drop
@@ -30,9 +34,9 @@ from numllm.corpus.relevance import TERMS, Relevance
 from numllm.corpus.shelf import held_out
 from numllm.corpus.store import Store
 from numllm.errors import DataError, NumLLMError
-from numllm.overlap import RUN, Runs, gram_hashes, letters, spelled
+from numllm.overlap import RUN, Runs, code_points, gram_hashes, letters, spelled
 from numllm.report import write_corpus_report
-from numllm.workers import Lost, ordered
+from numllm.workers import Lost, Workers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -269,6 +273,15 @@ def test_a_run_over_two_paragraphs_takes_both() -> None:
 # ── filters ──────────────────────────────────────────────────────────────────────────────────────────
 
 
+@settings(deadline=None)
+@given(st.text(st.characters() | st.sampled_from("会计锟ｅé\ufffd\ue000\U00020001\U000f0000\u3000\n Az")))
+def test_counts_are_those_of_patterns(text: str) -> None:
+    assert count(code_points(text)) == (
+        han_count(text), len(re.findall("[A-Za-z]", text)), sum(map(str.isspace, text)),
+        len(re.findall(f"[{SUSPECT}]", text)),
+    )
+
+
 def test_lists_without_sentences() -> None:
     names = "\n".join(f"- 第{k}号分支机构所在城市与负责人" for k in range(12))
     assert reason_to_drop(names) == "list without sentences"
@@ -338,16 +351,21 @@ def test_chapters_and_sections(tmp_path: Path) -> None:
 
 
 def test_workers_outlive_what_goes_wrong() -> None:
-    results = list(ordered(misbehave, range(12), 2, seconds=2))
-    assert [r if not isinstance(r, Lost) else r.reason for r in results] == [
-        0, 1, 4, "the process that read it was killed by signal 9", 16, "took longer than 2 s and was stopped", 36,
-        "the process that read it ended with exit code 9", -8, 81, 100, 121,
-    ]
-    with pytest.raises(DataError, match="negative"):
-        list(ordered(misbehave, [1, -1], 2))
-    assert list(ordered(misbehave, [1, 2], 1, apart=False)) == [1, 4]
-    assert isinstance(list(ordered(misbehave, [2, 7], 1))[1], Lost)
-    assert list(ordered(misbehave, [], 2)) == []
+    with contextlib.closing(Workers(2, seconds=2)) as workers:
+        results = list(workers.ordered(misbehave, range(12)))
+        assert list(workers.ordered(str, range(300))) == list(map(str, range(300)))  # another kind of work
+        os.kill(workers.workers[0].process.pid, signal.SIGKILL)
+        workers.workers[0].process.wait()
+        assert list(workers.ordered(abs, [-1, -2, -3])) == [1, 2, 3]
+        assert [r if not isinstance(r, Lost) else r.reason for r in results] == [
+            0, 1, 4, "the process that read it was killed by signal 9", 16, "took longer than 2 s and was stopped", 36,
+            "the process that read it ended with exit code 9", -8, 81, 100, 121,
+        ]
+        with pytest.raises(DataError, match="negative"):
+            list(workers.ordered(misbehave, [1, -1]))
+        assert list(workers.ordered(misbehave, [1, 2])) == [1, 4]  # nothing is left of the pass that failed
+        assert isinstance(list(workers.ordered(misbehave, [2, 7]))[1], Lost)
+        assert list(workers.ordered(misbehave, [])) == []
 
 
 # ── runs taken up, changed files ─────────────────────────────────────────────────────────────────────

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Kind = Literal["heading", "text", "list", "table", "math"]
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """A heading, a paragraph, a list, a table or a displayed formula.
 
     `text` is final, readable text: one line per list item or table row (`a | b | c`), LaTeX as written.

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import DataError, NumLLMError
 from ..files import Progress, exclusive, new_folder, no_progress, write_json
 from ..overlap import Hashes, Runs
-from ..workers import Lost, ordered
+from ..workers import Lost, Workers
 from .choice import Choice
 from .documents import ASKED, Cut, Document, Read, Settings, cut_file, document_id, load_cut, read
 from .duplicates import gram_set
@@ -90,9 +90,11 @@ def build_corpus(
         stack.enter_context(_finished_files(folder, keep=work is not None))
         choice = stack.enter_context(contextlib.closing(Choice(folder)))
         store = stack.enter_context(contextlib.closing(Store(folder)))
+        workers = stack.enter_context(contextlib.closing(Workers(min(jobs, len(files)))))
         builder = _Builder(files, store, settings, choice, holdout, seed, strict)
-        builder.read(jobs, progress)
-        builder.cut(jobs, progress)
+        builder.read(workers, progress)
+        builder.cut(workers, progress)
+        workers.close()
         builder.choose(progress)
         stats = builder.write(target, progress)
         stats["skipped"] = dict(sorted(skipped.items()))
@@ -160,13 +162,12 @@ class _Builder:
         """Group → hashes of the blocks that many of its files begin or end with."""
         self._load = functools.lru_cache(maxsize=16)(functools.partial(load_cut, store))
 
-    def read(self, jobs: int, progress: Progress) -> None:
+    def read(self, workers: Workers, progress: Progress) -> None:
         """Reads every file into the store and finds the blocks that many files begin or end with."""
         edges: dict[str, array[int]] = {}
-        apart = jobs > 1 or any(file.path.suffix.lower() not in PLAIN for file in self.files)
-        results = ordered(
-            functools.partial(read, self.store), (file.path for file in self.files), min(jobs, len(self.files)),
-            apart=apart,
+        apart = workers.jobs > 1 or any(file.path.suffix.lower() not in PLAIN for file in self.files)
+        results = (workers.ordered if apart else map)(
+            functools.partial(read, self.store), (file.path for file in self.files)
         )
         for number, result in enumerate(
             progress(results, total=len(self.files), description="reading", unit="file")
@@ -201,11 +202,11 @@ class _Builder:
         name = f"{source.name}\0{ordinal}" if self.by_document else source.name
         return held_out(self.seed, name, self.holdout)
 
-    def cut(self, jobs: int, progress: Progress) -> None:
+    def cut(self, workers: Workers, progress: Progress) -> None:
         """Blocks in the store → documents in the store, judged each by itself."""
         tasks = ((place, self.files[k]) for k, place in zip(self.readable, self.blocks, strict=True))
         work = functools.partial(cut_file, self.store, self.settings, self.repeated)
-        results = ordered(work, tasks, min(jobs, len(self.readable)), apart=jobs > 1)
+        results = (workers.ordered if workers.jobs > 1 else map)(work, tasks)
         for number, place in zip(
             self.readable, progress(results, total=len(self.readable), description="cutting", unit="file"), strict=True
         ):
@@ -244,7 +245,7 @@ class _Builder:
                 for line in self._lines(number, dropped):
                     digest.update(line)
                     corpus.write(line)
-        if not self.statistics.totals["documents"]:
+        if not any(counts["documents"] for counts in self.statistics.groups.values()):
             reasons = ", ".join(f"{part['count']} {reason}" for reason, part in self.statistics.dropped().items())
             raise DataError(f"no document is left after cleaning ({reasons or 'the files hold no text'})")
         self.store.keep_only({*self.documents, *self.blocks})

@@ -186,10 +186,9 @@ def _table() -> dict[int, str | None]:
 
 _CHARACTERS = _table()
 _CHANGED = re.compile("[" + re.escape("".join(chr(c) for c, by in _CHARACTERS.items() if by != chr(c))) + "]")
-_UNUSUAL = re.compile(
-    r"[^\n -~\u3001-\u3003\u3008-\u3011\u4e00-\u9fff\uff08\uff09\uff0c\uff1a\uff1b\uff01\uff1f\u201c\u201d]"
-)
-"""Looked for first: most texts hold nothing but these characters, which stand as they are."""
+USUAL = r"\u3001-\u3003\u3008-\u3011\u4e00-\u9fff\uff08\uff09\uff0c\uff1a\uff1b\uff01\uff1f\u201c\u201d"
+"""Inside a character class: what most Chinese text consists of, and what stands as it is."""
+_UNUSUAL = re.compile(rf"[^\n -~{USUAL}]")
 
 
 def _change(found: re.Match[str]) -> str:
@@ -222,7 +221,7 @@ _LABEL_WIDTH = 25
 
 def _close_up(line: str) -> str:
     """A line of prose without the spaces inside words that the line ends of a printed page left behind."""
-    if len(line) < 40 or " " not in line or not _PROSE.search(line):
+    if len(line) < 40 or line.rfind(" ") < _LABEL_WIDTH or not _PROSE.search(line):
         return line
     return line[:_LABEL_WIDTH] + _INNER_SPACE.sub("", line[_LABEL_WIDTH - 1 :])[1:]
 
@@ -239,14 +238,15 @@ def _prose(text: str) -> str:
         text = _usual(text)
     if " " not in text:
         return text
-    text = _SPACES.sub(" ", text)
+    if "  " in text:
+        text = _SPACES.sub(" ", text)
     if " \n" in text or "\n " in text:
         text = _LINE_SPACE.sub("\n", text)
     text = _SPACING.sub("", text)
     # 会 计 科 目: set wide by hand. Two or more words side by side keep their space.
     if _SPACED_HAN.search(text):
         text = _SPACED_OUT.sub(lambda found: found[0].replace(" ", ""), text)
-    return "\n".join(map(_close_up, text.split("\n")))
+    return "\n".join(map(_close_up, text.split("\n"))) if "\n" in text else _close_up(text)
 
 
 def outside_math(text: str, change: Callable[[str], str]) -> str:
@@ -269,4 +269,6 @@ def normalise(text: str) -> str:
     between a number and its unit, or between Chinese characters within a sentence. Between Chinese and
     Latin text at most one space stays, where the author put it.
     """
-    return outside_math(text.replace("\r\n", "\n").replace("\r", "\n"), _prose).strip()
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return outside_math(text, _prose).strip()

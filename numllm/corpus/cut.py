@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .blocks import Block
 
@@ -103,7 +103,7 @@ def split_block(block: Block, limit: int) -> list[Block]:
         else:
             current = current + joint + part if current else part
     found.append(current)
-    return [replace(block, text=text.strip("\n")) for text in found if text.strip()]
+    return [block._replace(text=text.strip("\n")) for text in found if text.strip()]
 
 
 def _hard_cut(text: str, limit: int) -> list[str]:

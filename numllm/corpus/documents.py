@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,9 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import sha256
-from ..overlap import RUN, Runs, gram_hashes, letters, spelled
+from ..overlap import RUN, Runs, code_points, gram_hashes, letters, spelled
 from .blocks import Block
-from .clean import han_count
+from .counts import count
 from .cut import Piece, cut
 from .duplicates import BINS, sketch
 from .filters import reason_to_drop
@@ -30,7 +31,7 @@ OFF_TOPIC = "not about finance"
 ASKED = "shares a run with a question"
 SAMPLE = 8
 """One in so many runs of 20 letters is kept to find held-out text that stands in other documents."""
-_JSON = json.JSONEncoder(ensure_ascii=False)
+_UNSAMPLED = np.uint64(SAMPLE - 1)
 _EDGE = 6
 """Blocks at either end of a file that may be a repeated header or footer."""
 _EDGE_CHARACTERS = 300
@@ -80,9 +81,9 @@ def read(store: Store, path: Path) -> Read:
     if not blocks:
         return Read(None, "; ".join(["no text in it", *reading.notes]), size)
     edges = np.unique(np.array([_hash(blocks[k].text) for k in _edges(blocks)], np.uint64)).tobytes()
-    frames = [[b.kind, len(b.text), b.level, b.page] for b in blocks]
-    texts = "".join(b.text for b in blocks)
-    place = store.save(name, [name, reading.notes, frames], edges, texts.encode("utf-8", "surrogatepass"))
+    kinds, texts, levels, pages = zip(*blocks, strict=True)
+    frames = [kinds, list(map(len, texts)), levels, pages]
+    place = store.save(name, [name, reading.notes, frames], edges, "".join(texts).encode("utf-8", "surrogatepass"))
     return Read(place, None, size, edges, tuple(reading.notes))
 
 
@@ -109,6 +110,8 @@ def trim_edges(blocks: list[Block], repeated: Collection[int]) -> tuple[list[Blo
     A run of repeated blocks that does not end within reach is no header or footer: the file is a copy or
     another edition of others, and keeps it.
     """
+    if not repeated:
+        return blocks, []
     bodies = [k for k, block in enumerate(blocks) if block.kind != "heading"]
     gone: set[int] = set()
     for order in (bodies[:_EDGE], bodies[::-1][:_EDGE]):
@@ -121,8 +124,7 @@ def trim_edges(blocks: list[Block], repeated: Collection[int]) -> tuple[list[Blo
     return [b for k, b in enumerate(blocks) if k not in gone], [blocks[k].text for k in sorted(gone)]
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """A document as the store keeps it: its row, and what the choice between documents needs."""
 
     ordinal: int
@@ -175,18 +177,15 @@ def cut_file(
     place, file = task
     found = store.load(place)
     assert found is not None, "the blocks of a file are kept until its documents are cut"
-    (blocks_name, _, frames), (edges, text) = found
+    (blocks_name, _, (kinds, sizes, levels, pages)), (edges, text) = found
     footers_here = sorted(repeated[file.group].intersection(np.frombuffer(edges, np.uint64).tolist()))
     source = file.name
     name = fingerprint("documents", code(), blocks_name, source, footers_here, settings.names)
     if (known := store.known.get(name)) is not None and store.load(known) is not None:
         return known
     whole = str(text, "utf-8", "surrogatepass")
-    ends = itertools.accumulate(size for _, size, _, _ in frames)
-    blocks = [
-        Block(kind, whole[end - size : end], level, page)
-        for (kind, size, level, page), end in zip(frames, ends, strict=True)
-    ]
+    texts = [whole[end - size : end] for end, size in zip(itertools.accumulate(sizes), sizes, strict=True)]
+    blocks = list(map(Block, kinds, texts, levels, pages))
     blocks, footers = trim_edges(blocks, footers_here)
     pieces = cut(blocks, Path(source).stem, settings.target)
     texts = [encodable(piece.text) for piece in pieces]
@@ -196,15 +195,17 @@ def cut_file(
         asked: list[dict[str, str]] = []
         if settings.runs is not None:
             text, asked = without_asked(text, settings.runs)
-        reason = reason_to_drop(text)
+        codes = code_points(text)
+        counts = count(codes)
+        reason = reason_to_drop(text, counts)
         if reason is None and not on_topic and settings.relevance is not None and not settings.relevance(text):
             reason = OFF_TOPIC
         if reason is None:
-            plain = letters(text)
+            plain = letters(codes)
             hashes = gram_hashes(plain, RUN)
             sketches.append(sketch(plain).tobytes())
-            runs.append((hashes[hashes % SAMPLE == 0] >> np.uint64(32)).astype(np.uint32).tobytes())
-        documents.append(_document(ordinal, source, piece, text, reason, asked))
+            runs.append((hashes[hashes & _UNSAMPLED == 0] >> np.uint64(32)).astype(np.uint32).tobytes())
+        documents.append(_document(ordinal, source, piece, text, reason, asked, counts.han))
     if settings.tokenizer is not None:
         documents = _with_tokens(documents, settings.tokenizer)
     head = {
@@ -236,26 +237,27 @@ def without_asked(text: str, asked: Runs) -> tuple[str, list[dict[str, str]]]:
 
 
 def _document(
-    ordinal: int, source: str, piece: Piece, text: str, reason: str | None, asked: list[dict[str, str]]
+    ordinal: int, source: str, piece: Piece, text: str, reason: str | None, asked: list[dict[str, str]], han: int
 ) -> Document:
-    row = {"id": document_id(source, ordinal), "text": text, "source": source, "title": encodable(piece.title)}
-    head = _JSON.encode(row)
-    row = {
+    head = {"id": document_id(source, ordinal), "text": text, "source": source, "title": encodable(piece.title)}
+    tail = {
         "sha256": hashlib.sha256(text.encode("utf-8")).hexdigest(), "chapter": encodable(piece.chapter),
         "section": encodable(piece.section), **({"page": piece.page} if piece.page else {}),
     }
-    tail = _JSON.encode(row)
     return Document(
-        ordinal, reason, asked, len(text), han_count(text), 0, _digest(text).hex(), head[:-1].encode() + b", ",
-        tail[1:].encode(),
+        ordinal, reason, asked, len(text), han, 0, _digest(text).hex(), b"{%b, " % _members(head),
+        b"%b}" % _members(tail),
     )
+
+
+def _members(values: dict[str, str]) -> bytes:
+    """The members of a JSON object, as `json` writes them."""
+    return ", ".join([f'"{key}": {encode_basestring(value)}' for key, value in values.items()]).encode()
 
 
 def _with_tokens(documents: list[Document], tokenizer: str) -> list[Document]:
     counted = (len(ids) for ids in _tokenizer(tokenizer).encode_batch([document.row["text"] for document in documents]))
-    return [
-        Document(**(vars(document) | {"tokens": count})) for document, count in zip(documents, counted, strict=True)
-    ]
+    return [document._replace(tokens=tokens) for document, tokens in zip(documents, counted, strict=True)]
 
 
 @functools.cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ class _Reader:
                 self.began = None
                 self.add("table", self._table(node, 0))
         if not self.paged:
-            self.blocks[start:] = [replace(block, page="") for block in self.blocks[start:]]
+            self.blocks[start:] = [block._replace(page="") for block in self.blocks[start:]]
 
     def _children(self, node: Any, depth: int) -> Iterator[Any]:
         """Paragraphs and tables, also inside content controls and tracked insertions; no tables of contents."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -61,7 +60,7 @@ def read_epub(path: Path) -> Reading:
             raise DataError("an encrypted EPUB (DRM)")
         title = normalise(" ".join("".join(node.itertext()) for node in list(package.iter("{*}title"))[:1]))
     if title and not any(b.kind == "heading" and b.text == title for b in blocks):
-        below = [replace(b, level=b.level + 1) if b.kind == "heading" else b for b in blocks]
+        below = [b._replace(level=b.level + 1) if b.kind == "heading" else b for b in blocks]
         blocks = [Block("heading", title, 1, blocks[0].page), *below] if blocks else []
     return Reading(blocks, notes)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-from .clean import MATH, han_count
+from ..overlap import code_points
+from .clean import MATH
+from .counts import Counts, count
 
 MIN_CHARACTERS = 40
 """Fewer characters than this, headings and spaces not counted, make no document."""
@@ -18,9 +20,6 @@ MIN_SENTENCES_SHARE = 0.1
 """Least share of characters in lines with a mark of a sentence, of a document of several lines."""
 _FEW_LINES = 5
 
-_LATIN = re.compile("[A-Za-z]+")
-_SUSPECT = re.compile("[\ufffd\ue000-\uf8ff\U000f0000-\U0010ffff锟烫屯ÃÂâäåæçèé]")
-"""A first character of what `_BROKEN` matches: one set, many times as fast to look for."""
 _BROKEN = re.compile(
     "[\ufffd\ue000-\uf8ff\U000f0000-\U0010ffff]|锟斤拷|烫烫烫|屯屯屯"
     "|[ÃÂâäåæçèé][\u0080-\u00bf‚-›€™œž]{1,2}"  # UTF-8 read as Latin-1 or Windows-1252
@@ -29,24 +28,28 @@ _HEADING_LINE = re.compile(r"#{1,6} ")
 _SENTENCE_MARK = re.compile("[。！？；，]")
 
 
-def reason_to_drop(text: str) -> str | None:
-    """Why a document is unfit for training, None when it is fit.
+def reason_to_drop(text: str, counts: Counts | None = None) -> str | None:
+    """Why a document is unfit for training, None when it is fit; counts: those of the text, if they are there.
 
     "garbled", "too short", "too little Chinese" or "list without sentences". Tables and formulas are no lists.
     """
     lines = text.split("\n")
-    if "#" in text:
+    here = counts or count(code_points(text))
+    size = len(text) - here.space
+    if "#" in text and (headings := "".join(filter(_HEADING_LINE.match, lines))):
         lines = [line for line in lines if not _HEADING_LINE.match(line)]
-    body = "".join("".join(lines).split())
-    if _SUSPECT.search(body):
-        broken = sum(len(found) for found in _BROKEN.findall(body))
-        if broken > MAX_GARBLED_SHARE * len(body) and broken > 1:
+        above = count(code_points(headings))
+        size -= len(headings) - above.space
+        here = Counts(*(all_of - part for all_of, part in zip(here, above, strict=True)))
+    if here.suspect:
+        broken = sum(len(found) for found in _BROKEN.findall("".join("".join(lines).split())))
+        if broken > MAX_GARBLED_SHARE * size and broken > 1:
             return "garbled"
-    if len(body) < MIN_CHARACTERS:
+    if size < MIN_CHARACTERS:
         return "too short"
-    prose = MATH.sub("", body) if "$" in body or "\\" in body else body
-    han, latin = han_count(prose), sum(map(len, _LATIN.findall(prose)))
-    if han < MIN_HAN or han < MIN_HAN_SHARE * (han + latin):
+    if "$" in text or "\\" in text:
+        here = count(code_points(MATH.sub("", "".join("".join(lines).split()))))
+    if here.han < MIN_HAN or here.han < MIN_HAN_SHARE * (here.han + here.latin):
         return "too little Chinese"
     return "list without sentences" if _is_bare_list(lines) else None
 

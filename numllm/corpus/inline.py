@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from .clean import CJK_MARKS, HAN, MATH, normalise
+from .clean import CJK_MARKS, HAN, MATH, USUAL, normalise
 from .markup import strip_tags, unescape
 from .scan import replace
 
@@ -19,6 +19,9 @@ _STASHED = re.compile(
 )
 _ACTIVE = re.compile("[][\\\\`$*_~=<>&{}!\0\1]")
 """Characters of which text without any markup holds none."""
+_INERT = "".join(re.escape(c) for c in map(chr, range(0x21, 0x7F)) if not _ACTIVE.match(c))
+_ANYTHING = re.compile(rf"[^\n{_INERT}{USUAL}]")
+"""What text holds in which there is anything to do: one look spares most texts all others."""
 _STASHED_START = re.compile(r"[{`$\\]")
 _TARGET = (
     r"\(\s*(?:<[^<>\n]*>|[^()\s]*(?:\([^()\s]*\)[^()\s]*)*)"
@@ -28,13 +31,15 @@ _LABEL = r"\[((?:[^\[\]]|\[[^\[\]]*\])*)\]"
 _IMAGE = re.compile(rf"!{_LABEL}(?:{_TARGET}|\[[^\[\]]*\])")
 _LINK = re.compile(rf"\[(?<!!\[){_LABEL[2:]}{_TARGET}")
 _REFERENCE_LINK = re.compile(r"\[([^\[\]]+)\]\[[^\[\]]*\]")
+_CROSS_REFERENCE = re.compile(r"(?<!!)\[\]\(([\w:.-]+)\)")
+"""MyST: a link without words says what its target is called."""
 _NOTE = re.compile(r"\[\^[^\[\]\s]{1,40}\]")
 _AUTOLINK = re.compile(r"<(?:https?://|mailto:)[^<>\s]*>")
 _ATTRIBUTES = re.compile(r"\{:?\s*(?:[.#][\w-]+\s*)+\}|\{%.*?%\}")
 _STRUCK = re.compile(r"~~(?=\S).{1,5000}?~~", re.DOTALL)
 _EMPHASIS = tuple((re.compile(pattern), re.compile(re.escape(mark)), mark) for mark, pattern in (
     ("***", r"( ?)(?<![0-9A-Za-z)\]*])(\*\*\*)(?=[^\s*])([^*]{1,4000}?)\*\*\*( ?)"),
-    ("**", r"( ?)(?<![0-9A-Za-z)\]*])(\*\*)(?=[^\s*])((?:[^*]|\*(?!\*)){1,4000}?)\*\*( ?)"),
+    ("**", r"( ?)(?<![0-9A-Za-z)\]*])(\*\*)(?=[^\s*])([^*]{1,4000}|(?:[^*]|\*(?!\*)){1,4000}?)\*\*( ?)"),
     ("__", r"( ?)(?<![\w_])(__)(?=[^\s_])([^_]{1,4000}?)__(?!\w)( ?)"),
     ("*", r"( ?)(?<![0-9A-Za-z)\]*])(\*)(?=[^\s*\d])([^*\n]{1,2000}?)(?<=[^\s*])\*(?![0-9*])( ?)"),
     ("*", r"( ?)(?<![0-9A-Za-z)\]*])(\*)(\d[^*\s]{0,40})\*(?![0-9A-Za-z(*])( ?)"),
@@ -43,7 +48,10 @@ _EMPHASIS = tuple((re.compile(pattern), re.compile(re.escape(mark)), mark) for m
 ))
 """Pattern, where its mark stands, the mark."""
 _STRAY_STARS = re.compile(r"\*{3,}|(?<![0-9A-Za-z)\]\s*])\*\*(?!\*)|(?<!\*)\*\*(?![0-9A-Za-z(\[\s*])")
-_STYLE_RULES = re.compile(r"[.#\w][\w .#,>:-]{0,80}\{(?:\s*[\w-]{2,30}\s*:[^{};]{1,120};?){1,40}\s*\}")
+_STYLE_RULES = re.compile(
+    r"[.#\w](?:[\w .#,>:-]|(?<=[A-Za-z0-9])\x00\d+\x01(?=[A-Za-z0-9])){0,80}"  # a name may hold an escaped character
+    r"\{\s*[\w-]{2,30}\s*:[^{};]{1,120}(?:;\s*[\w-]{2,30}\s*:[^{};]{1,120}){0,40};?\s*\}"
+)
 _STYLE_START = re.compile(r"\{\s*[\w-]{2,30}\s*:")
 """What every match of `_STYLE_RULES` holds."""
 _KEPT = re.compile("( ?)\0(\\d+)\1( ?)")
@@ -90,10 +98,10 @@ def _restore(found: re.Match[str], stash: list[str]) -> str:
 
 def _close(found: re.Match[str], left: str, inner: str, right: str) -> str:
     """`inner` with the space on either side of it, which goes where both of its sides are Chinese."""
-    before, after = found.string[: found.start()][-1:], found.string[found.end() :][:1]
-    if left and _is_chinese(before) and _is_chinese(inner[:1]):
+    start, end = found.span()
+    if left and _is_chinese(found.string[max(start - 1, 0) : start]) and _is_chinese(inner[:1]):
         left = ""
-    if right and _is_chinese(after) and _is_chinese(inner[-1:]):
+    if right and _is_chinese(found.string[end : end + 1]) and _is_chinese(inner[-1:]):
         right = ""
     return f"{left}{inner}{right}"
 
@@ -112,8 +120,39 @@ def inline(text: str, labels: Mapping[str, str] = MappingProxyType({})) -> str:
     Images, struck-out text and note marks go; a link leaves its words, code its content. `labels` says what
     a MyST label is called in print (`eq-a` → "(3)").
     """
+    if not _ANYTHING.search(text):
+        return text.strip()
     if not _ACTIVE.search(text):
         return normalise(text)
+    text = text.replace("\0", "").replace("\1", "") if "\0" in text or "\1" in text else text
+    text, stash = _stash(text, labels) if _STASHED_START.search(text) else (text, [])
+    if "{" in text and ":" in text and _STYLE_START.search(text):
+        text = _STYLE_RULES.sub("", text)
+    if "[](" in text:
+        text = _CROSS_REFERENCE.sub(lambda found: labels.get(found[1], ""), text)
+    if "[" in text:
+        text = _CALLOUT.sub("", text)
+        text = _NOTE.sub("", _IMAGE.sub("", text))
+        text = _REFERENCE_LINK.sub(r"\1", _LINK.sub(r"\1", text))
+    text = _ATTRIBUTES.sub("", text) if "{" in text else text
+    text = _STRUCK.sub("", text) if "~~" in text else text
+    if "*" in text or "_" in text or "==" in text:
+        for pattern, start, mark in _EMPHASIS:
+            if mark in text:
+                text = replace(pattern, start, _unmark, text, lead=" ")
+    if "**" in text:
+        text = _STRAY_STARS.sub("", text)
+    if "<" in text:
+        text = strip_tags(_AUTOLINK.sub("", text))
+    if "&" in text:
+        text = unescape(text)
+    if stash:
+        text = replace(_KEPT, _KEPT_START, lambda found: _restore(found, stash), text, lead=" ")
+    return normalise(text)
+
+
+def _stash(text: str, labels: Mapping[str, str]) -> tuple[str, list[str]]:
+    """The text with roles, code, formulas and escaped characters as their places in a list, and that list."""
     stash: list[str] = []
 
     def keep(found: re.Match[str]) -> str:
@@ -127,24 +166,4 @@ def inline(text: str, labels: Mapping[str, str] = MappingProxyType({})) -> str:
         stash.append(kept)
         return f"\0{len(stash) - 1}\1"
 
-    text = replace(_STASHED, _STASHED_START, keep, text.replace("\0", "").replace("\1", ""))
-    if "{" in text and ":" in text and _STYLE_START.search(text):
-        text = _STYLE_RULES.sub("", text)
-    if "[" in text:
-        text = _CALLOUT.sub("", text)
-        text = _NOTE.sub("", _IMAGE.sub("", text))
-        text = _REFERENCE_LINK.sub(r"\1", _LINK.sub(r"\1", text))
-    text = _ATTRIBUTES.sub("", text) if "{" in text else text
-    text = _STRUCK.sub("", text) if "~~" in text else text
-    for pattern, start, mark in _EMPHASIS:
-        if mark in text:
-            text = replace(pattern, start, _unmark, text, lead=" ")
-    if "**" in text:
-        text = _STRAY_STARS.sub("", text)
-    if "<" in text:
-        text = strip_tags(_AUTOLINK.sub("", text))
-    if "&" in text:
-        text = unescape(text)
-    if stash:
-        text = replace(_KEPT, _KEPT_START, lambda found: _restore(found, stash), text, lead=" ")
-    return normalise(text)
+    return replace(_STASHED, _STASHED_START, keep, text), stash

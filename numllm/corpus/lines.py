@@ -181,7 +181,8 @@ def counted(items: list[str], places: list[int]) -> list[str]:
     shown: list[str] = []
     last: dict[int, tuple[int, int]] = {}  # depth → the number of its last item as written, and as shown
     for item, place in zip(items, places, strict=True):
-        last = {depth: numbers for depth, numbers in last.items() if depth <= place}
+        if last:
+            last = {depth: numbers for depth, numbers in last.items() if depth <= place}
         if found := _NUMBERED.match(item):
             number = int(found[1])
             written, counter = last.get(place, (-1, 0))
@@ -200,6 +201,8 @@ def split_row(line: str) -> list[str]:
     line = line.removeprefix("|")
     if line.endswith("|") and not line.endswith("\\|"):
         line = line[:-1]
+    if "`" not in line and "$" not in line and "\\" not in line:
+        return [cell.strip() for cell in line.split("|")]
     cells, cell, quoted = [], "", ""
     for k, c in enumerate(line):
         if c in "`$" and line[k - 1 : k] != "\\":

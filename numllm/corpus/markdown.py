@@ -46,6 +46,8 @@ _EMPTY_LINE = re.compile(
 )
 _REFERENCE = re.compile(r"^\s{0,3}\[(?!\^)[^\[\]]+\]:\s*\S+(?:\s+[\"'(].*)?$")
 _NOTE_TEXT = re.compile(r"^\s{0,3}\[\^[^\[\]\s]+\]:\s*")
+_BLOCK_BREAK = re.compile(r"\+\+\+(?:\s+\{.*\})?\s*$")
+"""MyST: where a cell of a notebook begins, and what is known of it."""
 _TOC_MARK = re.compile(r"^\s*(?:\[\[?_?toc_?\]?\]|\{:toc\}|@\[toc\].*)\s*$", re.IGNORECASE)
 _TOC_ITEM = re.compile(
     r"^\s*(?:(?:[-*+]|\d+[.)])\s+)?\[.*\]\(\s*<?(?:#[^)]*|(?!\w+:)[^)]*\.(?:md|html?)(?:#[^)]*)?)>?\s*\)\s*$"
@@ -66,9 +68,10 @@ def read_markdown(text: str) -> list[Block]:
     bodies of notes, exercises and theorems, and LaTeX stay. A front-matter title is the first heading
     where the text has no heading of its own level.
     """
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    lines, title = front_matter(lines)
-    reader = _Reader(without_spans(lines), labels(lines))
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    lines, title = front_matter(text.split("\n"))
+    names = labels(lines) if ":label:" in text or ")=" in text or "$$" in text else {}
+    reader = _Reader(without_spans(lines) if "<" in text else lines, names)
     reader.run()
     blocks = reader.blocks
     title = inline(title)
@@ -134,7 +137,14 @@ class _Reader:
         start = line.lstrip()
         if not start:
             self.at += 1
-            self.blank()
+            if self.items or self.paragraph:
+                self.blank()
+            return
+        if self.is_prose(line, start[0]):
+            self.at += 1
+            if self.items:
+                self.flush()
+            self.paragraph.append(line)
             return
         if start[0] in "`~:>" and (found := FENCE.match(line)) and is_code_fence(found):
             self.fence(found[1], found[2].strip())
@@ -159,6 +169,14 @@ class _Reader:
         else:
             self.at += 1
             self.plain_line(line)
+
+    def is_prose(self, line: str, head: str) -> bool:
+        """Whether a line is prose for certain: what most lines are, and then need no pattern."""
+        return (
+            head > "~" and head != "•" and not head.isdigit() and not (self.items and line[0] in " \t")
+            and "|" not in line and "<" not in line and "](" not in line and "$$" not in line and "***" not in line
+            and not line.rstrip()[-1].isdigit()
+        )
 
     def blank(self) -> None:
         """An empty line ends a paragraph; it ends a list only when what follows is neither item nor indented."""
@@ -205,7 +223,7 @@ class _Reader:
             return True
         if "***" in line and _EMPTY_LINE.match(line):
             return True
-        return line.startswith("% ") or line.strip() == "+++"
+        return line.startswith("% ") or (head == "+" and _BLOCK_BREAK.match(line) is not None)
 
     def underline(self, mark: str) -> None:
         """A row of = or - below a short line makes that line a heading; elsewhere it is a rule."""

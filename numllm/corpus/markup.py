@@ -27,6 +27,13 @@ _NOTE_MARK = re.compile(
     r"<sup\b[^<>]*>\s*(?:<a\b[^<>]*>)?\s*\[[^\[\]<>]{1,6}\]\s*(?:</a>)?\s*</sup>", re.IGNORECASE
 )
 _RAISED = re.compile(r"<(su[bp])\b[^<>]*>(.{0,200}?)</\1\s*>", re.IGNORECASE | re.DOTALL)
+_SIMPLE = "a|b|br|center|col|colgroup|div|em|font|h[1-6]|i|li|ol|p|span|strong|table|tbody|td|th|thead|tr|u|ul"
+_SIMPLE_START = re.compile(
+    rf'<({_SIMPLE})((?:[ \t\r\n]+[A-Za-z][A-Za-z:-]*="[^"<>&]*")*)[ \t\r\n]*>', re.IGNORECASE | re.ASCII
+)
+_SIMPLE_END = re.compile(rf"</({_SIMPLE})>", re.IGNORECASE | re.ASCII)
+_ATTRIBUTE = re.compile('([A-Za-z:-]+)="([^"]*)"')
+_WHITE = re.compile(r"\s+")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
 
@@ -66,6 +73,8 @@ def strip_tags(text: str) -> str:
 
 def join_cell(text: str) -> str:
     """The lines of a table cell as one line; a line that ends without punctuation is closed by ；."""
+    if "\n" not in text:
+        return text.removeprefix("- ").strip()
     lines = [line.removeprefix("- ").strip() for line in text.split("\n")]
     joined = ""
     for line in filter(None, lines):
@@ -85,7 +94,8 @@ def format_rows(rows: list[list[str]]) -> str:
         while cells and not cells[-1]:
             cells.pop()
         if cells:
-            lines.append(re.sub(r" {2,}", " ", " | ".join(cells)).strip())
+            line = " | ".join(cells)
+            lines.append((re.sub(r" {2,}", " ", line) if "  " in line else line).strip())
     return "\n".join(lines)
 
 
@@ -152,6 +162,28 @@ class _TableParser(HTMLParser):
         self.lifted: list[tuple[str, list[str], int]] = []
         """Open `sup` and `sub` elements: their tag, where their text goes, and from which place on."""
 
+    # Nearly all tags are of the simplest form; the standard parser looks at each with several patterns.
+
+    def parse_starttag(self, i: int) -> int:
+        found = _SIMPLE_START.match(self.rawdata, i)
+        if found is None:
+            return super().parse_starttag(i)
+        tag = found[1].lower()
+        cell = tag in ("td", "th")
+        self.handle_starttag(tag, [(n.lower(), v) for n, v in _ATTRIBUTE.findall(found[2])] if cell else [])
+        return found.end()
+
+    def parse_endtag(self, i: int) -> int:
+        found = _SIMPLE_END.match(self.rawdata, i) if self.cdata_elem is None else None
+        if found is None:
+            return super().parse_endtag(i)
+        self.handle_endtag(found[1].lower())
+        return found.end()
+
+    def updatepos(self, i: int, j: int) -> int:
+        """Counts no lines: nobody asks for them."""
+        return j
+
     def parse_marked_section(self, i: int, report: int = 1) -> int:
         """Skips Word's `<![if …]>`, on which the standard parser raises AssertionError."""
         end = self.rawdata.find(">", i)
@@ -211,7 +243,7 @@ class _TableParser(HTMLParser):
         sink = self._sink()
         if sink is not None:
             # Line ends of the source are spaces to HTML.
-            sink.append(re.sub(r"\s+", " ", data.replace("\u3000", " ").replace("\xa0", " ")))
+            sink.append(_WHITE.sub(" ", data.replace("\u3000", " ").replace("\xa0", " ")))
 
     def _flush_outside(self) -> None:
         if not self.tables:

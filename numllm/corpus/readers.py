@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DataError
 from .archive import brief
 from .blocks import Block, Reading
 from .clean import decode, normalise
-from .docx import read_docx
-from .epub import read_epub
 from .lines import TOC_LEADER, join_lines
 from .markdown import read_markdown
-from .pdf import read_pdf
-from .webpage import read_html
 
 MAX_TEXT = 64 * 2**20
 """Bytes of the largest text file that is read; its text is held in memory several times over."""
@@ -31,7 +26,9 @@ _NUMBERED_DEPTH = 4
 _CONTENTS = re.compile(
     r"^(?:本[文章书])?(?:目\s*[录錄次]|内容提要目录|Contents|Table of [Cc]ontents|CONTENTS)$"
 )
-_SENTENCE_END = re.compile(r"[。！？；，：,;]$")
+_CONTENTS_BEGIN = frozenset("本目内CT")
+_HEADING_BEGIN = frozenset("第一二三四五六七八九十")
+_LETTER = re.compile(r"[^\W_]")
 
 
 def read_plain(text: str) -> list[Block]:
@@ -54,11 +51,11 @@ def read_plain(text: str) -> list[Block]:
     return blocks
 
 
-def _read_text(reader: Callable[[str], list[Block]], path: Path) -> Reading:
+def _read_text(reader: Callable[[str], list[Block]], path: Path, *, markup: bool = False) -> Reading:
     size = path.stat().st_size
     if size > MAX_TEXT:
         raise DataError(f"a text of {size} bytes; at most {MAX_TEXT} are read: split it into several files")
-    text = decode(path.read_bytes(), markup=reader is read_html)
+    text = decode(path.read_bytes(), markup=markup)
     broken = text.count("\ufffd")
     return Reading(reader(text), [f"{broken} characters are broken and stand as \ufffd"] if broken else [])
 
@@ -71,15 +68,38 @@ def _read_plain(path: Path) -> Reading:
     return _read_text(read_plain, path)
 
 
+# The other readers are imported by those who need them: on a shelf of Markdown that is half of the time to start.
+
+
 def _read_html(path: Path) -> Reading:
-    return _read_text(read_html, path)
+    from .webpage import read_html
+
+    return _read_text(read_html, path, markup=True)
+
+
+def _read_pdf(path: Path) -> Reading:
+    from .pdf import read_pdf
+
+    return read_pdf(path)
+
+
+def _read_epub(path: Path) -> Reading:
+    from .epub import read_epub
+
+    return read_epub(path)
+
+
+def _read_docx(path: Path) -> Reading:
+    from .docx import read_docx
+
+    return read_docx(path)
 
 
 READERS: dict[str, Callable[[Path], Reading]] = (
     {suffix: _read_markdown for suffix in (".md", ".markdown")}
     | {suffix: _read_plain for suffix in (".txt", ".text")}
     | {suffix: _read_html for suffix in (".html", ".htm", ".xhtml")}
-    | {".pdf": read_pdf, ".epub": read_epub, ".docx": read_docx}
+    | {".pdf": _read_pdf, ".epub": _read_epub, ".docx": _read_docx}
 )
 """Suffix → reader of a file."""
 PLAIN = frozenset(suffix for suffix, reader in READERS.items() if reader in (_read_markdown, _read_plain))
@@ -114,7 +134,7 @@ def read_file(path: Path) -> list[Block]:
 
 def _heading_depth(text: str) -> int:
     """Depth of a line that is a heading by its words (第三章 …, 一、…), 0 for any other line."""
-    if len(text) > 50 or "\n" in text or _SENTENCE_END.search(text):
+    if len(text) > 50 or text[:1] not in _HEADING_BEGIN or "\n" in text or text[-1] in "。！？；，：,;":
         return 0
     if found := _CHAPTER.fullmatch(text):
         return _DEPTH[found[1]]
@@ -128,7 +148,7 @@ def _promote(blocks: list[Block]) -> list[Block]:
         if block.kind == "heading":
             base = block.level
         elif block.kind == "text" and (depth := _heading_depth(block.text)):
-            block = replace(block, kind="heading", level=base + depth)
+            block = block._replace(kind="heading", level=base + depth)
         found.append(block)
     return found
 
@@ -137,11 +157,19 @@ def _key(text: str) -> str:
     return re.sub(r"[\W_]+", "", text).lower()
 
 
+def _same(a: str, b: str) -> bool:
+    """Whether two texts have the same letters; most differ in the first."""
+    first, second = _LETTER.search(a), _LETTER.search(b)
+    if first and second and first[0].lower()[0] != second[0].lower()[0]:
+        return False
+    return _key(a) == _key(b)
+
+
 def _without_echo(blocks: list[Block]) -> list[Block]:
     """Without paragraphs and headings that only say the heading above them again."""
     kept: list[Block] = []
     for block in blocks:
-        if kept and kept[-1].kind == "heading" and _key(block.text) == _key(kept[-1].text):
+        if kept and kept[-1].kind == "heading" and _same(block.text, kept[-1].text):
             continue
         kept.append(block)
     return kept
@@ -149,16 +177,17 @@ def _without_echo(blocks: list[Block]) -> list[Block]:
 
 def _without_contents(blocks: list[Block]) -> list[Block]:
     """Without tables of contents: what follows a line 目录, and headings that stand bare and come again later."""
-    last = {_key(b.text): k for k, b in enumerate(blocks) if b.kind == "heading"}
+    keys = {k: _key(block.text) for k, block in enumerate(blocks) if block.kind == "heading"}
+    last = {key: k for k, key in keys.items()}
     kept: list[Block] = []
     listing = False
     for k, block in enumerate(blocks):
-        if _CONTENTS.match(block.text):
+        if block.text[:1] in _CONTENTS_BEGIN and _CONTENTS.match(block.text):
             listing = True
             continue
         if block.kind == "heading":
             bare = k + 1 == len(blocks) or blocks[k + 1].kind == "heading"
-            if last[_key(block.text)] > k and (bare or listing):
+            if last[keys[k]] > k and (bare or listing):
                 continue
         if listing and block.kind in ("text", "list") and _is_listing(block.text, last):
             continue
@@ -179,4 +208,4 @@ def _compact(blocks: list[Block]) -> list[Block]:
         blocks = blocks[:-1]
     levels = sorted({block.level for block in blocks if block.kind == "heading"})
     rank = {level: min(k, 6) for k, level in enumerate(levels, 1)}
-    return [replace(b, level=rank[b.level]) if b.kind == "heading" else b for b in blocks]
+    return [b._replace(level=rank[b.level]) if b.kind == "heading" else b for b in blocks]

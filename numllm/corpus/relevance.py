@@ -47,15 +47,19 @@ class Relevance:
     """Whether texts are about finance: they hold enough different terms."""
 
     def __init__(self, more: Iterable[str] = ()) -> None:
-        self.terms = tuple(dict.fromkeys([*TERMS, *more]))
+        self.terms = list(dict.fromkeys([*TERMS, *more]))
+        """Those that were found last come first: text of one book repeats its terms."""
 
     def __call__(self, text: str) -> bool:
         """Whether a text holds three different terms, two below 1,000 characters, one below 500."""
         wanted = min(MOST, 1 + len(text) // _PER_TERM)
-        for term in self.terms:
+        found: list[int] = []
+        for place, term in enumerate(self.terms):
             if term in text:
-                wanted -= 1
-                if not wanted:
+                found.append(place)
+                if len(found) == wanted:
+                    if place >= MOST:
+                        self.terms[:0] = [self.terms.pop(at) for at in reversed(found)][::-1]
                     return True
         return False
 

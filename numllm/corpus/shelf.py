@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,13 +40,12 @@ def find_files(sources: Sequence[str | Path]) -> tuple[list[Source], Counter[str
         raise DataError("no source given; name at least one folder or file of textbooks")
     found: dict[str, Source] = {}
     skipped: Counter[str] = Counter()
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for source in map(Path, sources):
         if not source.exists():
             raise DataError(f"{source}: no such file or folder")
         root = source if source.is_dir() else source.parent
-        for path in _walk(source):
-            real = path.resolve()
+        for path, real in _walk(source, os.path.realpath(source)):
             if real in seen:
                 continue
             seen.add(real)
@@ -66,22 +66,25 @@ def find_files(sources: Sequence[str | Path]) -> tuple[list[Source], Counter[str
     return [found[name] for name in sorted(found)], skipped
 
 
-def _walk(source: Path) -> Iterator[Path]:
+def _walk(source: Path, real: str) -> Iterator[tuple[Path, str]]:
+    """The files of a source, and where they really lie; real: where the source does."""
     if not source.is_dir():
-        yield source
+        yield source, real
         return
     try:
-        entries = sorted(source.iterdir(), key=lambda p: p.name)
+        with os.scandir(source) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{source}: the folder cannot be read: {error.strerror}") from error
-    for path in entries:
-        if path.name.startswith("."):
+    for entry in entries:
+        if entry.name.startswith("."):
             continue
-        if path.is_dir():
-            if not path.is_symlink():  # a link may lead back up
-                yield from _walk(path)
-        elif path.is_file():
-            yield path
+        path, below = source / entry.name, os.path.join(real, entry.name)
+        if entry.is_dir():
+            if not entry.is_symlink():  # a link may lead back up
+                yield from _walk(path, below)
+        elif entry.is_file():
+            yield path, os.path.realpath(below) if entry.is_symlink() else below
 
 
 def held_out(seed: int, name: str, share: float) -> bool:

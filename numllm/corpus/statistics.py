@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from ..numbers import find_numbers
 from .documents import Document, Read
 from .rows import SPLITS
 from .shelf import Source
@@ -16,7 +15,7 @@ from .shelf import Source
 EXAMPLES = 5
 LENGTH_STEP = 100
 """Characters of a bar of the histogram of lengths."""
-_NUMBERED = 1000
+_NUMBERED = 500
 """Documents in which numbers are counted."""
 _SAMPLES = 10
 _SAMPLE_CHARACTERS = 1500
@@ -46,7 +45,6 @@ class Statistics:
 
     def __init__(self, groups: Iterable[str]) -> None:
         self.groups: dict[str, Counter[str]] = {group: Counter() for group in groups}
-        self.totals: Counter[str] = Counter()
         self.failed: list[dict[str, str]] = []
         self.notes: list[dict[str, str]] = []
         self.footers: Counter[str] = Counter()
@@ -57,10 +55,10 @@ class Statistics:
 
     def read(self, file: Source, result: Read) -> None:
         """Counts a file that was read, or was not."""
-        for counter in (self.totals, self.groups[file.group]):
-            counter["files"] += 1
-            counter["bytes"] += result.size
-            counter["failed"] += result.reason is not None
+        counter = self.groups[file.group]
+        counter["files"] += 1
+        counter["bytes"] += result.size
+        counter["failed"] += result.reason is not None
         if result.reason is not None:
             self.failed.append({"source": file.name, "reason": result.reason})
         self.notes += ({"source": file.name, "note": note} for note in result.notes)
@@ -71,14 +69,14 @@ class Statistics:
 
     def keep(self, source: Source, document: Document, split: str, line: bytes) -> None:
         """Counts a document of the corpus, written as `line`."""
-        for counter in (self.totals, self.groups[source.group]):
-            counter["documents"] += 1
-            counter["characters"] += document.characters
-            counter["chinese_characters"] += document.han
-            counter["tokens"] += document.tokens
-            counter[split] += 1
-            counter[f"{split}_characters"] += document.characters
-            counter[f"{split}_tokens"] += document.tokens
+        counter = self.groups[source.group]
+        counter["documents"] += 1
+        counter["characters"] += document.characters
+        counter["chinese_characters"] += document.han
+        counter["tokens"] += document.tokens
+        counter[split] += 1
+        counter[f"{split}_characters"] += document.characters
+        counter[f"{split}_tokens"] += document.tokens
         self._lengths[document.characters // LENGTH_STEP] += 1
         self._numbered.offer(document.digest, line)
         self._samples.offer(document.digest, line)
@@ -98,6 +96,8 @@ class Statistics:
 
     def _numbers(self) -> dict[str, Any]:
         """Numbers by kind in the documents whose digests are least, each for 1,000 characters."""
+        from ..numbers import find_numbers  # not needed by the processes that read and cut
+
         kinds: Counter[str] = Counter()
         documents = variable = characters = 0
         for line in self._numbered.items():
@@ -121,15 +121,16 @@ class Statistics:
         counted = (*_TOTALS, "tokens") if tokens else _TOTALS
         sizes = ("documents", "characters", "tokens") if tokens else ("documents", "characters")
         last = max(self._lengths)
+        totals = sum(self.groups.values(), Counter())
         return {
-            "files": self.totals["files"],
-            "files_read": self.totals["files"] - self.totals["failed"],
-            "bytes": self.totals["bytes"],
+            "files": totals["files"],
+            "files_read": totals["files"] - totals["failed"],
+            "bytes": totals["bytes"],
             "failed": self.failed,
             "notes": self.notes,
-            **{key: self.totals[key] for key in counted},
+            **{key: totals[key] for key in counted},
             "splits": {
-                split: {key: self.totals[split if key == "documents" else f"{split}_{key}"] for key in sizes}
+                split: {key: totals[split if key == "documents" else f"{split}_{key}"] for key in sizes}
                 for split in SPLITS
             },
             "split_by": "document" if by_document else "file",

@@ -67,7 +67,7 @@ class Store:
             path = self.folder / f"{os.getpid()}-{secrets.token_hex(4)}.log"
             self._own = open(path, "xb")  # noqa: SIM115  (open as long as the object)
         offset = self._own.tell()
-        self._own.write(_frame(name, len(body)) + hashlib.blake2b(body, digest_size=_DIGEST).digest() + body)
+        self._own.write(_frame(name, len(body)) + _digest(body) + body)
         self._own.flush()
         return Place(Path(self._own.name).name, offset, self._own.tell() - offset)
 
@@ -82,7 +82,7 @@ class Store:
             return None
         data = memoryview(self._bytes(place))[_FRAME:]
         digest, body = data[:_DIGEST], data[_DIGEST:]
-        if digest != hashlib.blake2b(body, digest_size=_DIGEST).digest():
+        if digest != _digest(body):
             return None
         at = data.obj.index(b"\n", _FRAME + _DIGEST) - _FRAME - _DIGEST
         head, sizes = json.loads(bytes(body[:at]).decode("utf-8", "surrogatepass"))
@@ -107,6 +107,10 @@ class Store:
         for file in (*self._files.values(), *filter(None, [self._own])):
             file.close()
         self._files, self._own = {}, None
+
+
+def _digest(body: bytes | memoryview) -> bytes:
+    return hashlib.sha256(body).digest()[:_DIGEST]
 
 
 def _frame(name: str, size: int) -> bytes:

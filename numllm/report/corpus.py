@@ -61,9 +61,8 @@ def _sources(stats: Json) -> Iterator[str]:
     yield "<h2>Sources</h2>"
     sources = stats["sources"]
     if len(sources) > 1:
-        yield svg.columns(
-            {name: part["characters"] / 1000 for name, part in sources.items()}, vertical="thousand characters"
-        )
+        yield "<p>Thousand characters:</p>"
+        yield svg.rows({name: part["characters"] / 1000 for name, part in sources.items()})
     yield html_table([
         {"source": name, "files": f"{part['files']:,}", "not read": f"{part['failed']:,}",
          "MB": f"{part['bytes'] / 1e6:,.2f}", "documents": f"{part['documents']:,}",
@@ -85,12 +84,12 @@ def _numbers(stats: Json) -> Iterator[str]:
     numbers = stats["numbers"]
     yield "<h2>Numbers</h2>"
     yield (
-        f"<p>Of 1,000 characters, by kind, counted in {numbers['documents']:,} documents; "
-        f"{numbers['variable_per_thousand']:g} are quantities with a meaning of their own, the rest dates, ordinals, "
-        "labels and the like.</p>"
+        f"<p>In 1,000 characters, by kind, counted in {numbers['documents']:,} documents drawn at random; "
+        f"{numbers['variable_per_thousand']:.2f} are quantities with a meaning of their own, the rest dates, ordinals, "
+        "labels and the like:</p>"
     )
     if numbers["per_thousand"]:
-        yield svg.columns(numbers["per_thousand"], vertical="per 1,000 characters")
+        yield svg.rows(numbers["per_thousand"], 2)
 
 
 def _dropped(stats: Json) -> Iterator[str]:

@@ -14,7 +14,7 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
 .wide { overflow-x: auto; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { border-bottom-width: 2px; } td.right { text-align: right; }
+th { border-bottom-width: 2px; } .right { text-align: right; } td.right { white-space: nowrap; }
 svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); }
 .grid { stroke: var(--line); } .ink { stroke: var(--ink); }
 .legend span { margin-right: 1.1rem; } 
@@ -30,7 +30,10 @@ def _right(text: str) -> bool:
 
 def html_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows of one set of keys as a table; figures are aligned to the right."""
-    head = "".join(f"<th>{escape(key)}</th>" for key in rows[0])
+    head = "".join(
+        f"<th{' class=right' if all(_right(row[key]) or not row[key] for row in rows) else ''}>{escape(key)}</th>"
+        for key in rows[0]
+    )
     body = "".join(
         "<tr>" + "".join(
             f'<td{" class=right" if _right(value) else ""}>{escape(value)}</td>' for value in row.values()

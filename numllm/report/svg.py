@@ -13,7 +13,7 @@ from .tables import percent
 Interval = tuple[float, float, float]
 """(value, low, high), shares of 1."""
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 12, 40
 
 
 class Plot:
@@ -133,6 +133,24 @@ def columns(values: Mapping[str, float], *, horizontal: str = "", vertical: str 
         if place % max(1, every) == 0:
             plot.text(plot.x((place + 0.5) / len(values)), plot.y(0) + 15, label)
     return str(plot)
+
+
+def rows(values: Mapping[str, float], decimals: int = 0) -> str:
+    """Label → value, not negative: a bar for each, from left to right, between its label and its value."""
+    most = max(values.values(), default=0) or 1
+    left, step, wide = 12 + 7 * max(map(len, values), default=0), 20, 360
+    parts = []
+    for place, (label, value) in enumerate(values.items()):
+        y, long = place * step + 4, wide * value / most
+        told = f"{value:,.{decimals}f}"
+        parts.append(
+            f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{escape(label)}</text>'
+            f'<rect x="{left}" y="{y}" width="{long:.1f}" height="{step - 5}" fill="{COLOURS[0]}">'
+            f"<title>{escape(label)}: {told}</title></rect>"
+            f'<text x="{left + long + 5:.1f}" y="{y + 11}">{told}</text>'
+        )
+    size = f"{left + wide + 70} {len(values) * step + 8}"
+    return f'<svg viewBox="0 0 {size}" width="{size.split()[0]}" font-size="11" role="img">{"".join(parts)}</svg>'
 
 
 def scatter(points: Mapping[str, Sequence[tuple[float, float, int, str]]], horizontal: str, vertical: str) -> str:
