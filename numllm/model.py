@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import products
 from .attention import packed
 from .checkpoint import Checkpoint, torch_dtype
 from .config import ModelConfig, Rope
@@ -54,6 +55,10 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., K) → (..., N)."""
+        return products.linear(x, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -268,9 +273,9 @@ class Attention(Part):
             q = q * plan.query_scale
         if plan.cache is not None:
             keys, values = plan.cache.keys[self.layer], plan.cache.values[self.layer]
-            keys[:, :, plan.start : plan.stop] = k
-            values[:, :, plan.start : plan.stop] = v
-            k, v = keys[:, :, : plan.stop], values[:, :, : plan.stop]
+            keys.narrow(2, plan.start, plan.stop - plan.start).copy_(k)
+            values.narrow(2, plan.start, plan.stop - plan.start).copy_(v)
+            k, v = keys.narrow(2, 0, plan.stop), values.narrow(2, 0, plan.stop)
         if plan.packed is not None:
             y = plan.packed.attend(q, k, v, self.window)
         else:
@@ -350,7 +355,7 @@ class NormalisedHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) → (..., V)."""
-        return F.linear(x, self.weight)
+        return products.linear(x, self.weight)
 
 
 class Transformer(Part):

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
@@ -119,7 +118,7 @@ class LoRALinear(nn.Module):
         selection, base = self._selection, self.base
         names = tuple(name for name in selection.active if name in self.scale)
         if not names:
-            return F.linear(x, base.weight, base.bias)
+            return base(x)
         rescaled = [name for name in names if name in self.magnitude]
         if rescaled and selection.rows is None and len(names) > 1:
             raise AdapterError(f"{rescaled[0]!r} is DoRA, whose change does not add up with others: use one at a time")
