@@ -13,6 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from .weights import matched, read_weight
 
 PADDING = -1
 """Document number of padding positions."""
+_READERS = 4
+"""Most threads that read weights: a few fill what memory takes."""
 
 
 class Part(nn.Module):
@@ -474,15 +477,18 @@ def load_model(
         model = Transformer(config)
     dtype = dtype or torch_dtype(weights[0][1].dtype)
     waiting = Counter(_block(name) for name, _ in weights)
-    for name, info in progress(weights, total=len(weights), description="loading", unit="tensor"):
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        tensor = read_weight(info, dtype, torch.device(device), unit_rows=isinstance(module, NormalisedHead))
-        setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
-        if placed is not None and (block := _block(name)) is not None:
-            waiting[block] -= 1
-            if not waiting[block]:
-                placed(model.model.layers[block])
+    with ThreadPoolExecutor(min(torch.get_num_threads(), _READERS)) as pool:
+        for name, info in progress(weights, total=len(weights), description="loading", unit="tensor"):
+            owner, _, leaf = name.rpartition(".")
+            module = model.get_submodule(owner)
+            tensor = read_weight(
+                info, dtype, torch.device(device), pool, unit_rows=isinstance(module, NormalisedHead)
+            )
+            setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+            if placed is not None and (block := _block(name)) is not None:
+                waiting[block] -= 1
+                if not waiting[block]:
+                    placed(model.model.layers[block])
     if config.tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.eval()

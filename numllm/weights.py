@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Executor
 
 import torch
 import torch.nn.functional as F
@@ -63,16 +64,20 @@ def matched(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, 
             )
 
 
-def read_weight(info: TensorInfo, dtype: torch.dtype, device: torch.device, *, unit_rows: bool) -> Tensor:
+def read_weight(
+    info: TensorInfo, dtype: torch.dtype, device: torch.device, pool: Executor, *, unit_rows: bool
+) -> Tensor:
     """A weight in `dtype` on `device`, a block of rows at a time; unit_rows: each row divided by its length.
 
-    CheckpointError when an element is NaN or infinite, or becomes so in `dtype`.
+    pool: its threads read the blocks where nothing but reading and checking is to be done; torch's own share the
+    rest. CheckpointError when an element is NaN or infinite, or becomes so in `dtype`.
     """
     weight = torch.empty(info.shape, dtype=dtype, device=device)
     as_it_is = weight.device.type == "cpu" and dtype == torch_dtype(info.dtype) and not unit_rows
-    for first, last in row_spans(info, BLOCK):
-        rows = weight[first:last]
-        block = read_rows(info, first, last, rows if as_it_is else None)
+
+    def place(span: tuple[int, int]) -> None:
+        rows = weight[slice(*span)]
+        block = read_rows(info, *span, rows if as_it_is else None)
         if unit_rows:
             block = F.normalize(block.float())
         block = block.to(dtype)
@@ -83,4 +88,8 @@ def read_weight(info: TensorInfo, dtype: torch.dtype, device: torch.device, *, u
             )
         if not as_it_is:
             rows.copy_(block)
+
+    spans = list(row_spans(info, BLOCK))
+    for _ in (pool.map if as_it_is and len(spans) > 1 else map)(place, spans):
+        pass
     return weight
