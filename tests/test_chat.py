@@ -118,12 +118,11 @@ def test_chats_of_sentencepiece_models_are_what_transformers_reads(model, legacy
     }))
     ours, theirs = Tokenizer.open(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
     chat = Chat.open(tmp_path, ours)
-    texts = ["<s>[INST] 年利率 [/INST]答案：", "利率</s><s>a</s> b</s>\n\n", "<s></s>▁x</s>", "甲", "乙<s>丙", "</s>", ""]
-    for text in texts:
+    for text in ("<s>[INST] 年利率 [/INST]答案：", "利率</s><s>a</s> b</s>\n\n", "<s></s>▁x</s>", "甲", "乙<s>丙", ""):
         ids = theirs(text, add_special_tokens=False)["input_ids"]
         assert chat.encode(text) == ids, text
         ((found, offsets),) = ours.encode_offsets([text], control=True)
-        covered = "".join(text[a:b] for (a, b), last in zip(offsets, [(0, 0), *offsets], strict=False) if (a, b) != last)
+        covered = "".join(text[a:b] for a, b in dict.fromkeys(offsets))  # the bytes of a character have one span
         assert found == ids and covered == text and offsets == sorted(offsets)
     question = Question(id="1", question="本金100万元，年利率5%，一年利息____。", options=("5万元", "5%", "1", "2"),
                         answer="A", subject="s", domain="d")

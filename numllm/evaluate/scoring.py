@@ -47,9 +47,10 @@ def log_probabilities(
 ) -> list[list[list[float]]]:
     """The log-probabilities (natural, fp32) that each probe of each group asks for, in order.
 
-    The probes of a group are expected to begin alike; what they share is computed once. At most
-    `batch_tokens` new positions (on a CPU, what CPU_ELEMENTS allows) go through the model at once, longest prompts
-    first, padded on the right, where causal attention keeps padding from being seen. EvaluationError when the model gives NaN or lacks ids.
+    The probes of a group are expected to begin alike; what they share is computed once. At most `batch_tokens` new
+    positions (on a CPU also what CPU_ELEMENTS allows) go through the model at once, longest prompts first, padded on
+    the right, where causal attention keeps padding from being seen. EvaluationError when the model gives NaN or lacks
+    ids.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be positive, got {batch_tokens}")
