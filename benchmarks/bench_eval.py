@@ -5,8 +5,8 @@
 Rows of "fineval": the whole val split, zero- and five-shot, model and questions loaded. "prefix": five-shot
 prompts of up to 4,096 tokens, with and without shared beginnings; difference is the largest of any letter's
 log-probability. "transformers": the same prompts, one after the other through transformers, as most evaluators do;
-a random Qwen2 of 0.5B's shape (--layers makes it smaller), zero- and five-shot (--shots: one of them). cpu_seconds is the process's own
-time: on a machine that others use it says more than seconds.
+a random Qwen2 of 0.5B's shape (--layers makes it smaller), zero- and five-shot (--shots: one of them). cpu_seconds is
+the process's own time: on a machine that others use it says more than seconds.
 """
 
 from __future__ import annotations

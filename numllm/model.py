@@ -477,12 +477,14 @@ def load_model(
         model = Transformer(config)
     dtype = dtype or torch_dtype(weights[0][1].dtype)
     waiting = Counter(_block(name) for name, _ in weights)
-    with ThreadPoolExecutor(min(torch.get_num_threads(), _READERS)) as pool:
+    readers = min(torch.get_num_threads(), _READERS)
+    with ThreadPoolExecutor(readers) as pool:
         for name, info in progress(weights, total=len(weights), description="loading", unit="tensor"):
             owner, _, leaf = name.rpartition(".")
             module = model.get_submodule(owner)
             tensor = read_weight(
-                info, dtype, torch.device(device), pool, unit_rows=isinstance(module, NormalisedHead)
+                info, dtype, torch.device(device), unit_rows=isinstance(module, NormalisedHead),
+                each=pool.map if readers > 1 else map,
             )
             setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
             if placed is not None and (block := _block(name)) is not None:
