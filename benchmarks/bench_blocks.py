@@ -77,7 +77,7 @@ def cases(shape: Mapping[str, int], dtype: torch.dtype, device: torch.device) ->
     yield Case(
         "rotation of q and k", (q, k), (2 + 2) * tokens * (q[1] + k[1]),
         lambda impl: lambda q, k: elementwise.rotate(heads(q), heads(k), cos, sin, impl=impl),
-        lambda liger: lambda q, k: liger.liger_rope(heads(q), heads(k), cos[:, 0], sin[:, 0]),
+        lambda liger: lambda q, k: liger.liger_rope(heads(q), heads(k), cos[:, 0], sin[:, 0].roll(size // 2, -1)),
     )
 
 

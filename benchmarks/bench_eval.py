@@ -5,8 +5,8 @@
 Rows of "fineval": the whole val split, zero- and five-shot, model and questions loaded. "prefix": five-shot
 prompts of up to 4,096 tokens, with and without shared beginnings; difference is the largest of any letter's
 log-probability. "transformers": the same prompts, one after the other through transformers, as most evaluators do;
-a random Qwen2 of 0.5B's shape (--layers makes it smaller), zero- and five-shot. cpu_seconds is the process's own
-time: on a machine that others use it says more than seconds.
+a random Qwen2 of 0.5B's shape (--layers makes it smaller), zero- and five-shot (--shots: one of them). cpu_seconds is
+the process's own time: on a machine that others use it says more than seconds.
 """
 
 from __future__ import annotations
@@ -84,9 +84,10 @@ def prefix(model: Transformer, tokenizer: Tokenizer, questions: Sequence[Questio
 
 
 def against_transformers(
-    tokenizer: Tokenizer, questions: Sequence[Question], dev: Sequence[Question], layers: int, device: torch.device
+    tokenizer: Tokenizer, questions: Sequence[Question], dev: Sequence[Question], layers: int, device: torch.device,
+    every: Sequence[int],
 ) -> Any:
-    """Rows of numllm and of a plain transformers loop."""
+    """Rows of numllm and of a plain transformers loop, for each number of shots."""
     import transformers
 
     torch.manual_seed(0)
@@ -107,7 +108,7 @@ def against_transformers(
                 found.append(theirs(tokens).logits[0, -1].log_softmax(-1)[ids].cpu())
         return torch.stack(found)
 
-    for shots in (0, 5):
+    for shots in every:
         expected, slow = timed(lambda shots=shots: loop(shots))
         result, fast = timed(lambda shots=shots: evaluate(
             ours, tokenizer, questions, protocol="letters", shots=shots, dev=dev
@@ -126,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--layers", type=int, default=24, help="of the random model")
     parser.add_argument("--limit", type=int, default=100, help="questions of prefix and transformers")
+    parser.add_argument("--shots", type=int, action="append", choices=[0, 5], help="of transformers; default: both")
     parser.add_argument("--case", action="append", choices=["fineval", "prefix", "transformers"])
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
@@ -137,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases = {
         "fineval": lambda: fineval(model, tokenizer, questions, dev),
         "prefix": lambda: prefix(model, tokenizer, few, dev),
-        "transformers": lambda: against_transformers(tokenizer, few, dev, given.layers, device),
+        "transformers": lambda: against_transformers(tokenizer, few, dev, given.layers, device, given.shots or (0, 5)),
     }
     origin = measure.provenance(device)
     rows = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,6 @@ class Chat:
         self._where, self._tokens, self._tokenizer = where, dict(tokens), tokenizer
         with _one_line(f"{where}: the chat template is not valid"):
             self._template = environment.from_string(template)
-        specials = tokenizer.special_ids()
-        names = sorted(map(re.escape, specials), key=len, reverse=True)
-        self._specials = re.compile("|".join(names) or "(?!)")
 
     @classmethod
     def open(cls, name: str | Path, tokenizer: Tokenizer) -> Chat:
@@ -67,7 +63,7 @@ class Chat:
         holds one of the model's control tokens, or the template refuses or goes wrong.
         """
         for message in messages:
-            found = self._specials.search(str(message.get("content") or ""))
+            found = self._tokenizer.controls.search(str(message.get("content") or ""))
             if found:
                 raise TokenizerError(f"a message holds the control token {found[0]!r}; remove it from the text")
         given = {
@@ -76,12 +72,6 @@ class Chat:
         }
         with _one_line(f"{self._where}: the chat template cannot be filled"):
             return self._template.render(given)
-
-    def split(self, text: str) -> tuple[list[int], str]:
-        """(ids up to the last control token of a rendered text, the plain text after it)."""
-        ends = [found.end() for found in self._specials.finditer(text)]
-        cut = ends[-1] if ends else 0
-        return self.encode(text[:cut]), text[cut:]
 
     def encode(self, text: str) -> list[int]:
         """Ids of a rendered text: control tokens as such, the rest as text; nothing is added around it."""

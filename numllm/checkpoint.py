@@ -158,10 +158,10 @@ def read_tensor(info: TensorInfo) -> torch.Tensor:
     return _read(info, info.shape, info.start)
 
 
-def read_rows(info: TensorInfo, first: int, last: int, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Rows first..last-1 of the first dimension, in the dtype on disk, on the CPU; into `out` where it is given."""
+def read_rows(info: TensorInfo, first: int, last: int) -> torch.Tensor:
+    """Rows first..last-1 of the first dimension, in the dtype on disk, on the CPU."""
     row = info.nbytes // info.shape[0]
-    return _read(info, (last - first, *info.shape[1:]), info.start + first * row, out)
+    return _read(info, (last - first, *info.shape[1:]), info.start + first * row)
 
 
 def row_spans(info: TensorInfo, elements: int = 1 << 20) -> Iterator[tuple[int, int]]:
@@ -175,10 +175,11 @@ def row_spans(info: TensorInfo, elements: int = 1 << 20) -> Iterator[tuple[int, 
 class RowReader:
     """Rows of a tensor's first dimension, read from a file opened once into memory that is used again.
 
-    rows: the most that are read at a time. CheckpointError when the file cannot be read or ends too early.
+    rows: the most that are read at a time; 0: into the caller's own memory only, which several threads may do at once.
+    CheckpointError when the file cannot be read or ends too early.
     """
 
-    def __init__(self, info: TensorInfo, rows: int) -> None:
+    def __init__(self, info: TensorInfo, rows: int = 0) -> None:
         import torch
 
         self.info, self._row = info, info.nbytes // info.shape[0]
@@ -193,7 +194,10 @@ class RowReader:
 
     def read(self, first: int, last: int) -> torch.Tensor:
         """Rows first..last-1 in the dtype on disk; they last until the next are read."""
-        rows = self._memory[: last - first]
+        return self.read_into(self._memory[: last - first], first)
+
+    def read_into(self, rows: torch.Tensor, first: int) -> torch.Tensor:
+        """Fills `rows`, contiguous on the CPU and in the dtype on disk, from row `first` on."""
         _fill(rows, self._file, self.info, self.info.start + first * self._row)
         return rows
 
@@ -216,22 +220,19 @@ def all_finite(tensor: torch.Tensor) -> bool:
 
     if tensor.numel() == 0:
         return True
-    signed, infinity = {
-        torch.float64: ("i8", 0x7FF << 52), torch.float32: ("i4", 0xFF << 23),
-        torch.float16: ("i2", 0x1F << 10), torch.bfloat16: ("i2", 0xFF << 7),
+    exponent = {
+        torch.float64: 0x7FF << 52, torch.float32: 0xFF << 23, torch.float16: 0x1F << 10, torch.bfloat16: 0xFF << 7,
     }[tensor.dtype]
+    size = tensor.element_size()
     bits = tensor.view(-1).view(torch.uint8).numpy()
-    sign = 1 << (8 * tensor.element_size() - 1)
-    return int(bits.view(signed).max()) < infinity and int(bits.view(f"u{signed[1]}").max()) < sign + infinity
+    sign = 1 << (8 * size - 1)
+    return int(bits.view(f"i{size}").max()) < exponent and int(bits.view(f"u{size}").max()) < sign + exponent
 
 
-def _read(
-    info: TensorInfo, shape: tuple[int, ...], start: int, tensor: torch.Tensor | None = None
-) -> torch.Tensor:
+def _read(info: TensorInfo, shape: tuple[int, ...], start: int) -> torch.Tensor:
     import torch
 
-    if tensor is None:
-        tensor = torch.empty(shape, dtype=torch_dtype(info.dtype))
+    tensor = torch.empty(shape, dtype=torch_dtype(info.dtype))
     if tensor.numel():
         with _open(info) as file:
             _fill(tensor, file, info, start)
@@ -251,10 +252,9 @@ def _fill(tensor: torch.Tensor, file: io.FileIO, info: TensorInfo, start: int) -
 
     view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
     try:
-        file.seek(start)
         at = 0
         while at < len(view):
-            count = file.readinto(view[at:])
+            count = os.preadv(file.fileno(), [view[at:]], start + at)
             if not count:
                 raise CheckpointError(f"{info.file}: ended inside tensor {short(info.name)}")
             at += count

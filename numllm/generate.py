@@ -110,9 +110,9 @@ def generate_ids(
     found: list[list[int]] = [[] for _ in prompts]
     open_ = set(range(len(prompts)))
     while True:
-        if not torch.isfinite(logits).all():
+        if not math.isfinite(logits.sum(dtype=torch.float32)):  # NaN and infinity stay in a sum
             raise NumLLMError(f"the model gives NaN or infinity in {model.dtype}; use --dtype float32")
-        draws = [float(torch.rand((), generator=g, dtype=torch.float64)) for g in generators]
+        draws = [float(torch.rand((), generator=g, dtype=torch.float64)) for g in generators] if temperature else []
         chosen = next_tokens(
             logits if penalty is None else penalty(logits), draws, temperature=temperature, top_k=top_k, top_p=top_p
         )

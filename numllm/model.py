@@ -13,6 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import products
 from .attention import packed, trees
 from .checkpoint import Checkpoint, torch_dtype
 from .config import ModelConfig, Rope
@@ -31,6 +33,8 @@ from .weights import matched, read_weight
 
 PADDING = -1
 """Document number of padding positions."""
+_READERS = 4
+"""Most threads that read weights: a few fill what memory takes."""
 
 
 class Part(nn.Module):
@@ -55,6 +59,10 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., K) → (..., N)."""
+        return products.linear(x, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -257,9 +265,9 @@ class Attention(Part):
             q = q * plan.query_scale
         if plan.cache is not None:
             keys, values = plan.cache.keys[self.layer], plan.cache.values[self.layer]
-            keys[:, :, plan.start : plan.stop] = k
-            values[:, :, plan.start : plan.stop] = v
-            k, v = keys[:, :, : plan.stop], values[:, :, : plan.stop]
+            keys.narrow(2, plan.start, plan.stop - plan.start).copy_(k)
+            values.narrow(2, plan.start, plan.stop - plan.start).copy_(v)
+            k, v = keys.narrow(2, 0, plan.stop), values.narrow(2, 0, plan.stop)
         if plan.packed is not None:
             y = plan.packed.attend(q, k, v, self.window)
         else:
@@ -344,7 +352,7 @@ class NormalisedHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) → (..., V)."""
-        return F.linear(x, self.weight)
+        return products.linear(x, self.weight)
 
 
 class Transformer(Part):
@@ -463,15 +471,20 @@ def load_model(
         model = Transformer(config)
     dtype = dtype or torch_dtype(weights[0][1].dtype)
     waiting = Counter(_block(name) for name, _ in weights)
-    for name, info in progress(weights, total=len(weights), description="loading", unit="tensor"):
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        tensor = read_weight(info, dtype, torch.device(device), unit_rows=isinstance(module, NormalisedHead))
-        setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
-        if placed is not None and (block := _block(name)) is not None:
-            waiting[block] -= 1
-            if not waiting[block]:
-                placed(model.model.layers[block])
+    readers = min(torch.get_num_threads(), _READERS)
+    with ThreadPoolExecutor(readers) as pool:
+        for name, info in progress(weights, total=len(weights), description="loading", unit="tensor"):
+            owner, _, leaf = name.rpartition(".")
+            module = model.get_submodule(owner)
+            tensor = read_weight(
+                info, dtype, torch.device(device), unit_rows=isinstance(module, NormalisedHead),
+                each=pool.map if readers > 1 else map,
+            )
+            setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+            if placed is not None and (block := _block(name)) is not None:
+                waiting[block] -= 1
+                if not waiting[block]:
+                    placed(model.model.layers[block])
     if config.tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.eval()

@@ -56,20 +56,22 @@ def frequencies(rope: Rope, size: int, lengths: Tensor | None = None) -> Tensor:
 
 
 def rotations(angles: Tensor, *, neighbours: bool) -> Tensor:
-    """The angle of each feature, (..., E) of the pairs' (..., E / 2)."""
-    return angles.repeat_interleave(2, dim=-1) if neighbours else torch.cat((angles, angles), dim=-1)
+    """The angle of each feature, (..., E) of the pairs' (..., E / 2): a pair's first feature is turned by −angle."""
+    signed = torch.stack((-angles, angles), dim=-1 if neighbours else -2)
+    return signed.flatten(-2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, neighbours: bool = False) -> Tensor:
     """Each pair of features turned by its position's angle: x (B, H, T, E), cos, sin (B, 1, T, R ≤ E) → (B, H, T, E).
 
-    Pairs are (xᵢ, xᵢ₊ᴿ⸝₂), or (x₂ᵢ, x₂ᵢ₊₁) with neighbours. Features from R on stay as they are.
+    Pairs are (xᵢ, xᵢ₊ᴿ⸝₂), or (x₂ᵢ, x₂ᵢ₊₁) with neighbours: x cos + x′ sin, x′ being x with each pair's features
+    swapped, cos and sin those of `rotations`. Features from R on stay as they are.
     """
     size = cos.shape[-1]
     if size < x.shape[-1]:
         return torch.cat((rotate(x[..., :size], cos, sin, neighbours=neighbours), x[..., size:]), dim=-1)
     if neighbours:
-        turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+        swapped = torch.stack((x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
     else:
-        turned = torch.cat((-x[..., size // 2 :], x[..., : size // 2]), dim=-1)
-    return x * cos + turned * sin
+        swapped = x.roll(size // 2, dims=-1)
+    return x * cos + swapped * sin

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .checkpoint import (
     Checkpoint,
+    RowReader,
     TensorInfo,
     all_finite,
     expected_shapes,
@@ -22,7 +23,9 @@ from .config import ModelConfig
 from .errors import CheckpointError
 
 BLOCK = 1 << 21
-"""Elements read at a time: few calls, and still in the processor's cache when they are checked."""
+"""Elements that are converted at a time, or that a thread is given."""
+AS_IT_IS = 1 << 19
+"""Elements read at a time into their place: few calls, and still in a core's own cache when they are checked."""
 
 
 def _leftover(name: str, config: ModelConfig) -> bool:
@@ -63,24 +66,41 @@ def matched(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, 
             )
 
 
-def read_weight(info: TensorInfo, dtype: torch.dtype, device: torch.device, *, unit_rows: bool) -> Tensor:
+def read_weight(
+    info: TensorInfo, dtype: torch.dtype, device: torch.device, *, unit_rows: bool,
+    each: Callable[..., Iterator[None]] = map,
+) -> Tensor:
     """A weight in `dtype` on `device`, a block of rows at a time; unit_rows: each row divided by its length.
 
-    CheckpointError when an element is NaN or infinite, or becomes so in `dtype`.
+    each: `map`, or that of a pool, whose threads then share what is only read and checked; of conversions torch's own
+    threads do. CheckpointError when an element is NaN or infinite, or becomes so in `dtype`.
     """
     weight = torch.empty(info.shape, dtype=dtype, device=device)
-    as_it_is = weight.device.type == "cpu" and dtype == torch_dtype(info.dtype) and not unit_rows
+    if weight.device.type == "cpu" and dtype == torch_dtype(info.dtype) and not unit_rows:
+        with RowReader(info) as reader:
+
+            def fill(span: tuple[int, int]) -> None:
+                for first in range(*span, step):
+                    _check(reader.read_into(weight[first : min(first + step, span[1])], first), info)
+
+            step = max(1, AS_IT_IS * len(weight) // weight.numel())
+            spans = list(row_spans(info, BLOCK))
+            for _ in (each if len(spans) > 1 else map)(fill, spans):
+                pass
+        return weight
     for first, last in row_spans(info, BLOCK):
-        rows = weight[first:last]
-        block = read_rows(info, first, last, rows if as_it_is else None)
+        block = read_rows(info, first, last)
         if unit_rows:
             block = F.normalize(block.float())
         block = block.to(dtype)
-        if not all_finite(block):
-            raise CheckpointError(
-                f"{info.file}: {info.name} holds NaN or infinity as {dtype}; the checkpoint is damaged or needs "
-                "another --dtype"
-            )
-        if not as_it_is:
-            rows.copy_(block)
+        _check(block, info)
+        weight[first:last].copy_(block)
     return weight
+
+
+def _check(block: Tensor, info: TensorInfo) -> None:
+    if not all_finite(block):
+        raise CheckpointError(
+            f"{info.file}: {info.name} holds NaN or infinity as {block.dtype}; the checkpoint is damaged or needs "
+            "another --dtype"
+        )

@@ -362,6 +362,52 @@ def rates(rows: Iterable[Row]) -> Iterable[str]:
         yield f"| {row['device']}{on} | {what} | {spread(row['ms'], 2)} | {reached} |"
 
 
+def evaluation(rows: Iterable[Row]) -> Iterable[str]:
+    """Up to three tables a run: the whole split, shared beginnings against none, and a plain transformers loop."""
+    rows = list(rows)
+    if not rows:
+        yield "Not yet measured."
+
+    def run(row: Row) -> tuple[Any, ...]:
+        return row["device"], row["threads"], row["torch"], row["commit"]
+
+    for (device, threads, torch, commit), group in groupby(rows, run):
+        where = f"{threads} thread{'s' * (threads > 1)}, " if threads else ""
+        yield f"**{device}**, float32, {where}torch {torch}, commit {commit or 'unknown'}:\n"
+        cases: dict[str, list[Row]] = {}
+        for row in group:
+            cases.setdefault(row["case"], []).append(row)
+        if "fineval" in cases:
+            yield "| FinEval's val split on the demo's base | questions | s of its own | s by the clock |"
+            yield "|---|--:|--:|--:|"
+            for row in cases["fineval"]:
+                shots = "five-shot" if row["shots"] else "zero-shot"
+                yield f"| {shots} | {row['questions']:,} | {row['cpu_seconds']:.1f} | {row['seconds']:.1f} |"
+            yield ""
+        for case, first in (("prefix", "five-shot on the demo's base"), ("transformers", "a random model")):
+            if case not in cases:
+                continue
+            yield f"| {first} | questions | | s of its own | × | largest difference |"
+            yield "|---|--:|---|--:|--:|--:|"
+            for shots, pair in groupby(cases[case], lambda row: row.get("shots", 5)):
+                pair = list(pair)
+                slow = max(row["cpu_seconds"] for row in pair)
+                kind = "five-shot" if shots else "zero-shot"
+                for row in pair:
+                    what = kind if case == "prefix" else f"0.5B's shape, {row['layers']} layers, {kind}"
+                    yield (
+                        f"| {what} | {row['questions']} | {row['candidate']} | {row['cpu_seconds']:.1f} "
+                        f"| {slow / row['cpu_seconds']:.2f} | {row['difference']:.0e} |"
+                    )
+            if case == "transformers" and {row["shots"] for row in cases[case]} == {0, 5}:
+                ours, theirs = (
+                    sum(row["cpu_seconds"] for row in cases[case] if row["candidate"] == name)
+                    for name in ("numllm", "transformers loop")
+                )
+                yield f"\nBoth together: {ours:.1f} s against {theirs:.1f} s, {theirs / ours:.2f} times as fast."
+            yield ""
+
+
 def families(rows: Iterable[Row]) -> Iterable[str]:
     """One table: a line a family."""
     rows = list(rows)
@@ -432,6 +478,7 @@ PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "benchmarks" / "README.md": {
         "rates": rates, "lora_linear": lora_linear, "blocks": blocks, "loss": loss, "train_step": train_step,
         "train": train, "traffic": traffic, "merge": merge, "load": load, "numbers": numbers, "generate": generate,
+        "evaluate": evaluation,
     },
     ROOT / "README.md": {"demo": demo, "ablation": ablation, "merge": merge_in_short},
     ROOT / "numllm" / "README.md": {"families": families},

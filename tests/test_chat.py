@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 
 import pytest
 
 from numllm.chat import Chat
 from numllm.errors import TokenizerError
+from numllm.questions import Question, encode_continuations, fit_letters
+from numllm.tokenizer import Tokenizer
 
 TALKS = [
     [{"role": "user", "content": "债券的久期是什么？"}],
@@ -97,7 +100,37 @@ def test_control_tokens_in_messages_are_refused(tokenizer):
     chat = Chat("{{ messages[0].content }}<eos>", {}, tokenizer)
     with pytest.raises(TokenizerError, match="control token '<bos>'"):
         chat.render([{"role": "user", "content": "甲<bos>乙"}])
-    head, tail = chat.split("甲<bos>乙")
-    assert head == [*tokenizer.encode("甲"), tokenizer.token_id("<bos>")] and tail == "乙"
-    assert chat.split("甲") == ([], "甲")
+    bos = tokenizer.token_id("<bos>")
+    assert chat.encode("甲<bos>乙") == [*tokenizer.encode("甲"), bos, *tokenizer.encode("乙")]
     assert chat.encode("甲<eos>")[-1] == tokenizer.eos_id
+
+
+@pytest.mark.parametrize("legacy", [None, True])
+@pytest.mark.parametrize("model", ["llama2/tokenizer.model", "mistral/tokenizer.model.v1"])
+def test_chats_of_sentencepiece_models_are_what_transformers_reads(model, legacy, shared_data, tmp_path):
+    import transformers
+
+    shutil.copy(shared_data / "tokenizers" / model, tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
+        "chat_template": "{% for m in messages %}{{ bos_token }}[INST] {{ m['content'] }} [/INST]{% endfor %}",
+        **({} if legacy is None else {"legacy": legacy}),
+    }))
+    ours, theirs = Tokenizer.open(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    chat = Chat.open(tmp_path, ours)
+    for text in ("<s>[INST] 年利率 [/INST]答案：", "利率</s><s>a</s> b</s>\n\n", "<s></s>▁x</s>", "甲", "乙<s>丙", ""):
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        assert chat.encode(text) == ids, text
+        ((found, offsets),) = ours.encode_offsets([text], control=True)
+        covered = "".join(text[a:b] for a, b in dict.fromkeys(offsets))  # the bytes of a character have one span
+        assert found == ids and covered == text and offsets == sorted(offsets)
+    question = Question(id="1", question="本金100万元，年利率5%，一年利息____。", options=("5万元", "5%", "1", "2"),
+                        answer="A", subject="s", domain="d")
+    prompt = fit_letters(question, ours, max_length=512, chat=chat)
+    assert prompt.text.startswith("<s>[INST] 本金") and prompt.text.endswith("[/INST]答案：")
+    assert list(prompt.ids) == theirs(prompt.text, add_special_tokens=False)["input_ids"]
+    for letter, part in zip("AB", encode_continuations(
+        prompt.text, "AB", "\n\n", ours, max_length=512, control=prompt.control
+    ), strict=True):
+        assert list(part.ids) == theirs(f"{prompt.text}{letter}\n\n", add_special_tokens=False)["input_ids"]
+        assert ours.decode([*part.ids[slice(*part.option)]]).strip() == letter

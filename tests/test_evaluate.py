@@ -317,7 +317,7 @@ class Rigged:
 
     def __init__(self, vocab_size: int, rule) -> None:
         rope = SimpleNamespace(by_length=False)
-        self.config = SimpleNamespace(vocab_size=vocab_size, context=4096, rope=rope)
+        self.config = SimpleNamespace(vocab_size=vocab_size, intermediate_size=1, context=4096, rope=rope)
         self.device, self.dtype, self.rule = torch.device("cpu"), torch.float32, rule
         self.lm_head = lambda x: x
 

@@ -75,6 +75,21 @@ def test_every_dtype_on_disk_becomes_every_dtype_wanted(stored, wanted, tmp_path
     assert model.dtype == (wanted or stored)
 
 
+def test_weights_of_many_blocks_read_by_several_threads(tmp_path, monkeypatch):
+    folder = save(transformers_model("llama2"), tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    monkeypatch.setattr("numllm.weights.BLOCK", 200)
+    monkeypatch.setattr("numllm.weights.AS_IT_IS", 70)
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        model = load_model(folder)
+        assert all(torch.equal(model.get_parameter(name), weight) for name, weight in weights.items())
+    weights["model.layers.1.mlp.up_proj.weight"][90, 5] = torch.nan
+    write_safetensors(folder / "model.safetensors", weights)
+    with pytest.raises(CheckpointError, match="up_proj.weight holds NaN or infinity as torch.float32"):
+        load_model(folder)
+
+
 def test_what_overflows_in_the_wanted_dtype_is_refused(tmp_path):
     folder = save(transformers_model("llama2"), tmp_path / "m")
     weights = load_file(folder / "model.safetensors")

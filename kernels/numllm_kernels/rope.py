@@ -72,7 +72,7 @@ def rotate_kernel(
     b = token // T
     t = token % T
     p = tl.arange(0, BLOCK_P)
-    e = 2 * p if NEIGHBOURS else p  # cos and sin hold a pair's angle twice
+    e = 2 * p + 1 if NEIGHBOURS else PAIRS + p  # of a pair's second feature, where sin has its own sign
     c = tl.load(cos + b * stride_cb + t * stride_ct + e, mask=p < PAIRS, other=0.0).to(tl.float32)
     s = tl.load(sin + b * stride_sb + t * stride_st + e, mask=p < PAIRS, other=0.0).to(tl.float32)
     if BACKWARD:
@@ -96,8 +96,9 @@ def rotate(
 ) -> tuple[Tensor, Tensor]:
     """q (B, H, T, E), k (B, G, T, E) turned by cos, sin (B or 1, 1, T, R ≤ E) → (B, H, T, E), (B, G, T, E).
 
-    cos and sin hold each pair's value at both of its features. backward: the gradients of q and k from those of the
-    results. The results are views of packed (B, T, H or G, E), the layout in which attention reads a token.
+    cos and sin hold each pair's value at both of its features, sin with the other sign at the first. backward: the
+    gradients of q and k from those of the results. The results are views of packed (B, T, H or G, E), the layout in
+    which attention reads a token.
     """
     batch, heads_q, count, size = q.shape
     heads_k, pairs = k.shape[1], cos.shape[-1] // 2

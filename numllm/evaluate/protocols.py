@@ -192,7 +192,7 @@ def _letter_values(values: Sequence[float], tokens: LetterTokens, count: int) ->
 def _string_probes(prompt: LetterPrompt, strings: Sequence[str], end: str, setting: Setting) -> list[Probe]:
     """Probes of the tokens of each string and `end`, all from the first place where one string's text differs."""
     encoded = encode_continuations(
-        prompt.tail, strings, end, setting.tokenizer, max_length=setting.max_length, head=prompt.head
+        prompt.text, strings, end, setting.tokenizer, max_length=setting.max_length, control=prompt.control
     )
     start = min(part.option[0] + part.cut for part in encoded)
     return [span_probe(part.ids, [(start - part.cut, part.rest[1])]) for part in encoded]

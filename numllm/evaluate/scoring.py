@@ -20,7 +20,9 @@ from ..files import Progress, no_progress
 from ..model import Cache, Transformer, left_padded
 
 BATCH_TOKENS = 2048
-"""On a CPU more fall out of its caches, on a GPU so many keep it busy."""
+"""So many keep a GPU busy."""
+CPU_ELEMENTS = 5 << 19
+"""Of an MLP's state at once on a CPU, 10 MiB in fp32: more fall out of its caches between one product and the next."""
 SHARED_AT_LEAST = 16
 """Shorter common beginnings are computed for each prompt: a second pass would cost more than it saves."""
 CACHED_PER_BATCH = 8
@@ -45,9 +47,10 @@ def log_probabilities(
 ) -> list[list[list[float]]]:
     """The log-probabilities (natural, fp32) that each probe of each group asks for, in order.
 
-    The probes of a group are expected to begin alike; what they share is computed once. At most
-    `batch_tokens` new positions go through the model at once, longest prompts first, padded on the right,
-    where causal attention keeps padding from being seen. EvaluationError when the model gives NaN or lacks ids.
+    The probes of a group are expected to begin alike; what they share is computed once. At most `batch_tokens` new
+    positions (on a CPU also what CPU_ELEMENTS allows) go through the model at once, longest prompts first, padded on
+    the right, where causal attention keeps padding from being seen. EvaluationError when the model gives NaN or lacks
+    ids.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be positive, got {batch_tokens}")
@@ -57,6 +60,8 @@ def log_probabilities(
             f"the tokenizer gives the id {largest}, the model knows {model.config.vocab_size}; "
             "it is the tokenizer of another model"
         )
+    if model.device.type == "cpu":
+        batch_tokens = min(batch_tokens, max(1, CPU_ELEMENTS // model.config.intermediate_size))
     found: list[list[list[float]]] = [[[] for _ in group] for group in groups]
     done = _run(model, groups, batch_tokens)
     total = sum(map(len, groups))

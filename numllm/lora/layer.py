@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
@@ -60,7 +59,7 @@ class LoRALinear(LowRank):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., K) → (..., N), through the adapters that are on."""
         if not self.on():
-            return self.shifted(F.linear(x, self.base.weight, self.base.bias), self._selection.rows_of(x))
+            return self.shifted(self.base(x), self._selection.rows_of(x))
         return _adapted([self], x)[0]
 
     @staticmethod

@@ -14,6 +14,7 @@ the documents come: the same documents and seed give the same questions.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 from collections import Counter
@@ -22,7 +23,7 @@ from typing import Any
 
 from ..errors import DataError, NumLLMError
 from ..files import Progress, no_progress
-from ..workers import Lost, ordered
+from ..workers import Lost, Workers
 from .asking import Drawn, State, Wrong, draw_options, judge, settle, write
 from .candidates import KINDS, Candidate, Reading, candidates, read
 from .cheats import LETTERS
@@ -110,10 +111,11 @@ def _readings(rows: Iterable[dict[str, Any]], context: int, jobs: int) -> Iterat
     if jobs == 1:
         yield from (read(row, context) for row in rows)
         return
-    for batch in ordered(functools.partial(candidates, context=context), _batches(rows), jobs):
-        if isinstance(batch, Lost):
-            raise NumLLMError(f"reading documents for questions: {batch.reason}; try --jobs 1")
-        yield from batch
+    with contextlib.closing(Workers(jobs)) as workers:
+        for batch in workers.ordered(functools.partial(candidates, context=context), _batches(rows)):
+            if isinstance(batch, Lost):
+                raise NumLLMError(f"reading documents for questions: {batch.reason}; try --jobs 1")
+            yield from batch
 
 
 def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -63,8 +63,8 @@ def rotate(
 ) -> tuple[Tensor, Tensor]:
     """q (B, H, T, E) and k (B, G, T, E) turned as `rope.rotate` says: cos, sin (B or 1, 1, T, R ≤ E).
 
-    One dtype for all four. cos and sin hold each pair's value at both of its features, as `rope.rotations` lays them
-    out: the kernel reads the first. Gradients: q, k.
+    One dtype for all four. cos and sin are of `rope.rotations`, which has each pair's angle twice: the kernel reads
+    the second. Gradients: q, k.
     """
     if not implementations.by_kernels(impl, q):
         return tuple(rope.rotate(part, cos, sin, neighbours=neighbours) for part in (q, k))

@@ -105,15 +105,14 @@ def extract_answer(text: str, letters: str, *, multiple: bool = False) -> str | 
 class LetterPrompt:
     """A letter prompt that fits: its text, and ids; examples it kept; tokens it lost in front.
 
-    head: ids before `tail`, the text that an answer directly continues.
+    control: it is a chat's, whose control tokens are read as such, and nothing stands before it.
     """
 
     text: str
     ids: tuple[int, ...]
     shots: int
     cut: int
-    head: tuple[int, ...] = ()
-    tail: str = ""
+    control: bool = False
 
 
 def fit_letters(
@@ -137,9 +136,7 @@ def fit_letters(
         ids = tokenizer.encode(text)
         if len(ids) <= room:
             break
-    return LetterPrompt(
-        text, (*prefix, *ids[-room:]), len(kept), max(len(ids) - room, 0), head=tuple(prefix), tail=text
-    )
+    return LetterPrompt(text, (*prefix, *ids[-room:]), len(kept), max(len(ids) - room, 0))
 
 
 def _tries(shots: Sequence[Question], header: str | None) -> list[tuple[Sequence[Question], str | None]]:
@@ -160,11 +157,10 @@ def _fit_chat(
         if steps:
             message += f"\n{ASK_STEPS}"
         text = chat.render([{"role": "user", "content": message}]) + ("" if steps else ANSWER.strip())
-        head, tail = chat.split(text)
-        ids = (*head, *tokenizer.encode(tail))
+        ids = tuple(chat.encode(text))
         over = len(ids) - max_length
         if over <= 0:
-            return LetterPrompt(text, ids, len(kept), cut, head=tuple(head), tail=tail)
+            return LetterPrompt(text, ids, len(kept), cut, control=True)
         smaller = next(tries, None)
         if smaller is not None:
             kept, start = smaller
@@ -259,24 +255,26 @@ class Encoded:
 
 def encode_continuations(
     stem: str, continuations: Sequence[str], rest: str, tokenizer: Tokenizer, *, max_length: int,
-    head: Sequence[int] | None = None,
+    control: bool = False,
 ) -> list[Encoded]:
     """stem + continuation + rest, each tokenised as one string, at most `max_length` tokens.
 
     A token that straddles a border of the continuation belongs to the continuation. bos stands in front where
     the model expects it; where it expects none and nothing precedes the first scored token, eos does (it ends
-    the document before). head: ids to stand there instead. When too long, the stem loses its beginning.
+    the document before). control: the stem is a chat's, see `LetterPrompt`. When too long, it loses its beginning.
     DataError when the rest of the text alone is too long, or nothing can stand before it.
     """
     encoded = []
-    rows = tokenizer.encode_offsets([stem + continuation + rest for continuation in continuations])
+    rows = tokenizer.encode_offsets(
+        [stem + continuation + rest for continuation in continuations], control=control
+    )
     for continuation, (ids, offsets) in zip(continuations, rows, strict=True):
         border, end = len(stem), len(stem) + len(continuation)
         first = next((i for i, (_, stop) in enumerate(offsets) if stop > border), len(ids))
         last = next((i for i in range(first, len(ids)) if offsets[i][0] >= end), len(ids))
         if first == last:
             raise DataError(f"the tokenizer gives no token for the option {continuation!r}")
-        prefix = tokenizer.prefix() if head is None else list(head)
+        prefix = [] if control else tokenizer.prefix()
         if not prefix and first == 0:
             if tokenizer.eos_id is None:
                 raise DataError(

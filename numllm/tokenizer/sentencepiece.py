@@ -116,27 +116,45 @@ def _check_spaces(backend: Backend, pieces: list[Piece], where: Path) -> None:
 
 
 class Spaces:
-    """What sentencepiece does to the spaces of a whole text before it looks for pieces."""
+    """What is done to the spaces of a text before sentencepiece's pieces are looked for.
 
-    def __init__(self, model: SentencePiece | None) -> None:
+    sentencepiece itself knows no control tokens inside a text, so what stands behind one goes by transformers' rule:
+    behind_control (its "legacy") puts a space there as at a text's beginning, where none is; else it stays as it is.
+    `controls`, where given, finds the control tokens to cut a text at, in a group.
+    """
+
+    def __init__(self, model: SentencePiece | None, *, behind_control: bool = False) -> None:
         self.before = model is not None and model.space_before
         self.squeeze = model is not None and model.squeeze
+        self.behind_control = self.before and behind_control
 
-    def prepare(self, text: str) -> str:
+    def prepare(self, text: str, controls: re.Pattern[str] | None = None) -> str:
         """The text with runs of spaces made one and those at its ends dropped (squeeze), a space before it."""
+        text, *rest = controls.split(text) if controls else [text]
         if self.squeeze:
             text = re.sub(" {2,}", " ", text).lstrip(" ").rstrip(" " + SPACE)
-        return f" {text}" if self.before and text else text
+        text = f" {text}" if self.before and text else text
+        return text + "".join(" " * self._gap(place, part) + part for place, part in enumerate(rest))
 
-    def offsets(self, text: str, prepared: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    def _gap(self, place: int, part: str) -> bool:
+        """Whether a space is put before a part: control tokens stand at even places, texts behind them at odd ones."""
+        return self.behind_control and place % 2 == 1 and part[:1] not in ("", " ", SPACE)
+
+    def offsets(
+        self, text: str, prepared: list[tuple[int, int]], controls: re.Pattern[str] | None = None
+    ) -> list[tuple[int, int]]:
         """Spans of the prepared text as spans of the text."""
         if not (self.before or self.squeeze):
             return prepared
-        kept = list(range(len(text)))
+        first, *rest = controls.split(text) if controls else [text]
+        kept = list(range(len(first)))
         if self.squeeze:
-            first = len(text) - len(text.lstrip(" "))
-            last = len(text.rstrip(" " + SPACE))
-            kept = [i for i in range(first, last) if i == first or text[i - 1 : i + 1] != "  "]
-        if kept:
-            kept = [*kept[: self.before], *kept, kept[-1] + 1]
+            start, stop = len(first) - len(first.lstrip(" ")), len(first.rstrip(" " + SPACE))
+            kept = [i for i in range(start, stop) if i == start or first[i - 1 : i + 1] != "  "]
+        kept = [*kept[: self.before], *kept]
+        at = len(first)
+        for place, part in enumerate(rest):
+            kept += [*[at] * self._gap(place, part), *range(at, at + len(part))]
+            at += len(part)
+        kept += [kept[-1] + 1] if kept else []
         return [(kept[start], kept[end]) for start, end in prepared]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,7 +121,7 @@ class Tokenizer:
         settings = {**_DEFAULTS.get(self.file, {}), **{k: v for k, v in settings.items() if v is not None}}
         self._backend.no_padding()
         self._backend.no_truncation()
-        self._spaces = Spaces(model)
+        self._spaces = Spaces(model, behind_control=settings.get("legacy") is True)
         self._register(folder, settings, added)
 
         def special(kind: str) -> int | None:
@@ -173,38 +176,52 @@ class Tokenizer:
         """Number of ids, added tokens included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
-    def _prepare(self, text: str) -> str:
+    @functools.cached_property
+    def controls(self) -> re.Pattern[str]:
+        """Finds the tokens of `special_ids` in a text, the longest where several begin."""
+        names = sorted(map(re.escape, self.special_ids()), key=len, reverse=True)
+        return re.compile(f"({'|'.join(names) or '(?!)'})")
+
+    def _prepare(self, text: str, *, control: bool = False) -> str:
         """What the backend reads. TokenizerError for half a character, which only damaged text has."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise TokenizerError(f"the text is not UTF-8 at character {error.start + 1}; convert it first") from error
-        return self._spaces.prepare(text)
+        return self._spaces.prepare(text, self.controls if control else None)
+
+    @contextlib.contextmanager
+    def _parsing(self, control: bool) -> Iterator[None]:
+        self._backend.encode_special_tokens = not control
+        try:
+            yield
+        finally:
+            self._backend.encode_special_tokens = True
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
         """Ids of a text; nothing is added around it.
 
         Control tokens inside it are read as plain text, or with `control` as what they stand for.
         """
-        if not control:
-            return self._backend.encode(self._prepare(text), add_special_tokens=False).ids
-        first = next((name for name in self.special_ids() if text.startswith(name)), None)
-        prepared = text if first else self._prepare(text)
-        self._backend.encode_special_tokens = False
-        try:
-            return self._backend.encode(prepared, add_special_tokens=False).ids
-        finally:
-            self._backend.encode_special_tokens = True
+        with self._parsing(control):
+            return self._backend.encode(self._prepare(text, control=control), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text, in parallel."""
         prepared = [self._prepare(text) for text in texts]
         return [row.ids for row in self._backend.encode_batch_fast(prepared, add_special_tokens=False)]
 
-    def encode_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    def encode_offsets(
+        self, texts: Sequence[str], *, control: bool = False
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """`encode` of every text, with the (first, last + 1) characters each token covers."""
-        rows = self._backend.encode_batch([self._prepare(text) for text in texts], add_special_tokens=False)
-        return [(row.ids, self._spaces.offsets(text, row.offsets)) for text, row in zip(texts, rows, strict=True)]
+        prepared = [self._prepare(text, control=control) for text in texts]
+        with self._parsing(control):
+            rows = self._backend.encode_batch(prepared, add_special_tokens=False)
+        controls = self.controls if control else None
+        return [
+            (row.ids, self._spaces.offsets(text, row.offsets, controls)) for text, row in zip(texts, rows, strict=True)
+        ]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of ids."""
