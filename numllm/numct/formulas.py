@@ -6,6 +6,7 @@ quantity, an amount and a rate with a time.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -38,6 +39,9 @@ class Term(NamedTuple):
     value: float
     text: str
     unit: str  # "" for a bare number
+
+
+_PAIRS = 20_000  # pairs of operands whose results are kept
 
 
 class Found(NamedTuple):
@@ -125,8 +129,16 @@ def single(term: Term, target: Target, text: str) -> Iterable[Found]:
         yield Found(72 / (100 * v), "year", "72 ÷ (100 × {0})", one)
 
 
-def pair(a: Term, b: Term) -> Iterable[Found]:
-    """Results of two operands that do not depend on their order, then of each order."""
+@functools.lru_cache(_PAIRS)
+def pair(a: Term, b: Term) -> tuple[Found, ...]:
+    """Results of two operands that do not depend on their order, then of each order.
+
+    Kept, since neighbouring sentences are asked about with the same operands before them.
+    """
+    return tuple(_pair(a, b))
+
+
+def _pair(a: Term, b: Term) -> Iterable[Found]:
     x, y, two = a.value, b.value, (a, b)
     if like(a.unit, b.unit) and a.unit and _WEIGHT < abs(x / y) < 1 / _WEIGHT:
         unit = a.unit if len(a.unit) >= len(b.unit) else b.unit
