@@ -152,7 +152,7 @@ def test_a_person_sees_validations_ends_skips_and_warnings(world, capsys):
     from numllm.cli.training import run_training
 
     config = tiny.settings(
-        world, steps=8, validate_every=2, patience=1, numeric_rate=1e-9, adapters=("numeric",), **tiny.heldout(world),
+        world, steps=8, validate_every=2, patience=1, numeric_rate=1e-14, adapters=("numeric",), **tiny.heldout(world),
     )
     run_training(config)
     err = capsys.readouterr().err
