@@ -193,7 +193,7 @@ def test_layers_that_a_gpu_has_room_for(monkeypatch) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
         bench = bench_step.Bench("qwen2.5-7b", None, torch.bfloat16, torch.device("cuda", 0))
         layers[gigabytes] = bench.shape["num_hidden_layers"]
-    assert layers[8] == 1 and layers[85] == 28
+    assert 1 <= layers[8] < layers[48] < layers[85] == 28
     assert bench.need(layers[48]) <= 0.85 * 48e9 < bench.need(layers[48] + 1)
 
 
@@ -288,6 +288,7 @@ sys.exit("--fail" in sys.argv)
 def families(monkeypatch, tmp_path) -> Path:
     """Families of a program that writes its arguments, and tests that pass; the folder for rows."""
     (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").touch()
     (tmp_path / "benchmarks" / "bench_fake.py").write_text(FAKE, encoding="utf-8")
     (tmp_path / "test_fake.py").write_text("def test_nothing():\n    assert True\n", encoding="utf-8")
     monkeypatch.setattr(command, "ROOT", tmp_path)
