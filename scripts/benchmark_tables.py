@@ -26,12 +26,16 @@ from numllm.report import markdown_table  # noqa: E402
 Row = dict[str, Any]
 
 
+SUBJECTS = ("ablation", "demo", "families", "orthogonality")
+"""Files without a device in their names: written anew by their programs, whole."""
+
+
 def read_rows(folder: Path) -> list[Row]:
-    """The measured rows of the folder's .jsonl files in the order of names and lines; of each file the last run's."""
+    """The measured rows of the folder's .jsonl files in the order of names and lines; of a device's the last run's."""
     rows: list[Row] = []
     for path in sorted(folder.glob("*.jsonl")):
         found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        rows += [row for row in found if "skipped" not in row and run(row) == run(found[-1])]
+        rows += [row for row in found if "skipped" not in row and (path.stem in SUBJECTS or run(row) == run(found[-1]))]
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
@@ -20,6 +20,12 @@ product in it, as `numllm_kernels.tiles.FUSED` says of the GPU. triton-fused: th
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+def _constant(function: Callable[[], bool]) -> Callable[[], bool]:
+    """`torch.compiler.assume_constant_result`, which would import the compiler: a compiler calls the function once."""
+    function._dynamo_marked_constant = True
+    return function
+
+
 @functools.cache
 def load_kernels(family: str) -> ModuleType | None:
     """numllm_kernels.<family>; None where triton is not installed."""
@@ -28,13 +34,13 @@ def load_kernels(family: str) -> ModuleType | None:
     return importlib.import_module(f"numllm_kernels.{family}")
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def installed() -> bool:
     """Whether there are kernels."""
     return load_kernels("common") is not None
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def interpreted() -> bool:
     """Whether the kernels run in Triton's interpreter, which takes CPU tensors."""
     return load_kernels("common").INTERPRETED
