@@ -242,6 +242,8 @@ class _Sorted:
 _FACTOR = re.compile(
     r"(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB])|lora_B\.(bias)|lora_(magnitude)_vector(?:\.weight)?)"
 )
+_AGAIN = re.compile(r"(.+)\.(?:modules_to_save|original_module)\.(\w+)")
+"""With `bias`, PEFT writes the biases of a module trained whole twice more, by the names they have in its wrapper."""
 _KINDS = {"lora_embedding_": "embedding LoRA", ".bias": "a trained bias"}
 
 
@@ -254,6 +256,9 @@ def _sort(folder: Path, config: dict[str, Any], tensors: Mapping[str, TensorInfo
         if len(key) > 500:
             raise AdapterError(f"{where}: tensor name of {len(key)} characters")
         name = key[len(PREFIX):]
+        again = _AGAIN.fullmatch(name)
+        if whole and again is not None and f"{PREFIX}{again[1]}.{again[2]}" in tensors:
+            continue
         if info.dtype not in DTYPES:
             raise AdapterError(f"{where}: tensor {short(name)} is {info.dtype}; wanted one of {', '.join(DTYPES)}")
         match = _FACTOR.fullmatch(name)
