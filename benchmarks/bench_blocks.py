@@ -157,9 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer tokens and rounds")
     parser.add_argument("--out", type=Path, help="file of JSON lines to write; stdout otherwise")
     options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("bench_blocks: --device cuda wants a CUDA device, and there is none; use --device cpu")
-    device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
+    device = measure.device_of(options.device)
     shape, dtype, rounds = (
         (GPU_SHAPE, torch.bfloat16, 100) if options.device == "cuda" else (CPU_SHAPE, torch.float32, 30)
     )
@@ -168,22 +166,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick:
         shape, rounds = {**shape, "tokens": shape["tokens"] // 2}, max(10, rounds // 3)
     where = measure.provenance(device)
-    rows = []
     if options.device == "cuda" and not importlib.util.find_spec("liger_kernel"):
-        rows.append({"bench": "blocks", "candidate": "Liger", "skipped": "liger_kernel is not installed", **where})
+        skipped = {"bench": "blocks", "candidate": "Liger", "skipped": "liger_kernel is not installed", **where}
+        measure.give_rows(options.out, [skipped])
         print("bench_blocks: liger_kernel is not installed, its rows are left out", file=sys.stderr)
     for case in cases(shape, dtype, device):
         for row in bench(case, dtype=dtype, device=device, rounds=rounds):
-            rows.append({**row, **where})
+            measure.give_rows(options.out, [{**row, **where}])
             print(
                 f"{case.name}, {row['candidate']}: {row['ms']['p50']:.3f} ms, {row['gb_per_s']:.0f} GB/s, "
                 f"{100 * row['share_of_copy']['p50']:.0f} % of a copy", file=sys.stderr,
             )
-    if options.out:
-        measure.write_rows(options.out, rows)
-    else:
-        for row in rows:
-            print(row)
 
 
 if __name__ == "__main__":

@@ -150,9 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.peak:
         print(json.dumps(own_peak(*json.loads(options.peak))))
         return
-    if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("bench_loss: --device cuda wants a CUDA device, and there is none; use --device cpu")
-    device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
+    device = measure.device_of(options.device)
     shape, dtype, rounds = (
         (GPU_SHAPE, torch.bfloat16, 20) if options.device == "cuda" else (CPU_SHAPE, torch.float32, 9)
     )
@@ -161,18 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick:
         shape, rounds = (shape[0] // 2, *shape[1:]), max(3, rounds // 3)
     where = measure.provenance(device)
-    rows = []
     for row in bench(shape, dtype=dtype, device=device, rounds=rounds):
-        rows.append({**row, **where})
+        measure.give_rows(options.out, [{**row, **where}])
         print(
             f"{row['candidate']}: {row['ms']['p50']:.2f} ms, {row['ratio']['p50']:.3f} × two products, "
             f"{row['peak_bytes'] / 2**20:.0f} MiB", file=sys.stderr,
         )
-    if options.out:
-        measure.write_rows(options.out, rows)
-    else:
-        for row in rows:
-            print(row)
 
 
 if __name__ == "__main__":

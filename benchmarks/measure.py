@@ -184,3 +184,12 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, anew: bool = Fa
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     aside.write_text(before + "".join(lines), encoding="utf-8")
     aside.replace(path)
+
+
+def give_rows(path: Path | None, rows: Iterable[Mapping[str, Any]]) -> None:
+    """`write_rows` where there is a file, else rows on stdout."""
+    if path is not None:
+        write_rows(path, rows)
+        return
+    for row in rows:
+        print(row)

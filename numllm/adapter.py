@@ -242,8 +242,9 @@ class _Sorted:
 _FACTOR = re.compile(
     r"(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB])|lora_B\.(bias)|lora_(magnitude)_vector(?:\.weight)?)"
 )
-_AGAIN = re.compile(r"(.+)\.(?:modules_to_save|original_module)\.(\w+)")
-"""With `bias`, PEFT writes the biases of a module trained whole twice more, by the names they have in its wrapper."""
+_AGAIN = re.compile(r"(.+)\.(modules_to_save|original_module)\.(bias)")
+"""With `bias`, PEFT writes the bias of a module trained whole once more, and the base's own, by their names in its
+wrapper."""
 _KINDS = {"lora_embedding_": "embedding LoRA", ".bias": "a trained bias"}
 
 
@@ -257,7 +258,9 @@ def _sort(folder: Path, config: dict[str, Any], tensors: Mapping[str, TensorInfo
             raise AdapterError(f"{where}: tensor name of {len(key)} characters")
         name = key[len(PREFIX):]
         again = _AGAIN.fullmatch(name)
-        if whole and again is not None and f"{PREFIX}{again[1]}.{again[2]}" in tensors:
+        if whole and again is not None and (plain := tensors.get(f"{PREFIX}{again[1]}.{again[3]}")) is not None:
+            if again[2] == "modules_to_save" and not read_tensor(info).equal(read_tensor(plain)):
+                raise AdapterError(f"{where}: {short(name)} is not {short(plain.name)}, which it should be a copy of")
             continue
         if info.dtype not in DTYPES:
             raise AdapterError(f"{where}: tensor {short(name)} is {info.dtype}; wanted one of {', '.join(DTYPES)}")

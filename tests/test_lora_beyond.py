@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from models import save, transformers_model
+from safetensors.torch import load_file, save_file
 from test_lora_kinds import close, shake, tokens
 
 from numllm.adapter import read_adapter
@@ -87,6 +88,16 @@ def test_a_round_trip_through_peft(folders, tmp_path, kind):
     adapters.remove("a")
     with torch.no_grad():
         assert torch.equal(model(x), before) and not adapters.modules and not adapters.whole
+
+
+def test_a_bias_that_stands_twice_must_be_one(folders, tmp_path):
+    family, settings = KINDS["whole beside biases"]
+    peft_model(family, settings).save_pretrained(str(tmp_path))
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    (again, *_) = [key for key in tensors if key.endswith(".modules_to_save.bias")]
+    save_file({**tensors, again: tensors[again] + 1}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match="modules_to_save.bias' is not .*k_proj.bias', which it should be a copy of"):
+        load_adapters(load_model(folders[family]), {"a": (tmp_path, 1.0)})
 
 
 @pytest.mark.parametrize("kind", KINDS)
