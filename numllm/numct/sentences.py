@@ -79,7 +79,7 @@ def read_sentences(text: str, title: str = "") -> list[Sentence]:
                     level = len(heading[1])
                     headings = {at: kept for at, kept in headings.items() if at < level}
                     headings[level] = _MARKS.sub("", _LINK.sub(r"\1", heading[2]))[:_TITLE].strip()
-                    path = [kept for kept in headings.values() if kept]
+                    path = [part for kept in headings.values() if kept for part in kept.split(" > ")]
                     named = " > ".join(dict.fromkeys([path[0], path[-1]])) if path else ""
         elif raw.count("|") < 2 and "\t" not in raw:
             _add_line(raw, section, named, found)
