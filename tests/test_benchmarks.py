@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -30,17 +30,11 @@ from benchmarks import (
     models,
     roofline,
 )
+from benchmarks.tables import commands, kernels
+from benchmarks.tables.rows import read_rows, render
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "scripts" / "benchmark_tables.py"
-
-
-def tables() -> ModuleType:
-    """scripts/benchmark_tables.py."""
-    spec = importlib.util.spec_from_file_location("benchmark_tables", TABLES)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_page_is_what_the_rows_say() -> None:
@@ -64,7 +58,7 @@ def test_rows_of_the_lora_benchmark(monkeypatch, tmp_path) -> None:
         if row["candidate"] == "frozen linear":
             assert set(row["ratio_to_frozen"].values()) == {1.0}
 
-    render, table = tables().render, {"lora_linear": tables().lora_linear}
+    table = {"lora_linear": kernels.lora_linear}
     page = render("before <!-- lora_linear -->\nold\n<!-- end lora_linear --> after", table, measured)
     assert "| 32 → 48 |" in page and "numllm, by row" in page and "not yet measured" in page and "old" not in page
     assert render(page, table, measured) == page
@@ -149,7 +143,7 @@ def test_rows_of_the_training_step_benchmark(monkeypatch, dtype) -> None:
         linears = 2 * (2 * 32 * 32 + 2 * 2 * 8 * 32 + 3 * 32 * 48)
         late = 3 * 32 * 48 + 64 * 32
         assert rows[0]["flops"] == 4 * ((linears - 3 * 32 * 48) * count * width + late * rows[0]["labels"])
-        shown = "\n".join(tables().train_step([{**row, "bench": "train_step", **WHERE} for row in rows]))
+        shown = "\n".join(kernels.train_step([{**row, "bench": "train_step", **WHERE} for row in rows]))
         assert f"2 layers in {dtype}" in shown and f"| {case} | {count * width} | numllm |" in shown
 
 
@@ -210,7 +204,7 @@ def test_rows_of_the_generation_benchmark(monkeypatch, tmp_path, peer) -> None:
         (case, name) for case in bench_generate.CASES for name in names
     ]
     assert all(row["same"] is (True if peer else None) for row in rows)
-    assert len("".join(tables().generate(rows)).split("0.5B")) == len(rows) + 1
+    assert len("".join(commands.generate(rows)).split("0.5B")) == len(rows) + 1
 
 
 def test_candidates_take_turns_on_rotating_inputs() -> None:
@@ -265,9 +259,9 @@ def test_a_file_keeps_the_rows_of_earlier_runs(tmp_path) -> None:
     measure.write_rows(path, [new])
     measure.write_rows(path, [new, {**new, "skipped": "no peer"}])
     assert [json.loads(line)["date"] for line in path.read_text(encoding="utf-8").splitlines()] == list("11222")
-    assert tables().read_rows(tmp_path) == [new, new]  # the page shows the last run
+    assert read_rows(tmp_path) == [new, new]  # the page shows the last run
     measure.write_rows(path, [old], anew=True)
-    assert tables().read_rows(tmp_path) == [old] and list(tmp_path.iterdir()) == [path]
+    assert read_rows(tmp_path) == [old] and list(tmp_path.iterdir()) == [path]
 
 
 FAKE = """
@@ -401,11 +395,11 @@ def test_rates_and_the_picture_under_them(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(bench_rates, "COPY", {"cpu": 1 << 16})
     monkeypatch.setattr(bench_rates, "SIDE", {"cpu": 32})
     bench_rates.main(["--device", "cpu", "--quick", "--out", str(tmp_path / "rows.jsonl")])
-    rows = tables().read_rows(tmp_path)
+    rows = read_rows(tmp_path)
     assert [(row["candidate"], row.get("bytes"), row.get("flops")) for row in rows] == [
         ("copy", 1 << 17, None), ("product", None, 2 * 32**3)
     ]
-    assert "".join(tables().rates(rows)).count("AMD" if "AMD" in rows[0]["device"] else rows[0]["device"]) == 2
+    assert "".join(kernels.rates(rows)).count("AMD" if "AMD" in rows[0]["device"] else rows[0]["device"]) == 2
 
     where = {"device": "A & B", "threads": 1}
 

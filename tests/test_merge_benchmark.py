@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import bench_merge
+from benchmarks.tables import commands
 
-TABLES = Path(__file__).resolve().parents[1] / "scripts" / "benchmark_tables.py"
 TINY = {"hidden": 32, "inner": 48, "layers": 2, "heads": 2, "groups": 1, "vocabulary": 64, "shards": 2}
 
 
@@ -45,13 +44,10 @@ def test_rows_and_their_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert row["peak_bytes"] > 1 << 20 and "commit" in row
     assert set(rows[0]["ratio_to_copy"].values()) == {1.0}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
-    spec = importlib.util.spec_from_file_location("benchmark_tables", TABLES)
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    assert "| numllm exact |" in "\n".join(tables.merge(rows)) and "Not yet" in next(iter(tables.merge([])))
+    assert "| numllm exact |" in "\n".join(commands.merge(rows)) and "Not yet" in next(iter(commands.merge([])))
     again = [{**row, "shape": "3gb", "bytes": 10**9, "rounds": 2} for row in rows]
-    short = "\n".join(tables.merge_in_short([*rows, *again]))
+    short = "\n".join(commands.merge_in_short([*rows, *again]))
     assert "| numllm exact | " in short and "1.0 GB" in short
-    larger = "\n".join(tables.merge_of_larger(again)).splitlines()
+    larger = "\n".join(commands.merge_of_larger(again)).splitlines()
     ms = again[0]["ms"]["p50"]
     assert larger[2] == f"| cp -r | {ms * 15.2 / 1000:,.0f} s | {ms * 0.141:,.0f} s |"
