@@ -228,6 +228,56 @@ def test_rules(text: str, rule: bool) -> None:
     assert tags.is_rule(text, "", number, digits, others) is rule
 
 
+# whether the writer chose the first number of a sentence
+CHOSEN = {
+    "存款保险的保费要按存款余额的0.1%缴纳，这笔钱存入专门账户。": False,
+    "若银行没有按时报送报表，每天按应报数的万分之三受罚。": False,
+    "如果逾期超过90天，则应当推定该金融工具已发生违约。": False,
+    "公司当年的税后利润须拿出10%列入法定公积金。": False,
+    "若有人问普通企业按多少税率缴所得税，答案是25%。": False,
+    "对本年度内投资收益占净利润比例达50%以上的公司，应当披露其来源。": False,
+    "租赁期不超过12个月的租赁是否属于短期租赁？": False,
+    "纳税人多缴的税款，可以在以后五年里用余额抵补。": False,
+    "按月申报的免征额为10万元以内，按季申报的则每季30万元以内免征。": False,
+    "县城的建设税税率设为5%，市区则按7%缴纳。": False,
+    "方差的公式里带二分之一这个系数。": False,
+    "若是一组关联客户，以资本净额的20%为限。": False,
+    "投资者追求的年化波动目标一般是10%。": False,
+    "2012年全行业收入首次突破1,000亿元，其后又增加了两成。": False,
+    "黑龙江的口岸上，货柜有300个仍在等候。": False,
+    "物价若涨6%，实际工资反而减少。": True,
+    "公式很好记，例题的近似值为2.55元。": True,
+    "若只想把贝塔系数降到0.5，卖出期货就够了。": True,
+    "因此注册资本5,000万元的公司，转增以后至少留存1,250万元。": True,
+    "如果征收率为1%，平衡点随之降低。": True,
+    "这家企业的真实年利率约为3.64%。": True,
+    "设某户人家的房屋价值60万元。": True,
+    "再如，企业转移了一组应收款项现金流量90%的权利。": True,
+    "丙公司的无差别点为880万元。": True,
+    "若当地月平均工资为8,000元，每月的缴费随之确定。": True,
+    "把税率字段改成18%。": True,
+    "问起这位储户，他只取5万元，每年如此。": True,
+}
+
+
+@pytest.mark.parametrize(("text", "chosen"), CHOSEN.items(), ids=CHOSEN.keys())
+def test_what_a_writer_chose(text: str, chosen: bool) -> None:
+    found = find_numbers(text)
+    number = next(n for n in found if n.variable)
+    others = [n for n in found if n is not number]
+    digits = len(number.value.strip("0.").replace(".", ""))
+    assert tags.is_given(text, number, digits, others, False) is chosen
+    assert not (chosen and tags.is_rule(text, "", number, digits, others))
+
+
+def test_in_an_example_a_sentence_that_may_tell_of_it_does() -> None:
+    text = "若持有期限超过1年，则一般适用20%的税率。"
+    number, other = find_numbers(text)
+    assert tags.is_rule(text, "", number, 1, [other])
+    assert not tags.is_rule(text, "", number, 1, [other], example=True)
+    assert tags.is_given(text, number, 1, [other], example=True)
+
+
 def test_in_a_statute_every_sentence_is_a_rule_but_a_story() -> None:
     article = "第{n}条 申请人应当在{n}十日内提交第{n}类材料，主管机关自受理之日起处理。\n"
     law = "".join(article.format(n=n) for n in "二三四五六七八九")

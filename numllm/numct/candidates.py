@@ -153,7 +153,7 @@ def _candidate(
     last = sentences[at - 1] if at and context and sentences[at - 1].section == sentence.section else None
     if last is not None and tells(last.numbers, last.text):
         return "told by the sentence before"  # without which the question may not be clear
-    relation, tag = None, "other"
+    relation, tag, digits = None, "other", len(str(significant(m)[0]))
     target = target_of(number, m, form.scale, UNIT8) if form.style != "f" and (siblings or context) else None
     if target is not None and siblings:
         relation = equation(text[: number.start - sentence.offset], number.text, text[number.end - sentence.offset :])
@@ -167,12 +167,12 @@ def _candidate(
         relation = found.text if found is not None else None
     if relation is not None:
         tag = "derivable"
-    elif is_rule(text, before[-1].text if before else "", number, len(str(significant(m)[0])), siblings, statute):
+    elif is_rule(text, before[-1].text if before else "", number, digits, siblings, statute, sentence.example):
         tag = "recall"
     elif target is not None and context and (givens := _givens(target, sentences, at, siblings, tells, len(before))):
         before, relation = givens
         tag = "derivable"
-    elif is_given(text, sentence.example):
+    elif is_given(text, number, digits, siblings, sentence.example):
         tag = "given"
     told = _told(before, sentence, context, tells)
     taken: set[int] = set()

@@ -37,7 +37,8 @@ _HEADING = re.compile(r"\s*(#{1,6})\s*(.*?)[\s#]*$")
 _TITLE = 60  # characters of a heading that are kept
 _OPENING = re.compile(r"[（(【\[]?\s*(?:例题?|案例|习题)\s?[0-9一二三四五六七八九十]")
 _EXAMPLES = re.compile(
-    r"示例|案例|例题|例子|举例|习题|练习|作业|解答|情景|(?:^|[ >])例(?:[0-9 一二三四五六七八九十]|$)|[Ee]xample"
+    r"示例|案例|例题|例子|举例|习题|练习|作业|(?<!问题)解答|情景|"
+    r"(?:^|[ >])例(?:[0-9 一二三四五六七八九十]|$)|[Ee]xample"
 )
 _OPEN, _CLOSE = "（(“《「『[【", "）)”》」』]】"
 CJK = re.compile(r"[\u4e00-\u9fff]")

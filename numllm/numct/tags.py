@@ -3,6 +3,9 @@
 `derivable`: the number stands in a written equation that holds, or follows from the other numbers (`relations`).
 `recall`: a sentence of a general rule, without a story's persons, years and amounts. `given`: neither, and chosen by
 the writer for an example or a story. `other`: all else, facts of the text.
+
+Rules and stories share many words: 若银行没有缴足准备金 supposes a rule's case, 若物价涨6% a story's. A sentence that
+has only such words is a story where it says what becomes of a figure (降到, 约 …), or nothing that is settled.
 """
 
 from __future__ import annotations
@@ -41,18 +44,32 @@ _WEAK_NORM = re.compile(
 # what marks a story or a calculation: its persons and firms, what is supposed, asked, worked out
 _STORY = re.compile(
     r"[甲乙丙丁戊己庚辛壬癸](?![类级种])|某|[A-Z]\s?(?:公司|企业|银行|股票|债券|基金|产品|项目|方案|国)|"
-    r"(?<![每各应])该(?:公司|企业|银行|厂|项目|债券|股票|基金|设备|客户|投资者|产品|笔|批|组合|期权|合约|居民|员工|户)|"
-    r"这(?:家|笔|只|名|位|个|张|份|批|台|种情|一年|样|里)|本(?:例|题|案|月|期|年|季)|上(?:例|题|年|月|期|述)|"
-    r"[今去当次](?:年|月(?!平均))|两人|(?<![其])[他她]|小[王李张刘陈赵周吴林杨黄孙马何]|老[张王李赵]|"
-    r"先生|女士|夫[妇妻]|假[如设定使]|(?<![比条惯案])例(?![外会])|比如|譬如|设想|解[：:]|答[：:]|题中|"
-    r"(?<![请要需谋寻])求(?=[^权])|[=＝≈×÷？?]|净[赚亏]"
+    r"该(?:银行|厂|设备|产品|笔|批|组合|期权|居民|户)|这(?:批|台|只)|本(?:例|题|案|单位)|上(?:例|题)|我(?:司|公司|单位)|"
+    r"今年|去年|两人|小[王李张刘陈赵周吴林杨黄孙马何]|老[张王李赵]|先生|女士|夫[妇妻]|假[设定使]|(?:^|[，。；：])设(?![备定立计施有置])|"
+    r"(?<![比条惯])例(?![外会])|"
+    r"比如|譬如|又如|再如|设想|解[：:]|题中|[=＝≈×÷]|默认|字段|选项|键入|[此该](?:例|方案|示例)"
 )
 _STATUTE_STORY = re.compile(
     r"某|[甲乙丙丁](?:[方公企银]|为)|例如|比如|假[如设]|(?:^|[。；：])例[：:0-9一二三]|[=＝≈×÷？?]|小[王李张]"
 )
-# what is supposed or concluded: a statute speaks so as well
-_SUPPOSED = re.compile(
-    r"如果|若(?!干|无相反)|设(?=[^备定立计施有])|(?<![准原规细法总附])则|因此|于是|可见|案例|又如|问(?=[^题])|[多少][付还缴提]|默认|字段|选项"
+# what stories and rules both say: their persons and times, what is supposed, concluded, asked
+_EITHER = re.compile(
+    r"(?<![每各应])该(?:公司|企业|项目|债券|股票|基金|客户|投资者|合约|员工)|这(?:家|笔|名|位|个|张|份|种情|一年|样|里)|"
+    r"本(?:月|期|年|季)|上(?:年|月|期|述)|[当次](?:年|月(?!平均))|(?<![其])[他她]|假如|答[：:]|？|\?|净[赚亏]|"
+    r"(?<![请要需谋寻追])求(?=[^权])|如果|若(?!干|无相反)|(?<![建开增敷])设(?=[^备定立计施有得一])|(?<![准原规细法总附])则|因此|于是|可见|"
+    r"问(?=[^题])|(?<![最至])[多少][付还缴提]"
+)
+# what becomes of a figure in the case at hand
+_CASE = re.compile(
+    r"容差|[A-Za-z]{4,}|约(?=[0-9一二三四五六七八九十])|(?<!可以)[降升涨跌改变增减提压落延](?:高|低|长|成)?[到至为成](?!止)|(?<!怎样)变成|"
+    r"余下|剩|损失(?![率责])|亏(?!损)|赚|[上下][涨跌](?!超)|涨(?!跌)|跌[去幅]|反而|若能|拟|只[算取][0-9一二三四五六七八九十]|这里|这家|"
+    r"有一[个家项]|以下(?:方法|公式)|(?:若|如果|假如)[^，。]{1,16}[为是]\s?(?=[0-9一二三四五六七八九十])"
+)
+# what sets an amount; what tells that it was worked out nevertheless; what sets other numbers, besides the norms
+_LIMIT = re.compile(r"[最至][多少高低]|[0-9%元日天年月倍]以[内上下]|免征|减免|每|能否|有没有|封顶|起征|限额|答案|定额")
+_FOLLOWS = re.compile("因此|于是|可见")
+_SETTLED = re.compile(
+    r"[按须]|可以|属于|算作|叫|公式|系数|总是|一律|不[宜能]|难以|界线|安全线|触发|从[价量]|答|记[住得]|税|[越超]过|为限"
 )
 # what a story says of its figures, and a rule seldom: it tells against a rule that is not prescribed in so many words
 _TOLD = re.compile(
@@ -73,22 +90,22 @@ def is_statute(text: str) -> bool:
 
 
 def is_rule(
-    sentence: str, before: str, number: Number, digits: int, others: Sequence[Number], statute: bool = False
+    sentence: str, before: str, number: Number, digits: int, others: Sequence[Number], statute: bool = False,
+    example: bool = False,
 ) -> bool:
     """Whether a sentence states a general rule, so that its number is known rather than found.
 
     before: the sentence before it; digits: significant digits of the number, few in a rule; statute: whether the
-    document is one (`is_statute`), where a sentence is a rule unless it tells a story.
+    document is one (`is_statute`), where a sentence is a rule unless it tells a story; example: whether the sentence
+    is part of a worked example, where one that could tell of the case at hand does.
     """
-    if digits > (2 if number.kind == "amount" else 4) or len(others) > _MOST_OTHERS * (1 + statute):
-        return False
-    if any(len(n.value.replace(".", "").strip("0")) > _MOST_DIGITS for n in others if n.kind in _MEASURED):
+    if len(others) > _MOST_OTHERS * (1 + statute) or not _are_round(number, digits, others):
         return False
     if statute:
         return _STATUTE_STORY.search(sentence) is None
-    if _STORY.search(sentence) is not None or any(n.kind == "date" for n in others):
+    if _STORY.search(sentence) is not None or _is_case(sentence, number, others):
         return False
-    if _SUPPOSED.search(sentence) is not None:
+    if example and _EITHER.search(sentence) is not None:
         return False
     if _TOLD.search(sentence) is not None:
         return _PRESCRIBED.search(sentence) is not None and _WORKED.search(before) is None
@@ -100,10 +117,38 @@ def is_rule(
     return few and _WEAK_NORM.search(sentence) is not None
 
 
-def is_given(sentence: str, example: bool) -> bool:
+def is_given(sentence: str, number: Number, digits: int, others: Sequence[Number], example: bool) -> bool:
     """Whether a number of a sentence that is neither derived nor a rule's is one that its writer chose: of a worked
-    example, of a story's persons and firms, supposed, or an illustration. No reader could tell it."""
-    return example or _STORY.search(sentence) is not None or _SUPPOSED.search(sentence) is not None
+    example, of a story's persons and firms, supposed, or an illustration. No reader could tell it.
+
+    example: whether the sentence is part of a worked example.
+    """
+    if example or _STORY.search(sentence) is not None:
+        return True
+    if _EITHER.search(sentence) is None:
+        return False
+    return not _are_round(number, digits, others) or _is_case(sentence, number, others)
+
+
+def _are_round(number: Number, digits: int, others: Sequence[Number]) -> bool:
+    """Whether a number of so many significant digits, and those beside it, are such as rules have."""
+    return digits <= (2 if number.kind == "amount" else 4) and all(
+        len(n.value.replace(".", "").strip("0")) <= _MOST_DIGITS for n in others if n.kind in _MEASURED
+    )
+
+
+def _is_case(sentence: str, number: Number, others: Sequence[Number]) -> bool:
+    """Whether a sentence without a story's own words tells of a case: it is dated; or it speaks as stories and rules
+    both do, and of what becomes of its figures, or of nothing that is settled."""
+    if any(n.kind == "date" for n in others):
+        return True
+    if _EITHER.search(sentence) is None:
+        return False
+    if _CASE.search(sentence) is not None:
+        return True
+    if any(n.kind in ("amount", "price") for n in (number, *others)):
+        return _LIMIT.search(sentence) is None or _FOLLOWS.search(sentence) is not None
+    return all(cue.search(sentence) is None for cue in (_NORM, _PRESCRIBED, _WEAK_NORM, _SETTLED))
 
 
 def target_of(number: Number, m: int, scale: int, units: int) -> Target:
