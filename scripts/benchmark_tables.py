@@ -27,7 +27,9 @@ PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "README.md": {"demo": method.demo, "ablation": method.ablation, "merge": commands.merge_in_short},
     ROOT / "numllm" / "README.md": {"families": method.families},
     ROOT / "numllm" / "merge" / "README.md": {"merge": commands.merge_of_larger},
-    ROOT / "numllm" / "train" / "README.md": {"orthogonality": method.orthogonality},
+    ROOT / "numllm" / "train" / "README.md": {
+        "numeric_losses": method.numeric_losses, "orthogonality": method.orthogonality,
+    },
 }
 """Pages, and for each the name of a benchmark, in its rows and in the page's markers, with its tables."""
 

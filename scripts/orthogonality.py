@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
                     **shared(report), **measure.provenance(torch.device("cpu")),
                 })
                 print(rows[-1], flush=True)
-                measure.write_rows(options.out, rows)
+                measure.write_rows(options.out, rows, anew=True)
 
 
 if __name__ == "__main__":

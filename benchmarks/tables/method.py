@@ -1,4 +1,4 @@
-"""Tables of the method: the demo, the ablation, the penalty between the adapters, the families that load."""
+"""Tables of the method: the demo, the ablation, ways to train an adapter, the families that load."""
 
 from __future__ import annotations
 
@@ -44,6 +44,32 @@ def ablation(rows: Iterable[Row]) -> Iterable[str]:
             f"Seeds {', '.join(map(str, row['seeds']))}; weights of the adapters together {weights}{took} on "
             f"{row['device']}, {row['threads']} threads, torch {row['torch']}, commit {row['commit']}."
         )
+
+
+def numeric_losses(rows: Iterable[Row]) -> Iterable[str]:
+    """One table: a line a way to train the numeric adapter."""
+    rows = list(rows)
+    if not rows:
+        yield "Not yet measured."
+        return
+
+    def cells(part: Row) -> str:
+        low, high = part["ci95_points"]
+        spread = "" if part["spread"] is None else f" ± {100 * part['spread']:.1f}"
+        return f"{100 * part['accuracy']:.1f} %{spread} | {part['difference_points']:+.1f} ({low:+.1f} to {high:+.1f})"
+
+    yield "| trained by | questions | likelihood | gain | letters | gain | perplexity |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    for row in rows:
+        yield (
+            f"| {row['way']} | {row['training_questions']} | {cells(row['likelihood'])} | {cells(row['letters'])} "
+            f"| {', '.join(f'{value:.0f}' for value in row['perplexity'])} |"
+        )
+    row = rows[0]
+    yield (
+        f"\n{row['steps']} steps, seeds {', '.join(map(str, row['seeds']))}, {row['questions']} questions; perplexity "
+        f"of the base {row['base_perplexity']:.0f}; {row['device']}, torch {row['torch']}, commit {row['commit']}."
+    )
 
 
 def orthogonality(rows: Iterable[Row]) -> Iterable[str]:

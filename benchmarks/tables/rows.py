@@ -14,7 +14,7 @@ __all__ = ["Row", "Table", "grouped", "measured", "read_rows", "render", "run", 
 Row = dict[str, Any]
 Table = Callable[[Iterable[Row]], Iterable[str]]
 
-SUBJECTS = ("ablation", "demo", "families", "orthogonality")
+SUBJECTS = ("ablation", "demo", "families", "numeric_losses", "orthogonality")
 """Files without a device in their names: written anew by their programs, whole."""
 _PEERS = {"transformers": "transformers", "peft": "PEFT"}
 
