@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .adapter import adapter_names
 from .data import ChoiceBatches
+from .determinism import deterministic
 from .errors import MergeError
 from .files import Progress, no_progress, write_json
 from .lora import AdapterSet, load_adapters
@@ -135,8 +136,9 @@ def learn_weights(
     best = (look(), 0, weights.values.detach().clone())
     before, history = best[0], [{"step": 0, "loss": None, "held": best[0]}]
     for step in progress(iter(range(config.steps)), total=config.steps, description="calibrating", unit="step"):
-        loss = _loss(model, adapters, learn, step)
-        loss.backward()
+        with deterministic():
+            loss = _loss(model, adapters, learn, step)
+            loss.backward()
         weights.collect()
         if not bool(torch.isfinite(weights.values.grad).all()):
             raise MergeError(f"step {step + 1}: the loss is {loss.item()} and its gradient not finite; lower the rate")

@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from numllm.data import ChoiceBatches, TextBatches
+from numllm.determinism import deterministic
 from numllm.errors import TrainError
 from numllm.lora import LoRALinear
 from numllm.model import load_model
 from numllm.tokenizer import Tokenizer
 from numllm.train import Trainer, micro_batches, train
+from numllm.train import trainer as trainer_module
 from numllm.train.guard import ENOUGH, FIRST_SCALE, GROW_AFTER, Guard
 from numllm.train.penalty import overlap
 from numllm.train.world import World
@@ -177,3 +179,57 @@ def test_the_penalty_is_the_normalised_product_of_the_As_and_drives_them_apart(w
         plain.advance()
         driven.advance()
     assert overlap(driven.adapters) < 0.7 * overlap(plain.adapters)
+
+
+def torch_switches():
+    return (
+        torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+
+
+def test_gradients_that_meet_in_one_place_are_added_in_one_order():
+    """torch's own way on two threads gives several results for these within some dozen tries."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.manual_seed(0)
+        x, y = torch.randn(2000, 384, requires_grad=True), torch.randn(2000, 384)
+        index = torch.arange(2000) % 500
+        found = set()
+        with deterministic():
+            for _ in range(100):
+                (gradient,) = torch.autograd.grad(x[index], x, y)
+                found.add(gradient.numpy().tobytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_step_adds_up_in_one_order_unless_told_otherwise(world, monkeypatch, wanted):
+    seen = []
+
+    def watched(*arguments):
+        seen.append(torch_switches())
+        return forward_losses(*arguments)
+
+    forward_losses = trainer_module.forward_losses
+    monkeypatch.setattr(trainer_module, "forward_losses", watched)
+    before = torch_switches()
+    made = trainer(world, deterministic=wanted)
+    made.advance()
+    assert seen == [(True, False, False) if wanted else before]
+    assert torch_switches() == before
+
+
+def test_torch_is_left_as_it_was_when_a_step_fails():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        before = torch_switches()
+        with pytest.raises(ZeroDivisionError), deterministic():
+            assert torch_switches() == (True, False, False)
+            raise ZeroDivisionError
+        assert torch_switches() == before
+    finally:
+        torch.use_deterministic_algorithms(False)

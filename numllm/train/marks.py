@@ -15,7 +15,7 @@ from ..train_config import TrainConfig
 
 FREE = (
     "out", "save_every", "save_minutes", "keep", "device", "impl", "model", "corpus", "numct", "heldout_corpus",
-    "heldout_numct", "micro_tokens", "checkpointing", "offload", "shard", "tensorboard", "peak_tflops",
+    "heldout_numct", "micro_tokens", "checkpointing", "deterministic", "offload", "shard", "tensorboard", "peak_tflops",
 )
 """Settings that may differ when a run goes on: where things are, and what changes no result but its rounding."""
 _TOKENIZER = (

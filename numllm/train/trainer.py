@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..checkpoint import read_header, read_tensor, write_safetensors
 from ..data import Batch
+from ..determinism import deterministic
 from ..errors import TrainError
 from ..lora import attach
 from ..memory import Memory
@@ -189,12 +190,13 @@ class Trainer:
         for index, part in enumerate(micro_batches(batches, self.config.micro_tokens, self.world)):
             moved = {name: batch.to(self.model.device) for name, batch in part.items()}
             self.model.train(dropping)
-            losses = forward_losses(
-                self.model, self.adapters, moved, self.config.text_weight, self.config.digit_weight,
-                self._seed(index) if dropping else None,
-            )
-            scaled = [loss if scales[name] is None else loss * scales[name] for name, loss in losses.items()]
-            torch.stack(scaled).sum().backward()
+            with deterministic(self.config.deterministic):
+                losses = forward_losses(
+                    self.model, self.adapters, moved, self.config.text_weight, self.config.digit_weight,
+                    self._seed(index) if dropping else None,
+                )
+                scaled = [loss if scales[name] is None else loss * scales[name] for name, loss in losses.items()]
+                torch.stack(scaled).sum().backward()
             self.model.eval()
             for name, loss in losses.items():
                 sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
