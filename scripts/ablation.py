@@ -13,7 +13,7 @@ and a result file for each model and seed. The config (every key has a default, 
      "seeds": [0, 1, 2],
      "train": {"corpus": "corpus", "numct": "numct.jsonl", "steps": 1000, "rank": 16, "alpha": 32},
      "adapters": {"domain": "run/adapters/domain", "numeric": "run/adapters/numeric"},   instead of "train": one seed
-     "weights": {"domain": 1.0, "numeric": 1.0},           of the adapters together; the demo's own: 1 and 0.6
+     "weights": {"domain": 1.0, "numeric": 1.0},           of the adapters together; the demo's own: 1 and 0.8
      "merges": [{"method": "exact"}, {"method": "svd", "rank": 16}, {"method": "ties", "density": 0.3}],
      "device": "auto", "dtype": "bfloat16"}
 """

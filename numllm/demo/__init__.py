@@ -31,8 +31,9 @@ VALIDATION_CHAPTERS = ("02", "13", "14")
 
 STEPS = 320
 LORA = LoRAConfig(rank=16, alpha=32.0)
-WEIGHTS = {"domain": 1.0, "numeric": 0.6}
-"""Of the adapters in the merge; chosen on the validation questions: a whole numeric adapter costs perplexity."""
+WEIGHTS = {"domain": 1.0, "numeric": 0.8}
+"""Of the adapters in the merge, chosen on the validation questions and reviews, means of three seeds: at a numeric
+weight of 0.6, 0.8, 1 the merge answers 33.1, 35.7, 35.2 %, with a perplexity of 87, 99, 117."""
 PROMPT = "货币时间价值是指"
 
 
