@@ -233,3 +233,21 @@ def test_torch_is_left_as_it_was_when_a_step_fails():
         assert torch_switches() == before
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_steps_on_a_gpu_give_the_same_bits_again(world, dtype):
+    def trained():
+        config = tiny.settings(world, loss="likelihood", text_weight=0.5, device="cuda", seed=3)
+        model = load_model(world / "base", dtype=getattr(torch, dtype), device="cuda")
+        tokenizer = Tokenizer(world / "base")
+        text = TextBatches(tiny.TEXTS, tokenizer, rows=config.rows, length=96)
+        choices = ChoiceBatches(tiny.QUESTIONS, tokenizer, size=config.questions, length=96, loss=config.loss)
+        made = Trainer(config, model, {"domain": text, "numeric": choices})
+        for _ in range(3):
+            made.advance()
+        return [copy.cpu() for name in config.adapters for copy in copies(made, name)]
+
+    first = trained()
+    assert all(equal(first, trained()) for _ in range(4))
