@@ -7,8 +7,8 @@ from fractions import Fraction
 
 from .number import Number
 from .numerals import FOLD, exact_decimal
-from .patterns import ARABIC, DOTTED, INDEX_CUE, MARK_BEFORE, PER, PER_WORDS, WORD_TAIL
-from .reading import Core, Measure
+from .patterns import ARABIC, DOTTED, INDEX_CUE, MARK_BEFORE, WORD_TAIL
+from .reading import Core, Measure, arabic_at, magnitude_at, measure_at, per_at
 from .units import CODES, SPACE, UNITS
 
 __all__ = [
@@ -19,7 +19,8 @@ _PER_BEFORE = re.compile(
     r"每(1|一)?(股|件|吨|桶|台|份|张|套|辆|平方米|公斤|千克|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)[^，。；、,;：:0-9每\n]{0,10}\Z"
 )
 _LABEL = re.compile(
-    r"(?:(?<![比条惯])例题?|图|表|公式|式|(?<!银)行|附件|附录|附注|步骤|习题|案例|题|页|阶段|情形|方案|版本|版|章|节|卷|"
+    r"(?:(?<![比条惯])例题?|公式|附件|附录|附注|步骤|习题|案例|阶段|情形|方案|版本|"
+    r"(?:(?<![\u4e00-\u9fff])|(?<=[见如附下上本该此在和与及或由按据用照看从对将把的]))(?:图|表|式|行|题|页|版|章|节|卷)|章节|"
     r"No\.|NO\.|Table|Figure|Fig\.|Eq\.|Section|Chapter|Step|第)\s{0,1}[（(]?\Z"
 )
 _IDENTIFIER_CUE = re.compile(
@@ -27,7 +28,7 @@ _IDENTIFIER_CUE = re.compile(
     r"批号|序号|端口|主科目|热线|分机|验证码|(?:[0-9]|传真|电话)转)[\s:：为是（(“\"*-]{0,4}(?:[A-Z]{1,6}-)?\Z"
 )
 _CUE = re.compile(  # the last cue decides: 边际消费倾向 is a rate
-    r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|现值指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|(?<!协)方差)|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
+    r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|现值指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|(?<!协)方差|(?<![同环相对])比(?=[约分]?[为是达：:=＝]))|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
     r"(?P<index>指数|点位|大盘)|(?P<amount>金额|成本|收入|利润|余额|价值|费用|价款|资产|负债|现金|利息|税额|税款|资本|支出|借：|贷：|存款|"
     r"账款|收益|损失|产值|GDP|总额|净额|投资|消费|股利|薪酬|准备|折旧|摊销|扣除数))[^，。；、,;0-9\n]{0,5}\Z"
 )
@@ -41,7 +42,7 @@ _INDEX_NAME = re.compile(  # 沪深300
 )
 _ACRONYM = re.compile(r"(?<![A-Za-z])[A-Z]{2,6} \Z")
 _LINE_START = re.compile(r"(?:^|\n)[\s>#*|\-【\[]{0,8}\Z")
-_DAYS_AFTER = re.compile(r"(?:以?之?内|以?前|以?后|以上|以下|之前|之后|的?期限|届满|的?时间|期满|为限)")
+_DAYS_AFTER = re.compile(r"(?:以?之?内|以?前|以?后|以上|以下|之前|之后|的?期限|届满|的?时间|期满|为限|年化|均线|移动平均|滚动|通知存款|逆回购|理财|[犹冷宽等]|无理由)")
 _DAYS_BEFORE = re.compile(
     r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过于逾达近约隔]|至少|不足|提前|最长|为期|期限为|[算按]|每隔)\Z"
 )
@@ -63,7 +64,11 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
         whole = Fraction(value)
         value = exact_decimal(whole - measure.add if core.negative else whole + measure.add)
     if unit.grade == 0:
-        return make(text, start, end, value, "", "ordinal" if kind == "ordinal" else kind, False)
+        word = text[end - 1]
+        counted = word in _COUNTABLE and (
+            _COUNT_CUE.search(text, max(0, start - 6), start) is not None or _COUNT_NOUN.match(text, end - 1) is not None
+        )
+        return make(text, start, end, value, word if counted else "", "count" if counted else kind, counted)
     if kind == "rate" and unit.shift == -1 and text[end - 1] == "折" and core.style == "a":
         # 85折 is 0.85, 8.5折 and 8折 are 0.85 and 0.8
         if core.exponent == 0 and len(core.digits) == 2 and core.digits != "10":
@@ -85,7 +90,13 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
     return make(text, start, end, value, name, kind, variable)
 
 
+_COUNTABLE = "章节页款集回卷级"
+_COUNT_CUE = re.compile("(?:共有?|合?计|约|逾|超过?|达|仅|推出|上线|发布|涵盖|代销|在售|新增|多达|至少|不[少多]于|全[书文套]有?)\\Z")
+_COUNT_NOUN = re.compile("款(?:产品|理财|基金|保险|车型|新品|新车|手机|游戏|软件|App|APP)")
 _CURRENCY_WORD = re.compile("(?:港币|美金|新?台币)\\Z")
+_MONEY_WORD = re.compile("(?:人民币|港币|美金)\\Z")  # 人民币500万
+_LATIN_BEFORE = re.compile("[A-Za-z0-9]")
+_SETTLEMENT = re.compile(r"(?<![A-Za-z0-9])[TD]\s?\+\Z")  # T+0
 
 
 def _currency_word(text: str, start: int) -> str:
@@ -112,22 +123,18 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
     if n and (n == "日" or (n in SPACE and text[j + 1 : j + 2] == "日")):
         return day_at(text, core)
     if core.currency:
-        per = PER.match(text, j)
-        if per is not None and per.group(1) and per.group(1)[0] in PER_WORDS:
-            unit = f"{core.currency}/{per.group(1)[0]}"
-            return make(text, start, per.start(1) + 1, value, unit, "price", True)
+        if n and n in "/／" and (per := per_at(text, j)) is not None:
+            return make(text, start, per[0], value, f"{core.currency}/{per[1]}", "price", True)
         return make(text, start, j, value, core.currency, "amount", True)
     if p and p in "（(" and n and n in "）)" and start > floor:
-        if digits and len(raw) <= 2:
+        if digits and len(raw) <= 2 and not _LATIN_BEFORE.match(left[-2:-1]):
             return make(text, *with_ordinal_words(text, start - 1, j + 1), value, "", "ordinal", False)
         if ("," in raw or "." in raw) and _negative_entry(text, start - 1, j + 1):
             return make(text, start - 1, j + 1, core._replace(negative=True).value(), "", "amount", True)
     if not core.scaled and (label := label_at(text, core, left, raw, digits)) is not None:
         return label
     if n and n.isascii() and (n.isalpha() or n == "_"):
-        tail = WORD_TAIL.match(text, j)
-        end = tail.end() if tail is not None else j + 1
-        return make(text, start, end, text[start:end], "", "identifier", False)
+        return _before_letters(text, core, p, raw)
     whole = len(text) - (j - start) <= 16 and text.strip() == raw
     after = text[j + 1 : j + 2] if n and n in SPACE else n
     before = left[-2:-1] if p and p in SPACE else p
@@ -136,7 +143,11 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         operated = False
     term = (after and after in "×÷+−*＋") or (operated and value in "01")  # part of a sum, not what the word names
     cue = None if term else cue_before(text, start)
+    if (core.scaled or "," in raw) and (money := _MONEY_WORD.search(text, max(0, start - 3), start)) is not None:
+        return make(text, start, j, value, UNITS[money.group()].name, "amount", True)
     if digits and cue is None and not whole and not core.scaled:
+        if raw[0] == "0" and len(raw) > 1:
+            return make(text, start, j, raw, "", "identifier", False)
         six = len(raw) == 6 and p and p in "（(" and n and n in "）)."
         if len(raw) >= 8 or six:
             return make(text, start, j, raw.translate(FOLD), "", "identifier", False)
@@ -145,8 +156,28 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
     if cue is not None:
         return make(text, start, j, value, "1" if cue == "rate" else "", cue, True)
     operated = operated or (bool(p) and p == "{" and left.endswith(("frac{", "}{")))
+    if p == "+" and _SETTLEMENT.search(left) is not None:
+        operated = False
     marked = core.scaled or not digits or core.negative or (operated and value != "1") or whole
     return make(text, start, j, value, "", "other", bool(marked))
+
+
+def _before_letters(text: str, core: Core, p: str, raw: str) -> tuple[Number, int]:
+    """A numeral that letters follow: a multiple (`0.8x`), a coefficient (`20Q`), a number with a strange unit, a name."""
+    start, j = core.start, core.end
+    n, after = text[j], text[j + 1 : j + 2]
+    if "," in raw:
+        return make(text, start, j, core.value(), "", "other", True)
+    before = text[start - 2 : start - 1] if p and p in SPACE else p
+    if n.isalpha() and not (after.isascii() and after.isalnum()):
+        operated = bool(before) and before in "=+-−–*×÷/<>≤≥{$&"
+        if n in "xX" and "." in raw and not operated and (not after or after not in "+-−=*^_×÷<>≤≥$\\"):
+            return make(text, start, j + 1, core.value(), "1", "rate", True)
+        if len(raw) < 4 and (operated or (after and after in "+−=*^_×÷<>≤≥")):
+            return make(text, start, j, core.value(), "", "other", True)
+    tail = WORD_TAIL.match(text, j)
+    end = tail.end() if tail is not None else j + 1
+    return make(text, start, end, text[start:end], "", "identifier", False)
 
 
 def with_ordinal_words(text: str, start: int, end: int) -> tuple[int, int]:
@@ -231,7 +262,9 @@ def read_index(text: str, i: int, floor: int, p: str) -> tuple[Number | None, in
         k = i - 1
         while k > max(floor, i - 12) and text[k - 1].isascii() and text[k - 1].isalpha():
             k -= 1
-        if text[k:i] in CODES:
+        if text[k:i] in CODES or (text[k - 1 : k] == "\\" and k > 0 and text[k:i] in _TEX_WORDS):
+            return None
+        if text[k:i].isupper() and _is_quantity(text, i, text[k:i]):
             return None
         kind = "formula" if i - k == 1 and text[k] not in "vV" else "identifier"
     else:
@@ -246,10 +279,26 @@ def read_index(text: str, i: int, floor: int, p: str) -> tuple[Number | None, in
     return make(text, i, end, text[i:end].translate(FOLD), "", kind, False)
 
 
+_PATH = re.compile(r"[A-Za-z0-9./:@_~%?&=#-]{1,60}\Z")
+_TEX_WORDS = set("approx times cdot ge geq geqslant le leq leqslant ne neq pm mp div sim simeq to in equiv quad n".split())
+_INDICATORS = set("PMI CPI PPI GDP EPS PE PB PS PEG ROE ROA ROI ROIC EBITDA EBIT LPR MLF VIX BDI NAV IRR NPV WACC".split())
+
+
+def _is_quantity(text: str, i: int, name: str) -> bool:
+    """Whether digits stuck to capitals are their value, not a part of the name: GDP89,358元, ROE12.5%, PMI50.2."""
+    core = arabic_at(text, i, i)
+    raw = text[i : core.end]
+    measure = measure_at(text, core) if core.end - i <= 40 else None
+    if measure is not None and measure.unit.kind in ("amount", "rate", "price"):
+        return len(name) > 1 or len(raw) > 1
+    return name in _INDICATORS and not raw.isdigit()
+
+
 def in_address(text: str, i: int) -> bool:
     """Whether i lies inside a URL or an HTML tag: looked for within a bounded distance to the left."""
     if text[i - 1] == "/" and i > 1 and text[i - 2].isascii() and text[i - 2].isalpha():
-        return True
+        path = _PATH.search(text, max(0, i - 60), i)
+        return path is not None and ("." in path.group() or path.group().count("/") > 1)
     left = text[max(0, i - 160) : i]
     mark = left.rfind("://")
     if mark >= 0 and not re.search(r"[\s)）>\]\"'，。；、\u4e00-\u9fff]", left[mark:]):

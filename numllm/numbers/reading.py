@@ -10,7 +10,7 @@ from .numerals import DIGITS, FOLD, D, chinese_to_int, decimal_string, exact_dec
 from .patterns import ARABIC, CN_RUN, PER, PER_WORDS
 from .units import CODES, LONGEST, MAGNITUDES, NOT_BEFORE, NOT_MAGNITUDE, SIGNS, SPACE, UNITS, Unit
 
-__all__ = ["Core", "Measure", "RATIO_MEASURE", "arabic_at", "chinese_at", "magnitude_at", "measure_at"]
+__all__ = ["Core", "Measure", "RATIO_MEASURE", "arabic_at", "chinese_at", "magnitude_at", "measure_at", "per_at"]
 
 _WIDE_COMMA = re.compile(r"(?:，[0-9]{3}){0,4}，000(?![0-9，,.])|(?:，[0-9]{3}){1,4}\.[0-9]{2}(?![0-9])")
 _SPACED = re.compile(r"[0-9]{1,3}(?:[ \u00a0\u2009\u202f][0-9]{3})+(?![0-9])(?:\.[0-9]+)?")
@@ -20,9 +20,16 @@ _CHANGE = re.compile(
 _CN_FRACTION = re.compile("点([零〇○一二三四五六七八九]{1,32})(百万|千万|百亿|千亿|万亿|[万亿])?")
 _MIXED = re.compile(r"([0-9]+(?:\.[0-9]+)?)([十百千]?[万亿]|[百千])")
 _SHORT_TENTH = re.compile(r"([0-9]{1,4})万([1-9])(?=[。，；、！？)）]|\Z)")
-_PERCENT_TEX = re.compile(r"\s?\$?\s?\\(?:%|textperthousand)(?:\s?\$)?")
+_PERCENT_TEX = re.compile(r"\s?(?:\$\s?\\(?:%|textperthousand)(?:\s?\$)?|\\(?:%|textperthousand))")
 _LATIN_BEFORE = re.compile("[A-Za-z/]")  # EUR/USD 1.0850 is a rate of exchange
-_ENGLISH = re.compile(r"\s?(?:(mn?|million)|(bn|billion)|(tn|trillion))(?![A-Za-z])")  # US$1.2 billion
+_ENGLISH = re.compile(  # US$1.2 billion, $300M
+    r"(?:(K|\s?(?:k|thousand))|(MM?|\s?(?:mn?|mm|million))|(B|\s?(?:bn?|billion))|(T|\s?(?:tn|trillion)))(?![A-Za-z])"
+)
+_POWER = re.compile(  # 1.5×10^6, 6.02×10²³, 1.2\\times10^{5}
+    r"\s?(?:[×✕*]|\\times)\s?10(?:\^\{?\s?(?P<plain>[-−]?[0-9]{1,3})(?![0-9.])\s?\}?|(?P<raised>⁻?[⁰¹²³⁴-⁹]{1,3}))"
+)
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_MANY = "多余来"
 _TENTHS = re.compile("[一二三四五六七八九](?![十百千万个年月天人家股次条项])")
 
 
@@ -170,8 +177,13 @@ def arabic_at(text: str, i: int, floor: int) -> Core:
             else:
                 j, exponent = end, exponent + power
             scaled = True
-    if currency and not scaled and c and c in "mbt " and (english := _ENGLISH.match(text, j)) is not None:
-        j, exponent, scaled = english.end(), exponent + 3 + 3 * (english.lastindex or 0), True
+    elif c and c in _MANY and (many := magnitude_at(text, j + 1))[1]:  # 3000多万
+        j, exponent, scaled = many[0], exponent + many[1], True
+    if not scaled and c and c in "×✕*\\ " and (power := _POWER.match(text, j)) is not None:
+        raised = power.group("plain") or power.group("raised").translate(_RAISED)
+        j, exponent, scaled = power.end(), exponent + int(raised.replace("−", "-")), True
+    if currency and not scaled and c and c in "kKmMbBtT " and (english := _ENGLISH.match(text, j)) is not None:
+        j, exponent, scaled = english.end(), exponent + 3 * (english.lastindex or 0), True
     return Core(start, j, digits, exponent, negative, "a", False, scaled, currency)
 
 
@@ -183,7 +195,14 @@ def _split(value: Fraction) -> tuple[str, int]:
 
 def _mixed(text: str, i: int, end: int) -> tuple[int, Fraction] | None:
     """(end, value) of `1万2千`, `2亿3千5百万`, `3万5`; None when no further group follows the first magnitude."""
-    if not text[end : end + 1].isdecimal() or not text[end : end + 1].isascii():
+    c = text[end : end + 1]
+    if c and c in DIGITS and (run := CN_RUN.match(text, end)) is not None:  # 3万五千
+        head, rest = _MIXED.fullmatch(text, i, end), chinese_to_int(run.group())
+        if head is None or rest is None or run.group()[-1] not in "百千" or len(head.group(1)) > 20:
+            return None
+        power = 10 ** MAGNITUDES[head.group(2)]
+        return (run.end(), Fraction(head.group(1)) * power + rest) if rest < power else None
+    if not c.isdecimal() or not c.isascii():
         return None
     if (short := _SHORT_TENTH.match(text, i)) is not None and short.end() == end + 1:
         return end + 1, Fraction(10 * int(short.group(1)) + int(short.group(2))) * 1000
@@ -222,8 +241,11 @@ def chinese_at(text: str, i: int, floor: int) -> Core | None:
             rest = "".join(str(DIGITS[c]) for c in point.group(1))
             power = MAGNITUDES[point.group(2)] if point.group(2) else 0
             return Core(start, point.end(), digits + rest, power - len(rest), negative, "c", False, bool(power), "")
-    if text[j : j + 1] == "几":
+    c = text[j : j + 1]
+    if c == "几":
         return None
+    if c and c in _MANY and (many := magnitude_at(text, j + 1))[1]:  # 两百多亿
+        return Core(start, many[0], digits, many[1], negative, "c", False, True, "")
     return Core(start, j, digits, exponent, negative, "c", len(numeral) == 1, scaled, "")
 
 
@@ -301,12 +323,11 @@ def measure_at(text: str, core: Core) -> Measure | None:
     """The unit of a numeral with what may trail it: 半, 角分, `/股`, and 多 or 余 before it."""
     j = core.end
     c = text[j : j + 1]
-    if c and c in "多余":
-        end, power = magnitude_at(text, j + 1)
-        found = _unit(text, end)
-        if found is None or found.unit.grade == 0:
+    if c and c in _MANY:
+        if c == "来" and not core.digits.endswith("0") and not core.exponent:
             return None
-        return found._replace(unit=found.unit._replace(shift=found.unit.shift + power))
+        found = _unit(text, j + 1)
+        return None if found is None or found.unit.grade == 0 else found
     if c and c in "（(" and core.style == "a":
         return _bracketed(text, core)
     if c == "个" and text[j + 1 : j + 2] == "半":
@@ -326,21 +347,28 @@ def measure_at(text: str, core: Core) -> Measure | None:
                     if digit := change.group(name):
                         cents += worth * (DIGITS[digit] if digit in DIGITS else int(digit))
                 return Measure(change.end(), unit, Fraction(cents, 100))
-        if text[end : end + 1] in "/／每 " and end < len(text):
-            per = PER.match(text, end)
-            if per is not None:
-                word = per.group(1) or per.group(2)
-                for size in range(len(word), 0, -1):
-                    if word[:size] in PER_WORDS:
-                        name = f"{unit.name}/{word[:size]}"
-                        start = per.start(1) if per.group(1) else per.start(2)
-                        return Measure(start + size, Unit("price", name, unit.shift, 3))
+        if text[end : end + 1] in "/／每 " and end < len(text) and (per := per_at(text, end)) is not None:
+            return Measure(per[0], Unit("price", f"{unit.name}/{per[1]}", unit.shift, 3))
     elif unit.shift == -1 and text[end - 1] == "成" and _TENTHS.match(text, end) is not None:
         return Measure(end + 1, unit, Fraction(DIGITS[text[end]], 100))  # 六成五
     elif unit.kind == "duration" and text[end : end + 1] == "半" and unit.name in ("year", "day", "week"):
         if text[end - 1] in "年天周" and text[end + 1 : end + 2] not in ("年", "天", "周"):
             return Measure(end + 1, unit, Fraction(1, 2))
     return found
+
+
+def per_at(text: str, j: int) -> tuple[int, str] | None:
+    """(end, word) of what a price is for, at j: `/股`, `每吨`, `/kWh`."""
+    per = PER.match(text, j)
+    if per is None:
+        return None
+    start, word = per.start(per.lastindex or 0), per.group(per.lastindex or 0)
+    if word.isascii():
+        return (per.end(), word) if word in PER_WORDS else None
+    for size in range(len(word), 0, -1):
+        if word[:size] in PER_WORDS:
+            return start + size, word[:size]
+    return None
 
 
 def _bracketed(text: str, core: Core) -> Measure | None:

@@ -23,6 +23,18 @@ _CURRENCIES = {
     "INR": "卢比 INR",
     "RUB": "卢布 RUB",
     "THB": "泰铢 THB",
+    "NZD": "新西兰元 纽元 NZD",
+    "MYR": "林吉特 马来西亚林吉特 MYR",
+    "BRL": "雷亚尔 巴西雷亚尔 BRL",
+    "ZAR": "兰特 南非兰特 ZAR",
+    "SEK": "瑞典克朗 SEK",
+    "NOK": "挪威克朗 NOK",
+    "DKK": "丹麦克朗 DKK",
+    "IDR": "印尼盾 IDR",
+    "VND": "越南盾 VND",
+    "TRY": "里拉 土耳其里拉 TRY",
+    "AED": "迪拉姆 AED",
+    "XDR": "特别提款权 SDR XDR",
 }
 _DURATIONS = {
     "year": "年 周年 个年度 个会计年度 个完整会计年度 个纳税年度 个自然年 年期",
@@ -32,26 +44,27 @@ _DURATIONS = {
     "day": "天 天期 个自然日 日历天 自然日",
     "workday": "个工作日 工作日",
     "tradingday": "个交易日 交易日",
-    "hour": "小时 个小时 个钟头 课时",
-    "minute": "分钟",
+    "hour": "小时 个小时 个钟头 课时 h",
+    "minute": "分钟 min",
     "second": "秒 秒钟",
 }
 # rates: power of ten that takes the written number to a fraction
 _RATES = {
     -1: "成 折",
-    -2: "% ％ 个百分点 百分点 pct PCT pp",
+    -2: "% ％ ﹪ 个百分点 百分点 个点 pct PCT pp",
     -3: "‰ 个千分点",
     -4: "‱ 个基点 基点 bp bps BP BPs BPS 个bp 个BP",
     0: "倍",
 }
 _MEASURED = (
     "吨 公吨 万吨 公斤 千克 克 公里 千米 米 厘米 毫米 平方米 立方米 平方公里 亩 公顷 升 桶 盎司 千瓦时 千瓦 兆瓦 "
-    "千伏安 蒲式耳 磅 英亩 英里 海里 人次 人月 工时 机器工时 人工工时 台时 kg km ha kWh"
+    "千伏安 蒲式耳 磅 英亩 英里 海里 人次 人月 工时 机器工时 人工工时 台时 工日 个工日 人日 人天 标准箱 户次 车次 "
+    "kg km mm cm ha g ml m² km² m³ ㎡ kW MW GW kWh MWh GWh TWh kVA MB GB TB TEU DWT"
 )
 _CONCRETE = "股 件 台 人 名 户 岁 辆 头 艘 架 栋 幢 手 份 张 公斤"
 _ABSTRACT = (
     "个 项 种 类 次 家 位 组 批 期 笔 套 部 座 本 册 支 枚 间 步 轮 分 条 点 片 根 块 粒 箱 袋 瓶 盒 单位 只 篇 道 票 "
-    "亿次 颗 副 幅 宗 场 门 层 天次 口 例 年级"
+    "亿次 颗 副 幅 宗 场 门 层 天次 口 例 年级 起 处 单 档 席 班 株"
 )
 _NUMBERED = "号 章 节 级 页 楼 版 届 卷 世纪 代 年代 款 集 回 阶 号楼 号线 ℃ 度 次方 象限 元组"
 # a unit word is none when one of these characters follows it
@@ -106,6 +119,16 @@ NOT_BEFORE = {
     "块": "",
     "支": "持付出撑配",
     "单位": "产成价净名",
+    "起": "始点算码源来见施诉草因伏止步征付息飞到",
+    "处": "理罚于以置分境方所级长在",
+    "单": "元价笔个独日月纯人边一户只季晶词利",
+    "档": "案次期",
+    "席": "位卷",
+    "班": "级组次期",
+    "h": "(_^",
+    "min": "(_{\\",
+    "g": ")+-*/^_=(",
+    "个点": "位击",
     "美元": "指",
 }
 
@@ -163,6 +186,15 @@ SIGNS = {
     "A$": "AUD",
     "C$": "CAD",
     "S$": "SGD",
+    "NZ$": "NZD",
+    "CA$": "CAD",
+    "AU$": "AUD",
+    "R$": "BRL",
+    "CN¥": "CNY",
+    "₩": "KRW",
+    "₹": "INR",
+    "฿": "THB",
+    "₽": "RUB",
 }
 MAGNITUDES = {"百": 2, "千": 3, "万": 4, "十万": 5, "百万": 6, "千万": 7, "亿": 8, "十亿": 9, "百亿": 10}
 MAGNITUDES |= {"千亿": 11, "万亿": 12, "万万": 8}
