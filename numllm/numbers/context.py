@@ -168,6 +168,8 @@ def _before_letters(text: str, core: Core, p: str, raw: str) -> tuple[Number, in
     n, after = text[j], text[j + 1 : j + 2]
     if "," in raw:
         return make(text, start, j, core.value(), "", "other", True)
+    if n in "xX" and raw.isdigit() and raw != "0" and after.isdecimal():  # 7x24小时
+        return make(text, start, j, core.value(), "", "other", True)
     before = text[start - 2 : start - 1] if p and p in SPACE else p
     if n.isalpha() and not (after.isascii() and after.isalnum()):
         operated = bool(before) and before in "=+-−–*×÷/<>≤≥{$&"
@@ -272,6 +274,8 @@ def read_index(text: str, i: int, floor: int, p: str) -> tuple[Number | None, in
     match = ARABIC.match(text, i)
     assert match is not None
     end = match.end()
+    if kind == "identifier" and text.find("://", max(0, i - 160), i) >= 0 and in_address(text, i):
+        return None, end
     if kind == "identifier" and (tail := WORD_TAIL.match(text, end)) is not None:
         end = tail.end()
     if kind == "identifier" and (tail := DOTTED.match(text, end)) is not None:

@@ -16,7 +16,7 @@ from .context import bare_number, day_at, in_address, label_at, make, read_index
 from .number import Number
 from .numerals import CN, DIGITS, FOLD, FORMAL, TENS, D, chinese_to_int, decimal_string, exact_decimal
 from .patterns import AFTER_ONE, ARABIC, CALENDAR, CN_RUN, MARK_BEFORE, WORD_TAIL
-from .reading import RATIO_MEASURE, Core, Measure, arabic_at, chinese_at, measure_at
+from .reading import RATIO_MEASURE, Core, Measure, arabic_at, chinese_at, magnitude_at, measure_at
 from .shapes import iso_date, try_date, try_range, try_special
 from .spoken import SPOKEN, try_spoken
 from .units import NOT_BEFORE, SPACE
@@ -42,12 +42,14 @@ _FORMAL_DATE = re.compile(
 )
 _PER_MANY = re.compile(r"(?P<many>10{1,3})万分之(?P<top>[0-9]{1,9}(?:\.[0-9]{1,9})?)")  # 10万分之3
 _PER_TEN_THOUSAND = re.compile("(?:(?:佣金|费率?|税率?|利率)[^，。；0-9]{0,4}|按)万\\Z")  # 佣金按万2.5收取
+_SPOKEN_RATIO = re.compile("([一二三四五六七八九十百]{1,4})比([一二三四五六七八九十百]{1,4})(?![万千亿]|点[零一二三四五六七八九])")
 _STEP_WORDS = "这那某同上下前后另任头本哪"  # 这一年, 上一季度: a step in a row, no duration
 _HALF = re.compile(r"半(?:(?P<m>个月)|(?P<y>年)(?!度|报)|(?P<d>天)|(?P<h>个?小时)|(?P<q>个季度))")
 _COUNTED = re.compile(r"以[上下内]")
 _COUNTED_BEFORE = re.compile(r"(?:满|至少|不[少多]于|仅有?|只有|每[^，。；\n]{1,8}为)\Z")
 _IDIOM = re.compile(
-    "十年(?:树木|寒窗|磨一剑|如一日)|三年五载|一年(?:四季|之计|到头)|三天两头|三人(?:行|成虎)|三个代表|两个(?:务必|维护|确立)|四个(?:自信|全面|意识)"
+    "十年(?:树木|寒窗|磨一剑|如一日)|三年五载|一年(?:四季|之计|到头|一[度次]|半载)|三天两头|(?<=一波)三折|(?<=半斤)八两|"
+    "三天打鱼|两天晒网|三十年河|一日千里|一分钱一分货|五十步笑|一天天|三人(?:行|成虎)|三个代表|两个(?:务必|维护|确立)|四个(?:自信|全面|意识)"
 )
 _NO_MONEY_ONE = "线性论化次函方程回模期悖"
 
@@ -116,9 +118,17 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
         tail = WORD_TAIL.match(text, i)
         end = tail.end() if tail else i + 1
         return None, end
+    if p and p in "-−" and text[i - 2 : i - 1] == "{" and text[i - 3 : i - 2] in ("_", "^"):  # x_{-1}
+        index = ARABIC.match(text, i)
+        assert index is not None
+        return make(text, i - 1, index.end(), "-" + index.group(), "", "formula", False)
     core = arabic_at(text, i, floor)
     j = core.end
     n = text[j : j + 1]
+    if n and p and ((n in ")）" and p in "(（") or (n == "$" and p == "$")) and core.start == i > floor:
+        enclosed = _read_enclosed(text, core)
+        if enclosed is not None:
+            return enclosed
     plain = not core.scaled and not core.currency and j - i <= 4
     if plain and n:
         dated = try_date(text, i, j, n)
@@ -150,9 +160,28 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     return with_unit(text, core, measure)
 
 
+def _read_enclosed(text: str, core: Core) -> tuple[Number, int] | None:
+    """`(12,345.67)万元`, a negative of the accountant, and `$3.5$亿元`: the unit stands behind the closing sign."""
+    i, j = core.start, core.end
+    negative = text[j] != "$"
+    if negative and not ("." in text[i:j] or j - i > 2):
+        return None
+    end, power = magnitude_at(text, j + 1)
+    core = core._replace(end=end, exponent=core.exponent + power, scaled=bool(power) or core.scaled)
+    if negative:
+        core = core._replace(start=i - 1, negative=True)
+    measure = measure_at(text, core)
+    if measure is None or measure.unit.grade < 3 or (negative and measure.unit.kind not in ("amount", "price", "rate")):
+        return None
+    return with_unit(text, core, measure)
+
+
 _ORDINAL_TO = re.compile(r"\s?[-–—~～至到]\s?[0-9]{1,4}")
+_ORDINAL_TO_CHINESE = re.compile("[至到][一二三四五六七八九十百]{1,5}(?=[条款项章节编期])")
 _ORDINAL_PARTS = re.compile(r"(?:\.[0-9]{1,3})+(?=\s?[条款项章节])")  # 第14.1.2条
-_ORDINAL_WORDS = "章节条款项编部分类种个次期年季步号页回届位名卷阶层轮批方代集题组段句行列点级"
+_ORDINAL_WORDS = "章节条款项编部分类种个次期年季步号页回届位名卷阶层轮批方代集题组段句行列点级件版讲课篇册辑套家笔张只天周日月排档"
+_ORDINAL_PAIRS = ("季度", "部分", "分编", "分册", "单元", "顺位", "梯队")
+_NO_ORDINAL_WORD = {"部": "门委", "周": "期", "天": "然", "家": "庭", "课": "堂", "套": "期", "日": "元", "单": "元"}
 
 
 def _read_ordinal(text: str, i: int, floor: int) -> tuple[Number | None, int]:
@@ -177,13 +206,16 @@ def _read_ordinal(text: str, i: int, floor: int) -> tuple[Number | None, int]:
         elif (tail := _ORDINAL_PARTS.match(text, j)) is not None:
             j = tail.end()
             value += tail.group()
-    if text[j : j + 1] in tuple("方者"):  # 第三方, 第三者
+    elif (tail := _ORDINAL_TO_CHINESE.match(text, j)) is not None:
+        j = tail.end()
+    if text[j : j + 1] in tuple("方者") or text[j - 1 : j + 1] == "三人":  # 第三方, 第三者, 第三人
         return None, j
     word = j + 1 if text[j : j + 1] in SPACE and text[j : j + 1] else j
-    if text[word : word + 2] == "季度":
+    if text.startswith(_ORDINAL_PAIRS, word):
         j = word + 2
     elif text[word : word + 1] and text[word] in _ORDINAL_WORDS:
-        j = word + 1
+        if text[word + 1 : word + 2] not in tuple(_NO_ORDINAL_WORD.get(text[word], "")):
+            j = word + 1
     return make(text, max(begin, floor), j, value, "", "ordinal", False)
 
 
@@ -252,10 +284,18 @@ def _read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     core = chinese_at(text, i, floor)
     if core is None:
         return None, j
+    if n == "比" and (ratio := _SPOKEN_RATIO.match(text, i)) is not None:
+        return _spoken_ratio(text, ratio)
+    if n == "又" and (whole := chinese_to_int(run.group())) is not None:
+        part = chinese_at(text, j + 1, j + 1)  # 一又二分之一
+        if part is not None and part.fraction is not None:
+            return make(text, i, part.end, exact_decimal(whole + part.fraction), "1", "rate", True)
     if (after := text[core.end : core.end + 1]) and after in SPOKEN and (spoken := try_spoken(text, core)) is not None:
         return spoken
     if core.fraction is not None and core.fraction.denominator == 1 and core.fraction == 0:
         return make(text, core.start, core.end, "0", "1", "rate", True)
+    if core.fraction is not None and (spread := _share_range(text, core, run.group())) is not None:
+        return spread
     ratio = RATIO_MEASURE._replace(end=core.end) if core.fraction is not None else None
     measure = ratio or _chinese_measure(text, core, p)
     ranged = try_range(text, core, measure)
@@ -283,6 +323,27 @@ def _read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     return with_unit(text, core, measure)
 
 
+def _share_range(text: str, core: Core, whole: str) -> tuple[Number, int] | None:
+    """百分之十到十五: the second share is of the same whole."""
+    if whole not in ("百", "千", "万") or text[core.end : core.end + 1] not in ("至", "到"):
+        return None
+    top = chinese_at(text, core.end + 1, core.end + 1)
+    if top is None or top.fraction is not None or top.scaled or measure_at(text, top) is not None:
+        return None
+    low, high = core.value(), top.value(-{"百": 2, "千": 3, "万": 4}[whole])
+    if "/" in low or Fraction(low) >= Fraction(high) or text[top.end : top.end + 1] in ("分", "日", "月"):
+        return None
+    return Number(text[core.start : top.end], core.start, top.end, low, "1", "rate", True, low, high), top.end
+
+
+def _spoken_ratio(text: str, match: re.Match[str]) -> tuple[Number | None, int]:
+    """三比一: a ratio."""
+    top, bottom = (chinese_to_int(part) for part in match.groups())
+    if not top or not bottom:
+        return None, match.end()
+    return make(text, match.start(), match.end(), exact_decimal(Fraction(top, bottom)), "1", "rate", True)
+
+
 def _chinese_measure(text: str, core: Core, p: str) -> Measure | None:
     """`measure_at` with the traps of a lone Chinese numeral: 三元论, 一成不变, 一折, 四季度, 九折."""
     measure = measure_at(text, core)
@@ -304,7 +365,7 @@ def _chinese_measure(text: str, core: Core, p: str) -> Measure | None:
         return None
     if word in "分点手头份张" or core.digits == "0":
         return None if word in "分点手头" or core.digits in "01" else measure
-    if measure.unit.name == "期" or (word in "级代号节章款" and measure.unit.grade == 0):
+    if measure.unit.name == "期" or (word in "级代号节章款度" and measure.unit.grade == 0):
         return None
     return measure
 

@@ -198,7 +198,7 @@ def _mixed(text: str, i: int, end: int) -> tuple[int, Fraction] | None:
     c = text[end : end + 1]
     if c and c in DIGITS and (run := CN_RUN.match(text, end)) is not None:  # 3万五千
         head, rest = _MIXED.fullmatch(text, i, end), chinese_to_int(run.group())
-        if head is None or rest is None or run.group()[-1] not in "百千" or len(head.group(1)) > 20:
+        if head is None or rest is None or run.group()[-1] not in "百千万" or len(head.group(1)) > 20:
             return None
         power = 10 ** MAGNITUDES[head.group(2)]
         return (run.end(), Fraction(head.group(1)) * power + rest) if rest < power else None

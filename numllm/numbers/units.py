@@ -66,7 +66,7 @@ _ABSTRACT = (
     "个 项 种 类 次 家 位 组 批 期 笔 套 部 座 本 册 支 枚 间 步 轮 分 条 点 片 根 块 粒 箱 袋 瓶 盒 单位 只 篇 道 票 "
     "亿次 颗 副 幅 宗 场 门 层 天次 口 例 年级 起 处 单 档 席 班 株"
 )
-_NUMBERED = "号 章 节 级 页 楼 版 届 卷 世纪 代 年代 款 集 回 阶 号楼 号线 ℃ 度 次方 象限 元组"
+_NUMBERED = "号 章 节 级 页 楼 版 届 卷 世纪 代 年代 款 集 回 阶 号楼 号线 季度 ℃ 度 次方 象限 元组"
 # a unit word is none when one of these characters follows it
 NOT_BEFORE = {
     "元": "素件旦首老器宵勋月",
