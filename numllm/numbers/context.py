@@ -20,7 +20,7 @@ _PER_BEFORE = re.compile(
 )
 _LABEL = re.compile(
     r"(?:(?<![比条惯])例题?|公式|附件|附录|附注|步骤|习题|案例|阶段|情形|方案|版本|"
-    r"(?:(?<![\u4e00-\u9fff])|(?<=[见如附下上本该此在和与及或由按据用照看从对将把的]))(?:图|表|式|行|题|页|版|章|节|卷)|章节|"
+    r"(?:(?<![\u4e00-\u9fff0-9])|(?<=[见如附下上本该此在和与及或由按据用照看从对将把的]))(?:图|表|式|行|题|页|版|章|节|卷)|章节|"
     r"No\.|NO\.|Table|Figure|Fig\.|Eq\.|Section|Chapter|Step|第)\s{0,1}[（(]?\Z"
 )
 _IDENTIFIER_CUE = re.compile(
@@ -28,8 +28,8 @@ _IDENTIFIER_CUE = re.compile(
     r"批号|序号|端口|主科目|热线|分机|验证码|(?:[0-9]|传真|电话)转)[\s:：为是（(“\"*-]{0,4}(?:[A-Z]{1,6}-)?\Z"
 )
 _CUE = re.compile(  # the last cue decides: 边际消费倾向 is a rate
-    r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|现值指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|(?<!协)方差|(?<![同环相对])比(?=[约分]?[为是达：:=＝]))|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
-    r"(?P<index>指数|点位|大盘)|(?P<amount>金额|成本|收入|利润|余额|价值|费用|价款|资产|负债|现金|利息|税额|税款|资本|支出|借：|贷：|存款|"
+    r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|(?:现值|获利|盈利)指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|(?<!协)方差|(?<![同环相对])比(?=[约分]?[为是达：:=＝]))|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
+    r"(?P<index>(?<!现值)(?<![获盈]利)指数|点位|大盘)|(?P<amount>金额|成本|收入|利润|余额|价值|费用|价款|资产|负债|现金|利息|税额|税款|资本|支出|借：|贷：|存款|"
     r"账款|收益|损失|产值|GDP|总额|净额|投资|消费|股利|薪酬|准备|折旧|摊销|扣除数))[^，。；、,;0-9\n]{0,5}\Z"
 )
 _ASIDE = re.compile(  # 系数（8%，5年）为
@@ -40,6 +40,8 @@ _IDENTIFIER_ENDS = '话真号户码编NID目箱Q本B证口线机转:：为是“
 _INDEX_NAME = re.compile(  # 沪深300
     "(?:沪深|中证|上证|深证|国证|北证|科创|创业板|标普|纳斯达克|日经|富时|罗素|恒生)\\Z"
 )
+_NUMBERED_THING = re.compile(r"[\u4e00-\u9fff]号[:：\s]{0,2}\Z")
+_PART = re.compile("-[0-9]{1,3}(?![0-9])")  # ISO 14064-1
 _ACRONYM = re.compile(r"(?<![A-Za-z])[A-Z]{2,6} \Z")
 _LINE_START = re.compile(r"(?:^|\n)[\s>#*|\-【\[]{0,8}\Z")
 _DAYS_AFTER = re.compile(r"(?:以?之?内|以?前|以?后|以上|以下|之前|之后|的?期限|届满|的?时间|期满|为限|年化|均线|移动平均|滚动|通知存款|逆回购|理财|[犹冷宽等]|无理由)")
@@ -63,6 +65,11 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
     if measure.add is not None:
         whole = Fraction(value)
         value = exact_decimal(whole - measure.add if core.negative else whole + measure.add)
+    if name == "year" and text[start - 2 : start] == "民国":
+        return make(text, start, end, str(1911 + int(core.digits)), "", "date", False)
+    if name == "起" and (core.scaled or _COUNTED_CASES.match(text, end) is None):  # 总价100万起
+        name, end = "", core.end
+        return make(text, start, end, value, "", "other", core.scaled or core.exponent < 0)
     if unit.grade == 0:
         word = text[end - 1]
         counted = word in _COUNTABLE and (
@@ -90,12 +97,14 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
     return make(text, start, end, value, name, kind, variable)
 
 
+_COUNTED_CASES = re.compile("[\u4e00-\u9fff]{0,8}(?:案|事|诉|并购|投|交易|违|件|纠纷|重组|收购|融资|罚|其中|，其|。)")
 _COUNTABLE = "章节页款集回卷级"
 _COUNT_CUE = re.compile("(?:共有?|合?计|约|逾|超过?|达|仅|推出|上线|发布|涵盖|代销|在售|新增|多达|至少|不[少多]于|全[书文套]有?)\\Z")
 _COUNT_NOUN = re.compile("款(?:产品|理财|基金|保险|车型|新品|新车|手机|游戏|软件|App|APP)")
 _CURRENCY_WORD = re.compile("(?:港币|美金|新?台币)\\Z")
 _MONEY_WORD = re.compile("(?:人民币|港币|美金)\\Z")  # 人民币500万
-_LATIN_BEFORE = re.compile("[A-Za-z0-9]")
+_LATIN_BEFORE = re.compile("[A-Za-z]")
+_STATED = re.compile(r"(?:[^作视认划分称级]为|等于|[升降增减]至|[^到可录]达)\s?\$?\Z")
 _SETTLEMENT = re.compile(r"(?<![A-Za-z0-9])[TD]\s?\+\Z")  # T+0
 
 
@@ -125,7 +134,8 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
     if core.currency:
         if n and n in "/／" and (per := per_at(text, j)) is not None:
             return make(text, start, per[0], value, f"{core.currency}/{per[1]}", "price", True)
-        return make(text, start, j, value, core.currency, "amount", True)
+        kind, unit = price_before(text, start, core.currency)
+        return make(text, start, j, value, unit, kind, True)
     if p and p in "（(" and n and n in "）)" and start > floor:
         if digits and len(raw) <= 2 and not _LATIN_BEFORE.match(left[-2:-1]):
             return make(text, *with_ordinal_words(text, start - 1, j + 1), value, "", "ordinal", False)
@@ -138,7 +148,7 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
     whole = len(text) - (j - start) <= 16 and text.strip() == raw
     after = text[j + 1 : j + 2] if n and n in SPACE else n
     before = left[-2:-1] if p and p in SPACE else p
-    operated = (after and after in _OPERATORS) or (before and before in _OPERATORS)
+    operated = (after and after in _OPERATORS) or (before and before in _OPERATORS) or n == "\\"
     if operated and "*" in (n, p):  # Markdown emphasis, not a product
         operated = False
     term = (after and after in "×÷+−*＋") or (operated and value in "01")  # part of a sum, not what the word names
@@ -156,6 +166,8 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
     if cue is not None:
         return make(text, start, j, value, "1" if cue == "rate" else "", cue, True)
     operated = operated or (bool(p) and p == "{" and left.endswith(("frac{", "}{")))
+    if not after or after in "，。；、,;)）$和与":  # 180天以上为0
+        operated = operated or _STATED.search(text, max(0, start - 3), start) is not None
     if p == "+" and _SETTLEMENT.search(left) is not None:
         operated = False
     marked = core.scaled or not digits or core.negative or (operated and value != "1") or whole
@@ -227,7 +239,12 @@ def label_at(text: str, core: Core, left: str, raw: str, digits: bool) -> tuple[
         if _INDEX_NAME.search(left) is not None or text.startswith("合约", j):
             return make(text, start, j, core.value(), "", "identifier", False)
     if left[-1:] == " " and digits and "A" <= left[-2:-1] <= "Z" and _ACRONYM.search(left) is not None:
-        return make(text, start, j, core.value(), "", "identifier", False)
+        end = j if (part := _PART.match(text, j)) is None else part.end()
+        return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)
+    if digits and len(raw) > 3 and _NUMBERED_THING.search(left) is not None:
+        tail = DOTTED.match(text, j) or WORD_TAIL.match(text, j)
+        end = tail.end() if tail is not None else j
+        return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)
     return None
 
 

@@ -49,7 +49,7 @@ _COUNTED = re.compile(r"以[上下内]")
 _COUNTED_BEFORE = re.compile(r"(?:满|至少|不[少多]于|仅有?|只有|每[^，。；\n]{1,8}为)\Z")
 _IDIOM = re.compile(
     "十年(?:树木|寒窗|磨一剑|如一日)|三年五载|一年(?:四季|之计|到头|一[度次]|半载)|三天两头|(?<=一波)三折|(?<=半斤)八两|"
-    "三天打鱼|两天晒网|三十年河|一日千里|一分钱一分货|五十步笑|一天天|三人(?:行|成虎)|三个代表|两个(?:务必|维护|确立)|四个(?:自信|全面|意识)"
+    "三天打鱼|两天晒网|三十年河|一日千里|一分钱一分货|五十步笑|一天天|(?<=三番)五次|两票制|[两三]桶油|三只松鼠|三人(?:行|成虎)|三个代表|两个(?:务必|维护|确立)|四个(?:自信|全面|意识)"
 )
 _NO_MONEY_ONE = "线性论化次函方程回模期悖"
 
@@ -89,6 +89,8 @@ def find_numbers(text: str) -> list[Number]:
                 number = _in_list(text, found[-1], number)
             elif found and number.start == found[-1].end and number.unit == "分" and found[-1].unit == "hour":
                 number = replace(number, unit="minute", kind="duration", variable=True)  # 4小时30分
+            elif number.unit == "层" and found and number.start == floor and found[-1].text[-1] in "号栋幢座楼":
+                number = replace(number, unit="", kind="ordinal", variable=False)  # 15号10层
             found.append(number)
             floor = number.end
     return found
@@ -125,7 +127,7 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     core = arabic_at(text, i, floor)
     j = core.end
     n = text[j : j + 1]
-    if n and p and ((n in ")）" and p in "(（") or (n == "$" and p == "$")) and core.start == i > floor:
+    if n and p and ((n in ")）" and p in "(（") or (n == "$" and text[j + 1 : j + 2] != "\\")) and core.start == i > floor:
         enclosed = _read_enclosed(text, core)
         if enclosed is not None:
             return enclosed
@@ -180,7 +182,7 @@ _ORDINAL_TO = re.compile(r"\s?[-–—~～至到]\s?[0-9]{1,4}")
 _ORDINAL_TO_CHINESE = re.compile("[至到][一二三四五六七八九十百]{1,5}(?=[条款项章节编期])")
 _ORDINAL_PARTS = re.compile(r"(?:\.[0-9]{1,3})+(?=\s?[条款项章节])")  # 第14.1.2条
 _ORDINAL_WORDS = "章节条款项编部分类种个次期年季步号页回届位名卷阶层轮批方代集题组段句行列点级件版讲课篇册辑套家笔张只天周日月排档"
-_ORDINAL_PAIRS = ("季度", "部分", "分编", "分册", "单元", "顺位", "梯队")
+_ORDINAL_PAIRS = ("季度", "部分", "分编", "分册", "单元", "顺位", "梯队", "财季")
 _NO_ORDINAL_WORD = {"部": "门委", "周": "期", "天": "然", "家": "庭", "课": "堂", "套": "期", "日": "元", "单": "元"}
 
 
@@ -247,7 +249,7 @@ def _read_formal(text: str, i: int) -> tuple[Number | None, int]:
         return None, run.end()
     core = Core(i, run.end(), str(value), 0, False, "c", len(run.group()) == 1, False, "")
     measure = measure_at(text, core)
-    if measure is None or (core.lone and measure.unit.grade < 3):
+    if measure is None or (core.lone and measure.unit.grade < 2):
         return None, run.end()
     return with_unit(text, core, measure)
 
@@ -359,7 +361,7 @@ def _chinese_measure(text: str, core: Core, p: str) -> Measure | None:
         return None
     if word == "折" and core.digits == "1" and after and after not in "，。、优出销以的左至到起":
         return None
-    if word == "门" and p == "花":
+    if (word == "门" and p == "花") or (word == "名" and p == "前"):
         return None
     if after and word + after in ("套房", "类户"):
         return None
@@ -391,6 +393,6 @@ def _chinese_date(text: str, match: re.Match[str]) -> tuple[Number, int] | None:
 def _chinese_day(text: str, core: Core) -> tuple[Number | None, int]:
     """三十日内: a duration; 十五日 alone: a day of the month; 一日游: a word."""
     number, end = day_at(text, core)
-    if core.lone and not number.variable:
+    if core.lone and (not number.variable or text.startswith("年化", end)):  # 七日年化
         return None, end
     return number, end

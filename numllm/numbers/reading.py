@@ -28,9 +28,10 @@ _ENGLISH = re.compile(  # US$1.2 billion, $300M
 _POWER = re.compile(  # 1.5×10^6, 6.02×10²³, 1.2\\times10^{5}
     r"\s?(?:[×✕*]|\\times)\s?10(?:\^\{?\s?(?P<plain>[-−]?[0-9]{1,3})(?![0-9.])\s?\}?|(?P<raised>⁻?[⁰¹²³⁴-⁹]{1,3}))"
 )
+_PER_TIME = re.compile("[/／·](?:[天日月年人次期]|小时)(?![0-9])")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _MANY = "多余来"
-_TENTHS = re.compile("[一二三四五六七八九](?![十百千万个年月天人家股次条项])")
+_TENTHS = re.compile("[半一二三四五六七八九](?![十百千万个年月天人家股次条项])")
 
 
 class Core(NamedTuple):
@@ -350,7 +351,7 @@ def measure_at(text: str, core: Core) -> Measure | None:
         if text[end : end + 1] in "/／每 " and end < len(text) and (per := per_at(text, end)) is not None:
             return Measure(per[0], Unit("price", f"{unit.name}/{per[1]}", unit.shift, 3))
     elif unit.shift == -1 and text[end - 1] == "成" and _TENTHS.match(text, end) is not None:
-        return Measure(end + 1, unit, Fraction(DIGITS[text[end]], 100))  # 六成五
+        return Measure(end + 1, unit, Fraction(5 if text[end] == "半" else DIGITS[text[end]], 100))  # 六成五, 三成半
     elif unit.kind == "duration" and text[end : end + 1] == "半" and unit.name in ("year", "day", "week"):
         if text[end - 1] in "年天周" and text[end + 1 : end + 2] not in ("年", "天", "周"):
             return Measure(end + 1, unit, Fraction(1, 2))
@@ -363,11 +364,12 @@ def per_at(text: str, j: int) -> tuple[int, str] | None:
     if per is None:
         return None
     start, word = per.start(per.lastindex or 0), per.group(per.lastindex or 0)
-    if word.isascii():
-        return (per.end(), word) if word in PER_WORDS else None
-    for size in range(len(word), 0, -1):
+    sizes = [len(word)] if word.isascii() else range(len(word), 0, -1)
+    for size in sizes:
         if word[:size] in PER_WORDS:
-            return start + size, word[:size]
+            end, name = start + size, word[:size]
+            more = _PER_TIME.match(text, end)  # 元/平方米/天, 元/平方米·月
+            return (more.end(), name + more.group()) if more is not None else (end, name)
     return None
 
 

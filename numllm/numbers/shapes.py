@@ -10,6 +10,7 @@ from .number import Number
 from .numerals import FOLD, D, chinese_to_int, exact_decimal
 from .patterns import ARABIC, DOTTED, INDEX_CUE
 from .reading import RATIO_MEASURE, Core, Measure, arabic_at, chinese_at, magnitude_at, measure_at
+from .spoken import DAYTIME
 from .units import MAGNITUDES, SPACE, UNITS, Unit
 
 __all__ = ["iso_date", "try_date", "try_range", "try_special"]
@@ -34,22 +35,23 @@ _SLASH_DATE = re.compile(  # 06/03/2022 is of June, 15/03/2024 of March
     r"/(?P<y>(?:19|20)[0-9]{2})(?![0-9/])"
 )
 _TIME = re.compile(r"(?:[01]?[0-9]|2[0-4])[:：][0-5][0-9](?:[:：][0-5][0-9])?(?![0-9])")
-_CLOCK = re.compile(r"([0-9]{1,2})\s?[时点](?:\s?([0-9]{1,2})\s?分(?!之)|整|半|(?=[前后至到起止许内、,，。]))")
+_CLOCK = re.compile(r"([0-9]{1,2})\s?[时点](?:\s?([0-9]{1,2})\s?分(?!之)|整|半|(?=[前后至到起止许内为开召举截结关发、,，。]))")
 _NO_CLOCK = re.compile(r"(?:[=＝<>≤≥＜＞$]\s?|[大小等高低]于|为)\Z")
 _RATIO = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:\s?[:：∶]\s?[0-9]+(?:\.[0-9]+)?){1,8}")
 _SPOKEN_RATIO = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?比([0-9]{1,6}(?:\.[0-9]{1,6})?)(?![0-9.,%％万亿年月日元])")
 _STANDARD = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})*[:：\-—–](?:19|20)[0-9]{2}(?![0-9])")  # ISO 9001:2015
-_STANDARD_NAME = re.compile(r"(?<![A-Za-z])(?:[A-Z]{2,6}|(?:[A-Z]{2}|DB[0-9]{2})/[TZ])\s?\Z")
+_STANDARD_NAME = re.compile(r"(?<![A-Za-z])(?:[A-Z]{2,6}|(?:[A-Z]{2,4}|DB[0-9]{2})/[TZ])\s?\Z")
 _SLASH = re.compile(rf"[/／]([{D}]{{1,12}})(?![{D}/／.])")
 _CREDIT_TERMS = re.compile(r"[0-9]+/[0-9]+(?:[,，、;；\s]{0,2}[0-9]+/[0-9]+){0,4}[,，、;；\s]{0,2}[nN]/[0-9]+")
-_RANGE = re.compile(r"\s?(?:至|到|[-–—―~～－−﹣]{1,2})\s?(?=[$¥￥]?[-−负]?[0-9０-９零一二三四五六七八九十两百壹贰叁])")
+_RANGE = re.compile(r"\s?(?:至|到|[-–—―~～－−﹣]{1,2})\s?(?=(?:(?:US|HK|NT|[ACS])?[$¥￥€£]|RMB|USD|HKD|EUR)?[-−负]?[0-9０-９零一二三四五六七八九十两百壹贰叁])")
 _DAY_SPAN = re.compile(rf"日\s?[至到\-–—―~～－−﹣]\s?([{D}]{{1,3}}|[一二三四五六七八九十百]{{1,5}})日")
 _SPAN_BEFORE = re.compile("(?:持有|持续|期限?|超过|逾期|账龄|拖欠|满|少于|连续)[^，。；、0-9]{0,4}\\Z")
 _SPAN_AFTER = re.compile("[（(]?不?含|以?之?内|收取|的?期限?|赎回|不等|后|未")
+_CURRENCY_SIGN = re.compile("(?:US|HK|NT|[ACS])?[$¥￥€£]|RMB|USD|HKD|EUR")
 _ISSUE = re.compile(r"\s?第\s?[0-9０-９]{1,6}\s?号")
 _BRACKET_ISSUE = re.compile(
     r"[〕\]］)）】]\s?(?:(?:第\s?)?[A-Z]{0,4}[0-9０-９]{1,14}(?:-[0-9]{1,3})?\s?号|"
-    r"[\u4e00-\u9fff0-9]{1,14}(?:[民刑行商知][初终再申监辖特]|[执破仲刑民行商]|字)第?[0-9]{1,7}(?:-[0-9]{1,3})?号)"  # （2023）京01民初123号
+    r"[\u4e00-\u9fff0-9]{1,14}(?:[民刑行商知][初终再申监辖特]|执[恢异保]?|[破仲刑民行商]|字)第?[0-9]{1,7}(?:-[0-9]{1,3})?号)"  # （2023）京01民初123号
 )
 _PHONE = re.compile(r"(?:0[0-9]{2,3}[-－][0-9]{7,8}|1[3-9][0-9]{9}|400[-－]?[0-9]{3}[-－]?[0-9]{4})(?![0-9])")
 _ARITHMETIC = tuple("×÷+=≈＝＋−*✕－-—–/^")
@@ -144,7 +146,7 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
             slash is not None
             and text[i - 1 : i] != "/"
             and len(core.digits) <= 12
-            and int(core.digits) < int(slash.group(1))
+            and (int(core.digits) < int(slash.group(1)) or int(core.digits) + int(slash.group(1)) == 100)  # 60/40
         ):
             value = Fraction(int(core.digits), int(slash.group(1)))
             return make(
@@ -169,7 +171,9 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
             return None
         if clock is not None and int(clock.group(1)) <= 24 and not INDEX_CUE.search(text[max(0, i - 16) : i]):
             minute = clock.group(2) or ("30" if clock.group().endswith("半") else "00")
-            return make(text, i, clock.end(), f"{int(clock.group(1)):02d}:{minute:0>2}", "", "time", False)
+            day = DAYTIME.search(text, max(0, i - 2), i)
+            late = day is not None and day.group("late") is not None and int(clock.group(1)) < 12
+            return make(text, i, clock.end(), f"{int(clock.group(1)) + 12 * late:02d}:{minute:0>2}", "", "time", False)
     return None
 
 
@@ -186,8 +190,11 @@ def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, i
         return None
     k = separator.end()
     sign = separator.group().strip()
-    if text[k] in "$¥￥":
-        k += 1
+    signs = _CURRENCY_SIGN.match(text, k)
+    if signs is not None:
+        if not core.currency or measure is not None or core.scaled:
+            return None
+        k = signs.end()
     signed = text[k] in "-−负"
     if signed:
         if not core.negative or sign in ("-", "−", "－"):
@@ -219,7 +226,7 @@ def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, i
         if measure is not None:
             return None
         close = dash and len(separator.group()) == 1 and not other.scaled and text[core.start - 1 : core.start] not in _ARITHMETIC
-        if core.currency and (close or text[separator.end()] in "$¥￥"):
+        if core.currency and (close or signs is not None):
             unit, end = Unit("amount", core.currency, 0, 3), other.end
         elif core.exponent < 0 and other.exponent < 0 and cue_before(text, core.start) == "rate":
             unit, end = UNITS["倍"], other.end
@@ -239,8 +246,8 @@ def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, i
             low = core._replace(exponent=core.exponent + _scale_of(text, k, other))
             if Fraction(low.value()) >= Fraction(other.value()):  # 5000至1万元
                 low = core
-    elif measure.unit != unit:
-        return None
+    elif measure.unit != unit or (unit.shift == -2 and (text[after - 1] == "点") != (text[end - 1] == "点")):
+        return None  # 提升4.3个百分点至76.8%
     first, second = low.value(unit.shift), other.value(unit.shift)
     if "/" in first or "/" in second:
         return None

@@ -51,15 +51,15 @@ _DURATIONS = {
 # rates: power of ten that takes the written number to a fraction
 _RATES = {
     -1: "成 折",
-    -2: "% ％ ﹪ 个百分点 百分点 个点 pct PCT pp",
+    -2: "% ％ ﹪ 个百分点 百分点 个点 pct PCT pcts pp ppt ppts",
     -3: "‰ 个千分点",
     -4: "‱ 个基点 基点 bp bps BP BPs BPS 个bp 个BP",
     0: "倍",
 }
 _MEASURED = (
     "吨 公吨 万吨 公斤 千克 克 公里 千米 米 厘米 毫米 平方米 立方米 平方公里 亩 公顷 升 桶 盎司 千瓦时 千瓦 兆瓦 "
-    "千伏安 蒲式耳 磅 英亩 英里 海里 人次 人月 工时 机器工时 人工工时 台时 工日 个工日 人日 人天 标准箱 户次 车次 "
-    "kg km mm cm ha g ml m² km² m³ ㎡ kW MW GW kWh MWh GWh TWh kVA MB GB TB TEU DWT"
+    "千伏安 蒲式耳 磅 英亩 英里 海里 人次 人月 工时 机器工时 人工工时 台时 工日 个工日 人日 人天 标准箱 户次 车次 大卡 千卡 "
+    "kg km mm cm ha g ml m² km² m³ ㎡ kW MW GW kWh MWh GWh TWh kVA MB GB TB GHz MHz Gbps Mbps TEU DWT"
 )
 _CONCRETE = "股 件 台 人 名 户 岁 辆 头 艘 架 栋 幢 手 份 张 公斤"
 _ABSTRACT = (
@@ -121,6 +121,7 @@ NOT_BEFORE = {
     "单位": "产成价净名",
     "起": "始点算码源来见施诉草因伏止步征付息飞到",
     "处": "理罚于以置分境方所级长在",
+    "批": "价发量准复次文示",
     "单": "元价笔个独日月纯人边一户只季晶词利",
     "档": "案次期",
     "席": "位卷",
