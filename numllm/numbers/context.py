@@ -116,7 +116,8 @@ def _currency_word(text: str, start: int) -> str:
 
 def price_before(text: str, start: int, currency: str) -> tuple[str, str]:
     """(kind, unit) of money that begins at start: a price where 每股, 每吨 … stands shortly before."""
-    per = _PER_BEFORE.search(text, max(0, start - 20), start)
+    begin = max(0, start - 20)
+    per = _PER_BEFORE.search(text, begin, start) if text.find("每", begin, start) >= 0 else None
     return ("price", f"{currency}/{per.group(2)}") if per is not None else ("amount", currency)
 
 

@@ -82,6 +82,9 @@ def magnitude_at(text: str, j: int) -> tuple[int, int]:
     return j, 0
 
 
+_LEADS = frozenset("-−－﹣–负 \u00a0").union((sign[-1] for sign in SIGNS), (code[-1] for code in CODES))
+
+
 def _before(text: str, i: int, floor: int) -> tuple[int, bool, str]:
     """(start, negative, currency): the minus and the currency sign that stand directly before i."""
     start, negative, currency = i, False, ""
@@ -142,26 +145,33 @@ def arabic_at(text: str, i: int, floor: int) -> Core:
     assert match is not None
     j = match.end()
     raw = match.group()
+    spaced = None
     if j < len(text) and text[j] in " \u00a0\u2009\u202f" and len(raw) <= 3 and text[j + 1 : j + 4].isdecimal():
         spaced = _SPACED.match(text, i)
         if spaced is not None and (
             len(raw) < 3 or " 000" in spaced.group() or _unit(text, magnitude_at(text, spaced.end())[0])
         ):
             j, raw = spaced.end(), spaced.group()
+        else:
+            spaced = None
     if not raw.isascii():
         raw = raw.translate(FOLD)
     exponent = 0
     digits = raw
     if not raw.isdigit():
         for e in "eE":
-            head, sign, tail = digits.partition(e)
-            if sign:
-                digits, exponent = head, int(tail.replace("−", "-"))
-        for separator in ("{,}", ",", " ", "\u00a0", "\u2009", "\u202f"):
-            digits = digits.replace(separator, "")
+            if e in raw:
+                digits, _, tail = raw.partition(e)
+                exponent = int(tail.replace("−", "-"))
+        if "," in raw:
+            digits = digits.replace("{,}", "").replace(",", "")
+        elif spaced is not None:
+            digits = "".join(digits.split())
         whole, _, rest = digits.partition(".")
         digits, exponent = whole + rest, exponent - len(rest)
-    start, negative, currency = _before(text, i, floor)
+    start, negative, currency = i, False, ""
+    if i > floor and text[i - 1] in _LEADS:
+        start, negative, currency = _before(text, i, floor)
     scaled = False
     c = text[j : j + 1]
     if c == "，" and exponent == 0 and j - i <= 3 and (groups := _WIDE_COMMA.match(text, j)) is not None:  # 1，000元
