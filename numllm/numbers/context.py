@@ -41,12 +41,13 @@ _INDEX_NAME = re.compile(  # 沪深300
     "(?:沪深|中证|上证|深证|国证|北证|科创|创业板|标普|纳斯达克|日经|富时|罗素|恒生)\\Z"
 )
 _NUMBERED_THING = re.compile(r"[\u4e00-\u9fff]号[:：\s]{0,2}\Z")
+_SECTION_TITLE = re.compile("[.．][ \u3000]?[A-Za-z\u4e00-\u9fff★]")  # 1.2. 国民收入
 _PART = re.compile("-[0-9]{1,3}(?![0-9])")  # ISO 14064-1
 _ACRONYM = re.compile(r"(?<![A-Za-z])[A-Z]{2,6} \Z")
 _LINE_START = re.compile(r"(?:^|\n)[\s>#*|\-【\[]{0,8}\Z")
 _DAYS_AFTER = re.compile(r"(?:以?之?内|以?前|以?后|以上|以下|之前|之后|的?期限|届满|的?时间|期满|为限|年化|均线|移动平均|滚动|通知存款|逆回购|理财|[犹冷宽等]|无理由)")
 _DAYS_BEFORE = re.compile(
-    r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过于逾达近约隔]|至少|不足|提前|最长|为期|期限为|[算按]|每隔)\Z"
+    r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过逾达近约隔]|[大小少多低高短长]于|至少|不足|提前|最长|为期|期限为|[算按]|每隔)\Z"
 )
 _MONTH_BEFORE = re.compile(r"(?:月|每月|次月|月的?)\Z")
 _OPERATORS = "×÷+=≈＝＋−*✕"
@@ -230,7 +231,7 @@ def label_at(text: str, core: Core, left: str, raw: str, digits: bool) -> tuple[
                 span = text[start : tail.end()].translate(FOLD)
                 return make(text, start, tail.end(), span, "", "ordinal", False)
             title = "\u4e00" <= n <= "\u9fff" or (n == " " and "\u4e00" <= (text[j + 1 : j + 2] or " ") <= "\u9fff")
-            if "." in raw and title:
+            if "." in raw and (title or (n in ".．" and _SECTION_TITLE.match(text, j) is not None)):
                 return make(text, start, j, core.value(), "", "ordinal", False)
     if word and word in _IDENTIFIER_ENDS and _IDENTIFIER_CUE.search(left) is not None:
         tail = DOTTED.match(text, j) or WORD_TAIL.match(text, j)
@@ -242,7 +243,7 @@ def label_at(text: str, core: Core, left: str, raw: str, digits: bool) -> tuple[
     if left[-1:] == " " and digits and "A" <= left[-2:-1] <= "Z" and _ACRONYM.search(left) is not None:
         end = j if (part := _PART.match(text, j)) is None else part.end()
         return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)
-    if digits and len(raw) > 3 and _NUMBERED_THING.search(left) is not None:
+    if (digits or len(raw) > 9) and len(raw) > 3 and _NUMBERED_THING.search(left) is not None:
         tail = DOTTED.match(text, j) or WORD_TAIL.match(text, j)
         end = tail.end() if tail is not None else j
         return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)
@@ -279,6 +280,8 @@ def day_at(text: str, core: Core, begin: int | None = None) -> tuple[Number, int
 def read_index(text: str, i: int, floor: int, p: str) -> tuple[Number | None, int] | None:
     """Digits stuck to a letter (d1, R2, x_1, IFRS16) or an exponent; None when they are a currency code's."""
     if p.isalpha():
+        if p in "xX" and text[i - 2 : i - 1].isdecimal():  # 7x24小时
+            return None
         k = i - 1
         while k > max(floor, i - 12) and text[k - 1].isascii() and text[k - 1].isalpha():
             k -= 1

@@ -173,7 +173,7 @@ def _read_enclosed(text: str, core: Core) -> tuple[Number, int] | None:
     if negative:
         core = core._replace(start=i - 1, negative=True)
     measure = measure_at(text, core)
-    if measure is None or measure.unit.grade < 3 or (negative and measure.unit.kind not in ("amount", "price", "rate")):
+    if measure is None or measure.unit.grade < 3 - (not negative) or (negative and measure.unit.kind not in ("amount", "price", "rate")):
         return None
     return with_unit(text, core, measure)
 
