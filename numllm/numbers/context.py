@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from .number import Number
 from .numerals import FOLD, exact_decimal
-from .patterns import ARABIC, DOTTED, INDEX_CUE, MARK_BEFORE, WORD_TAIL
+from .patterns import ARABIC, DOTTED, INDEX_CUE, MARK_BEFORE, MOVED, WORD_TAIL
 from .reading import Core, Measure, arabic_at, magnitude_at, measure_at, per_at
 from .units import CODES, SPACE, UNITS
 
@@ -42,10 +42,11 @@ _INDEX_NAME = re.compile(  # 沪深300
 )
 _NUMBERED_THING = re.compile(r"[\u4e00-\u9fff]号[:：\s]{0,2}\Z")
 _SECTION_TITLE = re.compile("[.．][ \u3000]?[A-Za-z\u4e00-\u9fff★]")  # 1.2. 国民收入
+_GROUPS = re.compile("(?: [0-9]{4}){2,5}(?: [0-9]{1,3})?(?![0-9])")  # 6228 4800 1234 5678 901
 _PART = re.compile("-[0-9]{1,3}(?![0-9])")  # ISO 14064-1
 _ACRONYM = re.compile(r"(?<![A-Za-z])[A-Z]{2,6} \Z")
-_LINE_START = re.compile(r"(?:^|\n)[\s>#*|\-【\[]{0,8}\Z")
-_DAYS_AFTER = re.compile(r"(?:以?之?内|以?前|以?后|以上|以下|之前|之后|的?期限|届满|的?时间|期满|为限|年化|均线|移动平均|滚动|通知存款|逆回购|理财|[犹冷宽等]|无理由)")
+_LINE_START = re.compile(r"(?:^|\n)[\s>#*|\-【\[\ufeff]{0,8}\Z")
+_DAYS_AFTER = re.compile(r"(?:以?之?内|以?前|以?后|以上|以下|之前|之后|的?期限|届满|的?时间|期满|为限|年化|均线|移动平均|滚动|通知存款|逆回购|理财|[犹冷宽等]|无理由|线(?![上下]))")
 _DAYS_BEFORE = re.compile(
     r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过逾达近约隔]|[大小少多低高短长]于|至少|不足|提前|最长|为期|期限为|[算按]|每隔)\Z"
 )
@@ -86,7 +87,7 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
         if unit.name == "CNY" and (currency := core.currency or _currency_word(text, start)):
             name = name.replace("CNY", currency)
     elif name == "点":
-        if INDEX_CUE.search(text, max(0, start - 16), start) or (
+        if INDEX_CUE.search(text, max(0, start - 16), start) or MOVED.search(text, max(0, start - 3), start) or (
             len(core.digits) >= 3 or (core.style == "a" and core.exponent < 0)
         ):
             kind = "index"
@@ -143,6 +144,8 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
             return make(text, *with_ordinal_words(text, start - 1, j + 1), value, "", "ordinal", False)
         if ("," in raw or "." in raw) and _negative_entry(text, start - 1, j + 1):
             return make(text, start - 1, j + 1, core._replace(negative=True).value(), "", "amount", True)
+        if digits and len(raw) == 4 and "1900" <= raw.translate(FOLD) <= "2099":
+            return make(text, start, j, value, "", "date", False)
     if not core.scaled and (label := label_at(text, core, left, raw, digits)) is not None:
         return label
     if n and n.isascii() and (n.isalpha() or n == "_"):
@@ -198,7 +201,7 @@ def _before_letters(text: str, core: Core, p: str, raw: str) -> tuple[Number, in
 
 def with_ordinal_words(text: str, start: int, end: int) -> tuple[int, int]:
     """The span of a mark in brackets, with what makes it an ordinal: 第（二）项."""
-    ordinal = text[start - 1 : start] == "第" and text[end : end + 1] in tuple("项款类条种")
+    ordinal = text[start - 1 : start] == "第" and text[end : end + 1] in tuple("项款类条种点目")
     return (start - 1, end + 1) if ordinal else (start, end)
 
 
@@ -230,11 +233,11 @@ def label_at(text: str, core: Core, left: str, raw: str, digits: bool) -> tuple[
             if n in "-–—" and digits and (tail := DOTTED.match(text, j)) is not None:
                 span = text[start : tail.end()].translate(FOLD)
                 return make(text, start, tail.end(), span, "", "ordinal", False)
-            title = "\u4e00" <= n <= "\u9fff" or (n == " " and "\u4e00" <= (text[j + 1 : j + 2] or " ") <= "\u9fff")
+            title = "\u4e00" <= n <= "\u9fff" or (n == " " and text[j + 1 : j + 2].isalpha())
             if "." in raw and (title or (n in ".．" and _SECTION_TITLE.match(text, j) is not None)):
                 return make(text, start, j, core.value(), "", "ordinal", False)
     if word and word in _IDENTIFIER_ENDS and _IDENTIFIER_CUE.search(left) is not None:
-        tail = DOTTED.match(text, j) or WORD_TAIL.match(text, j)
+        tail = _GROUPS.match(text, j) or DOTTED.match(text, j) or WORD_TAIL.match(text, j)
         end = tail.end() if tail is not None else j
         return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)
     if digits and 2 <= len(raw) <= 4 and not (n.isascii() and n.isalpha()):
@@ -280,6 +283,8 @@ def day_at(text: str, core: Core, begin: int | None = None) -> tuple[Number, int
 def read_index(text: str, i: int, floor: int, p: str) -> tuple[Number | None, int] | None:
     """Digits stuck to a letter (d1, R2, x_1, IFRS16) or an exponent; None when they are a currency code's."""
     if p.isalpha():
+        if p == "T" and _TIME_OF_DAY.match(text, i) is not None and text[i - 2].isdecimal():  # 2024-08-05T09:30
+            return None
         if p in "xX" and text[i - 2 : i - 1].isdecimal():  # 7x24小时
             return None
         k = i - 1
@@ -304,6 +309,7 @@ def read_index(text: str, i: int, floor: int, p: str) -> tuple[Number | None, in
     return make(text, i, end, text[i:end].translate(FOLD), "", kind, False)
 
 
+_TIME_OF_DAY = re.compile("[0-2][0-9]:[0-5][0-9]")
 _PATH = re.compile(r"[A-Za-z0-9./:@_~%?&=#-]{1,60}\Z")
 _TEX_WORDS = set("approx times cdot ge geq geqslant le leq leqslant ne neq pm mp div sim simeq to in equiv quad n".split())
 _INDICATORS = set("PMI CPI PPI GDP EPS PE PB PS PEG ROE ROA ROI ROIC EBITDA EBIT LPR MLF VIX BDI NAV IRR NPV WACC".split())

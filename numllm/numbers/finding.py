@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 from fractions import Fraction
 
-from .context import bare_number, day_at, in_address, label_at, make, read_index, with_ordinal_words, with_unit
+from .context import bare_number, day_at, in_address, label_at, make, price_before, read_index, with_ordinal_words, with_unit
 from .number import Number
 from .numerals import CN, DIGITS, FOLD, FORMAL, TENS, D, chinese_to_int, decimal_string, exact_decimal
 from .patterns import AFTER_ONE, ARABIC, CALENDAR, CN_RUN, MARK_BEFORE, WORD_TAIL
@@ -51,7 +51,7 @@ _IDIOM = re.compile(
     "十年(?:树木|寒窗|磨一剑|如一日)|三年五载|一年(?:四季|之计|到头|一[度次]|半载)|三天两头|(?<=一波)三折|(?<=半斤)八两|"
     "三天打鱼|两天晒网|三十年河|一日千里|一分钱一分货|五十步笑|一天天|(?<=三番)五次|两票制|[两三]桶油|三只松鼠|三人(?:行|成虎)|三个代表|两个(?:务必|维护|确立)|四个(?:自信|全面|意识)"
 )
-_NO_MONEY_ONE = "线性论化次函方程回模期悖"
+_AFTER_MONEY = "以之的人钱为起每左上下整多余至到及和与或是不未计收者内外兑可只就买卖"  # 二元控制, 三元论 name no money
 
 
 def find_numbers(text: str) -> list[Number]:
@@ -112,6 +112,8 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     p = text[i - 1] if i else ""
     if p == "第" or (p in SPACE and i > 1 and text[i - 2] == "第"):
         return _read_ordinal(text, i, floor)
+    if p == "\\" and text[i - 2 : i - 1] == "\\":  # a new row of a LaTeX matrix
+        p = ""
     if p and p.isascii() and (p.isalpha() or p in "_^\\@#" or (p == "{" and text[i - 2 : i - 1] in ("^", "_"))):
         index = read_index(text, i, floor, p)
         if index is not None:
@@ -192,7 +194,7 @@ def _read_ordinal(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     if text[i] in "0123456789０１２３４５６７８９":
         match = ARABIC.match(text, i)
         assert match is not None
-        j, value = match.end(), match.group().translate(FOLD)
+        j, value = match.end(), match.group().translate(FOLD).replace(",", "")
         if j - i > 12:
             return make(text, i, j, value, "", "identifier", False)
     else:
@@ -241,7 +243,8 @@ def _read_formal(text: str, i: int) -> tuple[Number | None, int]:
         for name, worth in (("jiao", 10), ("fen", 1)):
             if digit := money.group(name):
                 cents += worth * DIGITS[digit]
-        return make(text, i, money.end(), exact_decimal(Fraction(cents, 100)), "CNY", "amount", True)
+        kind, unit = price_before(text, i, "CNY")
+        return make(text, i, money.end(), exact_decimal(Fraction(cents, 100)), unit, kind, True)
     run = _FORMAL_RUN.match(text, i)
     assert run is not None
     value = chinese_to_int(run.group())
@@ -353,7 +356,7 @@ def _chinese_measure(text: str, core: Core, p: str) -> Measure | None:
         return measure
     after = text[measure.end : measure.end + 1]
     word = text[measure.end - 1]
-    if word == "元" and after and after in _NO_MONEY_ONE:
+    if word == "元" and "\u4e00" <= after <= "\u9fff" and after not in _AFTER_MONEY:
         return None
     if word == "成" and after and after in "不":
         return None

@@ -30,6 +30,7 @@ _POWER = re.compile(  # 1.5×10^6, 6.02×10²³, 1.2\\times10^{5}
 )
 _PER_TIME = re.compile("[/／·](?:[天日月年人次期]|小时)(?![0-9])")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_HUNDRED_MILLIONS = re.compile("个[多余]?亿")  # 1.5个亿
 _MANY = "多余来"
 _TENTHS = re.compile("[半一二三四五六七八九](?![十百千万个年月天人家股次条项])")
 
@@ -188,6 +189,8 @@ def arabic_at(text: str, i: int, floor: int) -> Core:
             else:
                 j, exponent = end, exponent + power
             scaled = True
+    elif c == "个" and (hundreds := _HUNDRED_MILLIONS.match(text, j)) is not None:
+        j, exponent, scaled = hundreds.end(), exponent + 8, True
     elif c and c in _MANY and (many := magnitude_at(text, j + 1))[1]:  # 3000多万
         j, exponent, scaled = many[0], exponent + many[1], True
     if not scaled and c and c in "×✕*\\ " and (power := _POWER.match(text, j)) is not None:
@@ -255,6 +258,8 @@ def chinese_at(text: str, i: int, floor: int) -> Core | None:
     c = text[j : j + 1]
     if c == "几":
         return None
+    if c == "个" and (hundreds := _HUNDRED_MILLIONS.match(text, j)) is not None:
+        return Core(start, hundreds.end(), digits, 8, negative, "c", False, True, "")
     if c and c in _MANY and (many := magnitude_at(text, j + 1))[1]:  # 两百多亿
         return Core(start, many[0], digits, many[1], negative, "c", False, True, "")
     return Core(start, j, digits, exponent, negative, "c", len(numeral) == 1, scaled, "")
@@ -324,7 +329,7 @@ def _unit(text: str, j: int) -> Measure | None:
             if after in NOT_BEFORE.get(word, ""):
                 continue
             if c in "%％" and after.isascii() and after.isalnum() and text[end : end + 2].isalnum():
-                if text[end : end + 2].isascii() and text[end : end + 2].upper() == text[end : end + 2]:
+                if all(digit in "0123456789ABCDEF" for digit in text[end : end + 2]):
                     continue  # %7C in an address
         return Measure(end, unit)
     return None

@@ -8,7 +8,7 @@ from fractions import Fraction
 from .context import cue_before, day_at, make, price_before
 from .number import Number
 from .numerals import FOLD, D, chinese_to_int, exact_decimal
-from .patterns import ARABIC, DOTTED, INDEX_CUE
+from .patterns import ARABIC, DOTTED, INDEX_CUE, MOVED
 from .reading import RATIO_MEASURE, Core, Measure, arabic_at, chinese_at, magnitude_at, measure_at
 from .spoken import DAYTIME
 from .units import MAGNITUDES, SPACE, UNITS, Unit
@@ -41,7 +41,7 @@ _RATIO = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:\s?[:：∶]\s?[0-9]+(?:\.[0-9]+)?){
 _SPOKEN_RATIO = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?比([0-9]{1,6}(?:\.[0-9]{1,6})?)(?![0-9.,%％万亿年月日元])")
 _STANDARD = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})*[:：\-—–](?:19|20)[0-9]{2}(?![0-9])")  # ISO 9001:2015
 _STANDARD_NAME = re.compile(r"(?<![A-Za-z])(?:[A-Z]{2,6}|(?:[A-Z]{2,4}|DB[0-9]{2})/[TZ])\s?\Z")
-_SLASH = re.compile(rf"[/／]([{D}]{{1,12}})(?![{D}/／.])")
+_SLASH = re.compile(rf"[/／]([{D}]{{1,12}})(?![{D}/／.年])")
 _CREDIT_TERMS = re.compile(r"[0-9]+/[0-9]+(?:[,，、;；\s]{0,2}[0-9]+/[0-9]+){0,4}[,，、;；\s]{0,2}[nN]/[0-9]+")
 _RANGE = re.compile(r"\s?(?:至|到|[-–—―~～－−﹣]{1,2})\s?(?=(?:(?:US|HK|NT|[ACS])?[$¥￥€£]|RMB|USD|HKD|EUR)?[-−负]?[0-9０-９零一二三四五六七八九十两百壹贰叁])")
 _DAY_SPAN = re.compile(rf"日\s?[至到\-–—―~～－−﹣]\s?([{D}]{{1,3}}|[一二三四五六七八九十百]{{1,5}})日")
@@ -53,7 +53,7 @@ _BRACKET_ISSUE = re.compile(
     r"[〕\]］)）】]\s?(?:(?:第\s?)?[A-Z]{0,4}[0-9０-９]{1,14}(?:-[0-9]{1,3})?\s?号|"
     r"[\u4e00-\u9fff0-9]{1,14}(?:[民刑行商知][初终再申监辖特]|执[恢异保]?|[破仲刑民行商]|字)第?[0-9]{1,7}(?:-[0-9]{1,3})?号)"  # （2023）京01民初123号
 )
-_PHONE = re.compile(r"(?:0[0-9]{2,3}[-－][0-9]{7,8}|1[3-9][0-9]{9}|400[-－]?[0-9]{3}[-－]?[0-9]{4})(?![0-9])")
+_PHONE = re.compile(r"(?:0[0-9]{2,3}[-－][0-9]{7,8}|1[3-9][0-9]{9}|1[3-9][0-9][- ][0-9]{4}[- ][0-9]{4}|400[-－]?[0-9]{3}[-－]?[0-9]{4})(?![0-9])")
 _ARITHMETIC = tuple("×÷+=≈＝＋−*✕－-—–/^")
 
 
@@ -167,6 +167,8 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
     elif n in "时点 ":
         clock = _CLOCK.match(text, i)
         bare = clock is not None and clock.group()[-1] == "时"  # 当Q=10时, 大于5时: no time of day
+        if clock is not None and n == "点" and clock.group(2) is None and MOVED.search(text, max(0, i - 3), i) is not None:
+            return None
         if clock is not None and bare and _NO_CLOCK.search(text, max(0, i - 3), i) is not None:
             return None
         if clock is not None and int(clock.group(1)) <= 24 and not INDEX_CUE.search(text[max(0, i - 16) : i]):
