@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .number import Number
+from .core import Core
+from .letters import before_letters
+from .measures import Measure, per_at
+from .number import Number, make
 from .numerals import FOLD, exact_decimal
-from .patterns import ARABIC, DOTTED, INDEX_CUE, MARK_BEFORE, MOVED, WORD_TAIL
-from .reading import Core, Measure, arabic_at, magnitude_at, measure_at, per_at
-from .units import CODES, SPACE, UNITS
+from .patterns import DOTTED, INDEX_CUE, MARK_BEFORE, MOVED, WORD_TAIL
+from .units import SPACE, UNITS
 
-__all__ = [
-    "bare_number", "cue_before", "day_at", "in_address", "label_at", "make", "price_before", "read_index", "with_unit",
-]  # fmt: skip
+__all__ = ["bare_number", "cue_before", "day_at", "label_at", "price_before", "with_ordinal_words", "with_unit"]
 
 _PER_BEFORE = re.compile(
     r"每(1|一)?(股|件|吨|桶|台|份|张|套|辆|平方米|公斤|千克|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)[^，。；、,;：:0-9每\n]{0,10}\Z"
@@ -46,17 +46,15 @@ _GROUPS = re.compile("(?: [0-9]{4}){2,5}(?: [0-9]{1,3})?(?![0-9])")  # 6228 4800
 _PART = re.compile("-[0-9]{1,3}(?![0-9])")  # ISO 14064-1
 _ACRONYM = re.compile(r"(?<![A-Za-z])[A-Z]{2,6} \Z")
 _LINE_START = re.compile(r"(?:^|\n)[\s>#*|\-【\[\ufeff]{0,8}\Z")
-_DAYS_AFTER = re.compile(r"(?:以?之?内|以?前|以?后|以上|以下|之前|之后|的?期限|届满|的?时间|期满|为限|年化|均线|移动平均|滚动|通知存款|逆回购|理财|[犹冷宽等]|无理由|线(?![上下]))")
+_DAYS_AFTER = re.compile(
+    r"(?:以?之?内|以?前|以?后|以上|以下|之前|之后|的?期限|届满|的?时间|期满|为限"
+    r"|年化|均线|移动平均|滚动|通知存款|逆回购|理财|[犹冷宽等]|无理由|线(?![上下]))"
+)
 _DAYS_BEFORE = re.compile(
     r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过逾达近约隔]|[大小少多低高短长]于|至少|不足|提前|最长|为期|期限为|[算按]|每隔)\Z"
 )
 _MONTH_BEFORE = re.compile(r"(?:月|每月|次月|月的?)\Z")
 _OPERATORS = "×÷+=≈＝＋−*✕"
-
-
-def make(text: str, start: int, end: int, value: str, unit: str, kind: str, variable: bool) -> tuple[Number, int]:
-    """The Number of text[start:end], and where it ends."""
-    return Number(text[start:end], start, end, value, unit, kind, variable), end
 
 
 def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
@@ -74,9 +72,8 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
         return make(text, start, end, value, "", "other", core.scaled or core.exponent < 0)
     if unit.grade == 0:
         word = text[end - 1]
-        counted = word in _COUNTABLE and (
-            _COUNT_CUE.search(text, max(0, start - 6), start) is not None or _COUNT_NOUN.match(text, end - 1) is not None
-        )
+        cue = _COUNT_CUE.search(text, max(0, start - 6), start) or _COUNT_NOUN.match(text, end - 1)
+        counted = word in _COUNTABLE and cue is not None
         return make(text, start, end, value, word if counted else "", "count" if counted else kind, counted)
     if kind == "rate" and unit.shift == -1 and text[end - 1] == "折" and core.style == "a":
         # 85折 is 0.85, 8.5折 and 8折 are 0.85 and 0.8
@@ -101,7 +98,9 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
 
 _COUNTED_CASES = re.compile("[\u4e00-\u9fff]{0,8}(?:案|事|诉|并购|投|交易|违|件|纠纷|重组|收购|融资|罚|其中|，其|。)")
 _COUNTABLE = "章节页款集回卷级"
-_COUNT_CUE = re.compile("(?:共有?|合?计|约|逾|超过?|达|仅|推出|上线|发布|涵盖|代销|在售|新增|多达|至少|不[少多]于|全[书文套]有?)\\Z")
+_COUNT_CUE = re.compile(
+    "(?:共有?|合?计|约|逾|超过?|达|仅|推出|上线|发布|涵盖|代销|在售|新增|多达|至少|不[少多]于|全[书文套]有?)\\Z"
+)
 _COUNT_NOUN = re.compile("款(?:产品|理财|基金|保险|车型|新品|新车|手机|游戏|软件|App|APP)")
 _CURRENCY_WORD = re.compile("(?:港币|美金|新?台币)\\Z")
 _MONEY_WORD = re.compile("(?:人民币|港币|美金)\\Z")  # 人民币500万
@@ -149,7 +148,7 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
     if not core.scaled and (label := label_at(text, core, left, raw, digits)) is not None:
         return label
     if n and n.isascii() and (n.isalpha() or n == "_"):
-        return _before_letters(text, core, p, raw)
+        return before_letters(text, core, p, raw)
     whole = len(text) - (j - start) <= 16 and text.strip() == raw
     after = text[j + 1 : j + 2] if n and n in SPACE else n
     before = left[-2:-1] if p and p in SPACE else p
@@ -177,26 +176,6 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         operated = False
     marked = core.scaled or not digits or core.negative or (operated and value != "1") or whole
     return make(text, start, j, value, "", "other", bool(marked))
-
-
-def _before_letters(text: str, core: Core, p: str, raw: str) -> tuple[Number, int]:
-    """A numeral that letters follow: a multiple (`0.8x`), a coefficient (`20Q`), a number with a strange unit, a name."""
-    start, j = core.start, core.end
-    n, after = text[j], text[j + 1 : j + 2]
-    if "," in raw:
-        return make(text, start, j, core.value(), "", "other", True)
-    if n in "xX" and raw.isdigit() and raw != "0" and after.isdecimal():  # 7x24小时
-        return make(text, start, j, core.value(), "", "other", True)
-    before = text[start - 2 : start - 1] if p and p in SPACE else p
-    if n.isalpha() and not (after.isascii() and after.isalnum()):
-        operated = bool(before) and before in "=+-−–*×÷/<>≤≥{$&"
-        if n in "xX" and "." in raw and not operated and (not after or after not in "+-−=*^_×÷<>≤≥$\\"):
-            return make(text, start, j + 1, core.value(), "1", "rate", True)
-        if len(raw) < 4 and (operated or (after and after in "+−=*^_×÷<>≤≥")):
-            return make(text, start, j, core.value(), "", "other", True)
-    tail = WORD_TAIL.match(text, j)
-    end = tail.end() if tail is not None else j + 1
-    return make(text, start, end, text[start:end], "", "identifier", False)
 
 
 def with_ordinal_words(text: str, start: int, end: int) -> tuple[int, int]:
@@ -280,58 +259,3 @@ def day_at(text: str, core: Core, begin: int | None = None) -> tuple[Number, int
     return make(text, core.start, j, value, "", "date", False)
 
 
-def read_index(text: str, i: int, floor: int, p: str) -> tuple[Number | None, int] | None:
-    """Digits stuck to a letter (d1, R2, x_1, IFRS16) or an exponent; None when they are a currency code's."""
-    if p.isalpha():
-        if p == "T" and _TIME_OF_DAY.match(text, i) is not None and text[i - 2].isdecimal():  # 2024-08-05T09:30
-            return None
-        if p in "xX" and text[i - 2 : i - 1].isdecimal():  # 7x24小时
-            return None
-        k = i - 1
-        while k > max(floor, i - 12) and text[k - 1].isascii() and text[k - 1].isalpha():
-            k -= 1
-        if text[k:i] in CODES or (text[k - 1 : k] == "\\" and k > 0 and text[k:i] in _TEX_WORDS):
-            return None
-        if text[k:i].isupper() and _is_quantity(text, i, text[k:i]):
-            return None
-        kind = "formula" if i - k == 1 and text[k] not in "vV" else "identifier"
-    else:
-        kind = "formula" if p in "^_{" else "identifier"
-    match = ARABIC.match(text, i)
-    assert match is not None
-    end = match.end()
-    if kind == "identifier" and text.find("://", max(0, i - 160), i) >= 0 and in_address(text, i):
-        return None, end
-    if kind == "identifier" and (tail := WORD_TAIL.match(text, end)) is not None:
-        end = tail.end()
-    if kind == "identifier" and (tail := DOTTED.match(text, end)) is not None:
-        end = tail.end()
-    return make(text, i, end, text[i:end].translate(FOLD), "", kind, False)
-
-
-_TIME_OF_DAY = re.compile("[0-2][0-9]:[0-5][0-9]")
-_PATH = re.compile(r"[A-Za-z0-9./:@_~%?&=#-]{1,60}\Z")
-_TEX_WORDS = set("approx times cdot ge geq geqslant le leq leqslant ne neq pm mp div sim simeq to in equiv quad n".split())
-_INDICATORS = set("PMI CPI PPI GDP EPS PE PB PS PEG ROE ROA ROI ROIC EBITDA EBIT LPR MLF VIX BDI NAV IRR NPV WACC".split())
-
-
-def _is_quantity(text: str, i: int, name: str) -> bool:
-    """Whether digits stuck to capitals are their value, not a part of the name: GDP89,358元, ROE12.5%, PMI50.2."""
-    core = arabic_at(text, i, i)
-    raw = text[i : core.end]
-    measure = measure_at(text, core) if core.end - i <= 40 else None
-    if measure is not None and measure.unit.kind in ("amount", "rate", "price"):
-        return len(name) > 1 or len(raw) > 1
-    return name in _INDICATORS and not raw.isdigit()
-
-
-def in_address(text: str, i: int) -> bool:
-    """Whether i lies inside a URL or an HTML tag: looked for within a bounded distance to the left."""
-    if text[i - 1] == "/" and i > 1 and text[i - 2].isascii() and text[i - 2].isalpha():
-        path = _PATH.search(text, max(0, i - 60), i)
-        return path is not None and ("." in path.group() or path.group().count("/") > 1)
-    left = text[max(0, i - 160) : i]
-    mark = left.rfind("://")
-    if mark >= 0 and not re.search(r"[\s)）>\]\"'，。；、\u4e00-\u9fff]", left[mark:]):
-        return True
-    return False

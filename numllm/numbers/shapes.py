@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .context import cue_before, day_at, make, price_before
-from .number import Number
+from .context import cue_before, day_at, price_before
+from .core import Core, magnitude_at
+from .measures import RATIO_MEASURE, Measure, measure_at
+from .number import Number, make
 from .numerals import FOLD, D, chinese_to_int, exact_decimal
 from .patterns import ARABIC, DOTTED, INDEX_CUE, MOVED
-from .reading import RATIO_MEASURE, Core, Measure, arabic_at, chinese_at, magnitude_at, measure_at
+from .reading import arabic_at, chinese_at
 from .spoken import DAYTIME
 from .units import MAGNITUDES, SPACE, UNITS, Unit
 
@@ -26,7 +28,9 @@ _MASKED_YEAR = re.compile(
     r"|(?=\s?[-—–~～至到]\s?[12][0-9]?[×xX＊*✕╳0-9]{1,3}\s?年))"
 )
 _MONTH_DATE = re.compile(rf"(?P<m>[{D}]{{1,2}})\s?月(?:份|\s?(?P<d>[{D}]{{1,2}})\s?[日号])?")
-_FISCAL_YEAR = re.compile(r"(?P<y>(?:19|20)[0-9]{2})/(?P<z>[0-9]{2})(?=\s?(?:[学财]?年|会计年|榨季|作物|[产销]季|赛季))(?:年度?)?")
+_FISCAL_YEAR = re.compile(
+    r"(?P<y>(?:19|20)[0-9]{2})/(?P<z>[0-9]{2})(?=\s?(?:[学财]?年|会计年|榨季|作物|[产销]季|赛季))(?:年度?)?"
+)
 _ISO_DATE = re.compile(
     r"(?P<y>[12][0-9]{3})(?P<s>[-/.．])(?P<m>0?[1-9]|1[0-2])(?:(?P=s)(?P<d>3[01]|[12][0-9]|0?[1-9]))?(?![0-9.%])"
 )
@@ -35,7 +39,9 @@ _SLASH_DATE = re.compile(  # 06/03/2022 is of June, 15/03/2024 of March
     r"/(?P<y>(?:19|20)[0-9]{2})(?![0-9/])"
 )
 _TIME = re.compile(r"(?:[01]?[0-9]|2[0-4])[:：][0-5][0-9](?:[:：][0-5][0-9])?(?![0-9])")
-_CLOCK = re.compile(r"([0-9]{1,2})\s?[时点](?:\s?([0-9]{1,2})\s?分(?!之)|整|半|(?=[前后至到起止许内为开召举截结关发、,，。]))")
+_CLOCK = re.compile(
+    r"([0-9]{1,2})\s?[时点](?:\s?([0-9]{1,2})\s?分(?!之)|整|半|(?=[前后至到起止许内为开召举截结关发、,，。]))"
+)
 _NO_CLOCK = re.compile(r"(?:[=＝<>≤≥＜＞$]\s?|[大小等高低]于|为)\Z")
 _RATIO = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:\s?[:：∶]\s?[0-9]+(?:\.[0-9]+)?){1,8}")
 _SPOKEN_RATIO = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?比([0-9]{1,6}(?:\.[0-9]{1,6})?)(?![0-9.,%％万亿年月日元])")
@@ -43,7 +49,10 @@ _STANDARD = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})*[:：\-—–](?:19|20)[0-9]
 _STANDARD_NAME = re.compile(r"(?<![A-Za-z])(?:[A-Z]{2,6}|(?:[A-Z]{2,4}|DB[0-9]{2})/[TZ])\s?\Z")
 _SLASH = re.compile(rf"[/／]([{D}]{{1,12}})(?![{D}/／.年])")
 _CREDIT_TERMS = re.compile(r"[0-9]+/[0-9]+(?:[,，、;；\s]{0,2}[0-9]+/[0-9]+){0,4}[,，、;；\s]{0,2}[nN]/[0-9]+")
-_RANGE = re.compile(r"\s?(?:至|到|[-–—―~～－−﹣]{1,2})\s?(?=(?:(?:US|HK|NT|[ACS])?[$¥￥€£]|RMB|USD|HKD|EUR)?[-−负]?[0-9０-９零一二三四五六七八九十两百壹贰叁])")
+_RANGE = re.compile(
+    r"\s?(?:至|到|[-–—―~～－−﹣]{1,2})\s?"
+    r"(?=(?:(?:US|HK|NT|[ACS])?[$¥￥€£]|RMB|USD|HKD|EUR)?[-−负]?[0-9０-９零一二三四五六七八九十两百壹贰叁])"
+)
 _DAY_SPAN = re.compile(rf"日\s?[至到\-–—―~～－−﹣]\s?([{D}]{{1,3}}|[一二三四五六七八九十百]{{1,5}})日")
 _SPAN_BEFORE = re.compile("(?:持有|持续|期限?|超过|逾期|账龄|拖欠|满|少于|连续)[^，。；、0-9]{0,4}\\Z")
 _SPAN_AFTER = re.compile("[（(]?不?含|以?之?内|收取|的?期限?|赎回|不等|后|未")
@@ -51,9 +60,13 @@ _CURRENCY_SIGN = re.compile("(?:US|HK|NT|[ACS])?[$¥￥€£]|RMB|USD|HKD|EUR")
 _ISSUE = re.compile(r"\s?第\s?[0-9０-９]{1,6}\s?号")
 _BRACKET_ISSUE = re.compile(
     r"[〕\]］)）】]\s?(?:(?:第\s?)?[A-Z]{0,4}[0-9０-９]{1,14}(?:-[0-9]{1,3})?\s?号|"
-    r"[\u4e00-\u9fff0-9]{1,14}(?:[民刑行商知][初终再申监辖特]|执[恢异保]?|[破仲刑民行商]|字)第?[0-9]{1,7}(?:-[0-9]{1,3})?号)"  # （2023）京01民初123号
+    r"[\u4e00-\u9fff0-9]{1,14}(?:[民刑行商知][初终再申监辖特]|执[恢异保]?|[破仲刑民行商]|"
+    r"字)第?[0-9]{1,7}(?:-[0-9]{1,3})?号)"  # （2023）京01民初123号
 )
-_PHONE = re.compile(r"(?:0[0-9]{2,3}[-－][0-9]{7,8}|1[3-9][0-9]{9}|1[3-9][0-9][- ][0-9]{4}[- ][0-9]{4}|400[-－]?[0-9]{3}[-－]?[0-9]{4})(?![0-9])")
+_PHONE = re.compile(
+    r"(?:0[0-9]{2,3}[-－][0-9]{7,8}|1[3-9][0-9]{9}|1[3-9][0-9][- ][0-9]{4}[- ][0-9]{4}"
+    r"|400[-－]?[0-9]{3}[-－]?[0-9]{4})(?![0-9])"
+)
 _ARITHMETIC = tuple("×÷+=≈＝＋−*✕－-—–/^")
 
 
@@ -166,11 +179,10 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
             return make(text, i, dotted.end(), value, "", "identifier", False)
     elif n in "时点 ":
         clock = _CLOCK.match(text, i)
-        bare = clock is not None and clock.group()[-1] == "时"  # 当Q=10时, 大于5时: no time of day
-        if clock is not None and n == "点" and clock.group(2) is None and MOVED.search(text, max(0, i - 3), i) is not None:
-            return None
-        if clock is not None and bare and _NO_CLOCK.search(text, max(0, i - 3), i) is not None:
-            return None
+        if clock is not None and clock.group(2) is None:  # 当Q=10时, 下调14点: no time of day
+            no_clock = MOVED if n == "点" else _NO_CLOCK
+            if no_clock.search(text, max(0, i - 3), i) is not None:
+                return None
         if clock is not None and int(clock.group(1)) <= 24 and not INDEX_CUE.search(text[max(0, i - 16) : i]):
             minute = clock.group(2) or ("30" if clock.group().endswith("半") else "00")
             day = DAYTIME.search(text, max(0, i - 2), i)
@@ -227,7 +239,7 @@ def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, i
     if found is None or found.unit.grade == 0 or found.add is not None:
         if measure is not None:
             return None
-        close = dash and len(separator.group()) == 1 and not other.scaled and text[core.start - 1 : core.start] not in _ARITHMETIC
+        close = dash and len(separator.group()) == 1 and not other.scaled  # $100-200
         if core.currency and (close or signs is not None):
             unit, end = Unit("amount", core.currency, 0, 3), other.end
         elif core.exponent < 0 and other.exponent < 0 and cue_before(text, core.start) == "rate":

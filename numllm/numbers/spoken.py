@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .context import make
-from .number import Number
+from .core import Core
+from .number import Number, make
 from .numerals import DIGITS, D, chinese_to_int, exact_decimal
-from .reading import Core
 
 __all__ = ["DAYTIME", "SPOKEN", "try_spoken"]
 
