@@ -9,6 +9,7 @@ once), so the time is linear in the length of the text. All arithmetic is exact:
 from __future__ import annotations
 
 import re
+import string
 from dataclasses import replace
 from fractions import Fraction
 
@@ -32,6 +33,7 @@ _CIRCLED = {chr(base + i): i + 1 for base in (0x2460, 0x2474, 0x2488) for i in r
 _CIRCLED |= {chr(0x3220 + i): i + 1 for i in range(10)}
 _SEED = re.compile(rf"[<{D}{CN}{FORMAL}半①-⒛㈠-㈩](?!(?<=一)(?<!第一)[^{AFTER_ONE}])")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,4000}>")
+_CLINGING = frozenset("第_^\\@#{%=&/-.?−" + SPACE + string.ascii_letters)
 _PER_MANY = re.compile(r"(?P<many>10{1,3})万分之(?P<top>[0-9]{1,9}(?:\.[0-9]{1,9})?)")  # 10万分之3
 _PER_TEN_THOUSAND = re.compile("(?:(?:佣金|费率?|税率?|利率)[^，。；0-9]{0,4}|按)万\\Z")  # 佣金按万2.5收取
 
@@ -92,22 +94,10 @@ def _in_list(text: str, last: Number, number: Number) -> Number:
 
 def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     p = text[i - 1] if i else ""
-    if p == "第" or (p in SPACE and i > 1 and text[i - 2] == "第"):
-        return read_ordinal(text, i, floor)
-    if p == "\\" and text[i - 2 : i - 1] == "\\":  # a new row of a LaTeX matrix
-        p = ""
-    if p and p.isascii() and (p.isalpha() or p in "_^\\@#" or (p == "{" and text[i - 2 : i - 1] in ("^", "_"))):
-        index = read_index(text, i, floor, p)
-        if index is not None:
-            return index
-    if p and p in "%=&/_-.?" and in_address(text, i):
-        tail = WORD_TAIL.match(text, i)
-        end = tail.end() if tail else i + 1
-        return None, end
-    if p and p in "-−" and text[i - 2 : i - 1] == "{" and text[i - 3 : i - 2] in ("_", "^"):  # x_{-1}
-        index = ARABIC.match(text, i)
-        assert index is not None
-        return make(text, i - 1, index.end(), "-" + index.group(), "", "formula", False)
+    if p in _CLINGING:
+        clinging = _read_clinging(text, i, floor, p)
+        if clinging is not None:
+            return clinging
     core = arabic_at(text, i, floor)
     j = core.end
     n = text[j : j + 1]
@@ -142,6 +132,26 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
         if label is not None:
             return label
     return with_unit(text, core, measure)
+
+
+def _read_clinging(text: str, i: int, floor: int, p: str) -> tuple[Number | None, int] | None:
+    """What the character before the digits makes of them: an ordinal, an index, a part of an address; None for none."""
+    if p == "第" or (p in SPACE and text[i - 2 : i - 1] == "第"):
+        return read_ordinal(text, i, floor)
+    if p in SPACE or (p == "\\" and text[i - 2 : i - 1] == "\\"):  # or a new row of a LaTeX matrix
+        return None
+    if p.isalpha() or p in "_^\\@#" or (p == "{" and text[i - 2 : i - 1] in ("^", "_")):
+        index = read_index(text, i, floor, p)
+        if index is not None:
+            return index
+    if p in "%=&/_-.?" and in_address(text, i):
+        tail = WORD_TAIL.match(text, i)
+        return None, tail.end() if tail is not None else i + 1
+    if p in "-−" and text[i - 2 : i - 1] == "{" and text[i - 3 : i - 2] in ("_", "^"):  # x_{-1}
+        match = ARABIC.match(text, i)
+        assert match is not None
+        return make(text, i - 1, match.end(), "-" + match.group(), "", "formula", False)
+    return None
 
 
 def _read_enclosed(text: str, core: Core) -> tuple[Number, int] | None:

@@ -29,7 +29,9 @@ _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _HUNDRED_MILLIONS = re.compile("个[多余]?亿")  # 1.5个亿
 
 
-_LEADS = frozenset("-−－﹣–负 \u00a0").union((sign[-1] for sign in SIGNS), (code[-1] for code in CODES))
+_FOLLOWS = frozenset("十百千万亿×✕*\\个，kKmMbBtT" + MANY)
+_GAPS = frozenset(SPACE)
+_LEADS = frozenset("-−－﹣–负").union((sign[-1] for sign in SIGNS), (code[-1] for code in CODES))
 
 
 def _before(text: str, i: int, floor: int) -> tuple[int, bool, str]:
@@ -117,10 +119,20 @@ def arabic_at(text: str, i: int, floor: int) -> Core:
         whole, _, rest = digits.partition(".")
         digits, exponent = whole + rest, exponent - len(rest)
     start, negative, currency = i, False, ""
-    if i > floor and text[i - 1] in _LEADS:
+    p = text[i - 1] if i > floor else ""
+    if p in _LEADS or (p in _GAPS and text[i - 2 : i - 1] in _LEADS):
         start, negative, currency = _before(text, i, floor)
-    scaled = False
     c = text[j : j + 1]
+    if c in _FOLLOWS or (c in _GAPS and text[j + 1 : j + 2] in _FOLLOWS):
+        return _follow(text, i, Core(start, j, digits, exponent, negative, "a", False, False, currency))
+    return Core(start, j, digits, exponent, negative, "a", False, False, currency)
+
+
+def _follow(text: str, i: int, core: Core) -> Core:
+    """The Arabic numeral from i to core.end with what makes it larger: 万, 3000多万, ×10^6, 1.2 billion."""
+    j, digits, exponent = core.end, core.digits, core.exponent
+    scaled = False
+    c = text[j]
     if c == "，" and exponent == 0 and j - i <= 3 and (groups := _WIDE_COMMA.match(text, j)) is not None:  # 1，000元
         whole, _, rest = groups.group().replace("，", "").partition(".")
         j, digits, exponent = groups.end(), digits + whole + rest, -len(rest)
@@ -139,12 +151,12 @@ def arabic_at(text: str, i: int, floor: int) -> Core:
         j, exponent, scaled = hundreds.end(), exponent + 8, True
     elif c and c in MANY and (many := magnitude_at(text, j + 1))[1]:  # 3000多万
         j, exponent, scaled = many[0], exponent + many[1], True
-    if not scaled and c and c in "×✕*\\ " and (power := _POWER.match(text, j)) is not None:
+    if not scaled and (power := _POWER.match(text, j)) is not None:
         raised = power.group("plain") or power.group("raised").translate(_RAISED)
         j, exponent, scaled = power.end(), exponent + int(raised.replace("−", "-")), True
-    if currency and not scaled and c and c in "kKmMbBtT " and (english := _ENGLISH.match(text, j)) is not None:
+    if core.currency and not scaled and (english := _ENGLISH.match(text, j)) is not None:
         j, exponent, scaled = english.end(), exponent + 3 * (english.lastindex or 0), True
-    return Core(start, j, digits, exponent, negative, "a", False, scaled, currency)
+    return core._replace(end=j, digits=digits, exponent=exponent, scaled=scaled)
 
 
 def _split(value: Fraction) -> tuple[str, int]:

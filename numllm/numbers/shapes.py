@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from fractions import Fraction
 
 from .context import cue_before, day_at, price_before
@@ -27,6 +28,7 @@ _MASKED_YEAR = re.compile(
     r"(?:\s?年(?:度|\s?(?P<m>[0-9０-９]{1,2})\s?月(?:份|\s?(?P<d>[0-9０-９]{1,2})\s?[日号])?)?"
     r"|(?=\s?[-—–~～至到]\s?[12][0-9]?[×xX＊*✕╳0-9]{1,3}\s?年))"
 )
+_MASK = str.maketrans("×x＊*✕╳l", "XXXXXX1")
 _MONTH_DATE = re.compile(rf"(?P<m>[{D}]{{1,2}})\s?月(?:份|\s?(?P<d>[{D}]{{1,2}})\s?[日号])?")
 _FISCAL_YEAR = re.compile(
     r"(?P<y>(?:19|20)[0-9]{2})/(?P<z>[0-9]{2})(?=\s?(?:[学财]?年|会计年|榨季|作物|[产销]季|赛季))(?:年度?)?"
@@ -83,12 +85,12 @@ def iso_date(year: str | None, month: int | None, day: int | None) -> str:
 def _dated(text: str, match: re.Match[str]) -> tuple[Number, int] | None:
     groups = match.groupdict()
     year = groups.get("y")
-    month = int(groups["m"].translate(FOLD)) if groups.get("m") else None
-    day = int(groups["d"].translate(FOLD)) if groups.get("d") else None
+    month = int(groups["m"]) if groups.get("m") else None
+    day = int(groups["d"]) if groups.get("d") else None
     if (month is not None and not 1 <= month <= 12) or (day is not None and not 1 <= day <= 31):
         return None
-    if year is not None:
-        year = year.translate(FOLD).translate(str.maketrans("×x＊*✕╳l", "XXXXXX1"))
+    if year is not None and not (year.isascii() and year.isdigit()):
+        year = year.translate(FOLD).translate(_MASK)
     return make(text, match.start(), match.end(), iso_date(year, month, day), "", "date", False)
 
 
@@ -258,16 +260,16 @@ def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, i
             return None
         if not core.scaled and other.scaled:
             low = core._replace(exponent=core.exponent + _scale_of(text, k, other))
-            if Fraction(low.value()) >= Fraction(other.value()):  # 5000至1万元
+            if Decimal(low.value()) >= Decimal(other.value()):  # 5000至1万元
                 low = core
     elif measure.unit != unit or (unit.shift == -2 and (text[after - 1] == "点") != (text[end - 1] == "点")):
         return None  # 提升4.3个百分点至76.8%
     first, second = low.value(unit.shift), other.value(unit.shift)
     if "/" in first or "/" in second:
         return None
-    if core.negative and signed and Fraction(first) > Fraction(second):  # -2%至-5%
+    if core.negative and signed and Decimal(first) > Decimal(second):  # -2%至-5%
         first, second = second, first
-    if Fraction(first) >= Fraction(second):
+    if Decimal(first) >= Decimal(second):
         return None
     lone = core.lone and other.lone and unit.grade < 2
     kind, name = unit.kind, unit.name
