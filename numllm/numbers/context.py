@@ -32,6 +32,8 @@ _CUE = re.compile(  # the last cue decides: 边际消费倾向 is a rate
     r"(?P<index>(?<!现值)(?<![获盈]利)指数|点位|大盘)|(?P<amount>金额|成本|收入|利润|余额|价值|费用|价款|资产|负债|现金|利息|税额|税款|资本|支出|借：|贷：|存款|"
     r"账款|收益|损失|产值|GDP|总额|净额|投资|消费|股利|薪酬|准备|折旧|摊销|扣除数))[^，。；、,;0-9\n]{0,5}\Z"
 )
+# a word of _CUE ends in one of these, at most five characters before the numeral
+_CUE_ENDS = frozenset("率数子例重比向性弹β塔差价格位盘额本入润值用款债金息出：益失P资费利酬备旧销产")
 _ASIDE = re.compile(  # 系数（8%，5年）为
     r"(?<=[\u4e00-\u9fff])[（(][^（()）]{1,20}[)）](?=(?:[约分]?[为是]|等于|达|[:：=＝])\s?\Z)"
 )
@@ -169,13 +171,13 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
             return make(text, start, j, value, "", "date", False)
     if cue is not None:
         return make(text, start, j, value, "1" if cue == "rate" else "", cue, True)
-    operated = operated or (bool(p) and p == "{" and left.endswith(("frac{", "}{")))
-    if not after or after in "，。；、,;)）$和与":  # 180天以上为0
-        operated = operated or _STATED.search(text, max(0, start - 3), start) is not None
+    if core.scaled or not digits or core.negative or whole:
+        return make(text, start, j, value, "", "other", True)
+    stated = (not after or after in "，。；、,;)）$和与") and _STATED.search(text, max(0, start - 3), start) is not None
+    operated = operated or stated or (p == "{" and left.endswith(("frac{", "}{")))  # stated: 180天以上为0
     if p == "+" and _SETTLEMENT.search(left) is not None:
         operated = False
-    marked = core.scaled or not digits or core.negative or (operated and value != "1") or whole
-    return make(text, start, j, value, "", "other", bool(marked))
+    return make(text, start, j, value, "", "other", bool(operated) and value != "1")
 
 
 def with_ordinal_words(text: str, start: int, end: int) -> tuple[int, int]:
@@ -190,7 +192,7 @@ def cue_before(text: str, start: int) -> str | None:
     if ")" in left or "）" in left:
         left = _ASIDE.sub("", left)
     left = left[-14:]
-    if not left or left.isascii() or left[-1].isdigit() or left.endswith(("除以", "乘以", "乘", "加上", "减去")):
+    if _CUE_ENDS.isdisjoint(left[-6:]) or left[-1].isdigit() or left.endswith(("除以", "乘以", "乘", "加上", "减去")):
         return None
     match = _CUE.match(left)
     return match.lastgroup if match is not None else None
