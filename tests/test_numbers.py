@@ -446,6 +446,7 @@ def test_any_string_is_handled(text: str) -> None:
 
 
 PATTERNS = ["1", "1,234", "1 234 ", "十", "一", "百分之", "1-", "1.", "1:", "1/", "$1", "(1", "<a", "第", "a1", "1至"]
+PATTERNS += ["1×10^", "3个亿", "(1.1)", "$1$", "1比", "PMI1.", "US$1-", "（2023）京01", "1234 5678 ", "\\\\1&", "7x"]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -74,6 +74,8 @@ def read_formal(text: str, i: int) -> tuple[Number | None, int]:
     if value is None:
         return None, run.end()
     core = Core(i, run.end(), str(value), 0, False, "c", len(run.group()) == 1, False, "")
+    if text[core.end : core.end + 1] == "日":
+        return _chinese_day(text, core)
     measure = measure_at(text, core)
     if measure is None or (core.lone and measure.unit.grade < 2):
         return None, run.end()

@@ -28,7 +28,7 @@ _IDENTIFIER_CUE = re.compile(
     r"批号|序号|端口|主科目|热线|分机|验证码|(?:[0-9]|传真|电话)转)[\s:：为是（(“\"*-]{0,4}(?:[A-Z]{1,6}-)?\Z"
 )
 _CUE = re.compile(  # the last cue decides: 边际消费倾向 is a rate
-    r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|(?:现值|获利|盈利)指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|(?<!协)方差|(?<![同环相对])比(?=[约分]?[为是达：:=＝]))|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
+    r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|(?:现值|获利|盈利)指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|(?<!协)方差|(?<![同环相对])比(?=[约分]?[为是达：:=＝]|\Z))|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
     r"(?P<index>(?<!现值)(?<![获盈]利)指数|点位|大盘)|(?P<amount>金额|成本|收入|利润|余额|价值|费用|价款|资产|负债|现金|利息|税额|税款|资本|支出|借：|贷：|存款|"
     r"账款|收益|损失|产值|GDP|总额|净额|投资|消费|股利|薪酬|准备|折旧|摊销|扣除数))[^，。；、,;0-9\n]{0,5}\Z"
 )
@@ -143,9 +143,10 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
     if p and p in "（(" and n and n in "）)" and start > floor:
         if digits and len(raw) <= 2 and not _LATIN_BEFORE.match(left[-2:-1]):
             return make(text, *with_ordinal_words(text, start - 1, j + 1), value, "", "ordinal", False)
-        if ("," in raw or "." in raw) and _negative_entry(text, start - 1, j + 1):
+        year = digits and len(raw) == 4 and "1900" <= raw.translate(FOLD) <= "2099"
+        if (len(raw) > 2 and not year) and _negative_entry(text, start - 1, j + 1):
             return make(text, start - 1, j + 1, core._replace(negative=True).value(), "", "amount", True)
-        if digits and len(raw) == 4 and "1900" <= raw.translate(FOLD) <= "2099":
+        if year:
             return make(text, start, j, value, "", "date", False)
     if not core.scaled and (label := label_at(text, core, left, raw, digits)) is not None:
         return label
@@ -242,6 +243,8 @@ def _spaced_mark(left: str, n: str) -> bool:
 def _negative_entry(text: str, start: int, end: int) -> bool:
     """Whether `(1,234.5)` stands alone in a cell or line, the accountant's way to write a negative."""
     before, after = text[start - 1 : start], text[end : end + 1]
+    if text[start + 1 : end - 1].isdigit():  # (500) is one only in a cell of a table
+        return "|" in text[start - 2 : start] and "|" in text[end : end + 2]
     return (not before or before in " \t|\n\u3000") and (not after or after in " \t|\n\r\u3000")
 
 

@@ -33,7 +33,7 @@ _CIRCLED = {chr(base + i): i + 1 for base in (0x2460, 0x2474, 0x2488) for i in r
 _CIRCLED |= {chr(0x3220 + i): i + 1 for i in range(10)}
 _SEED = re.compile(rf"[<{D}{CN}{FORMAL}半①-⒛㈠-㈩](?!(?<=一)(?<!第一)[^{AFTER_ONE}])")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,4000}>")
-_CLINGING = frozenset("第_^\\@#{%=&/-.?−" + SPACE + string.ascii_letters)
+_CLINGING = frozenset("第_^\\@#{%=&/-.?−" + string.ascii_letters)
 _PER_MANY = re.compile(r"(?P<many>10{1,3})万分之(?P<top>[0-9]{1,9}(?:\.[0-9]{1,9})?)")  # 10万分之3
 _PER_TEN_THOUSAND = re.compile("(?:(?:佣金|费率?|税率?|利率)[^，。；0-9]{0,4}|按)万\\Z")  # 佣金按万2.5收取
 
@@ -94,7 +94,7 @@ def _in_list(text: str, last: Number, number: Number) -> Number:
 
 def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     p = text[i - 1] if i else ""
-    if p in _CLINGING:
+    if p in _CLINGING or (i > 1 and p in SPACE and text[i - 2] == "第"):
         clinging = _read_clinging(text, i, floor, p)
         if clinging is not None:
             return clinging
@@ -136,9 +136,9 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
 
 def _read_clinging(text: str, i: int, floor: int, p: str) -> tuple[Number | None, int] | None:
     """What the character before the digits makes of them: an ordinal, an index, a part of an address; None for none."""
-    if p == "第" or (p in SPACE and text[i - 2 : i - 1] == "第"):
+    if p == "第" or p in SPACE:
         return read_ordinal(text, i, floor)
-    if p in SPACE or (p == "\\" and text[i - 2 : i - 1] == "\\"):  # or a new row of a LaTeX matrix
+    if p == "\\" and text[i - 2 : i - 1] == "\\":  # a new row of a LaTeX matrix
         return None
     if p.isalpha() or p in "_^\\@#" or (p == "{" and text[i - 2 : i - 1] in ("^", "_")):
         index = read_index(text, i, floor, p)

@@ -112,6 +112,8 @@ def try_date(text: str, i: int, j: int, n: str) -> tuple[Number, int] | None:
         match = _MASKED_YEAR.match(text, i)
     elif k == "月":
         match = _MONTH_DATE.match(text, i)
+        if match is not None and text[i - 1 : i] == "近" and match.group()[-1] == "月":  # 近6月
+            return make(text, i, match.end(), str(int(match.group("m"))), "month", "duration", True)
     elif n in "-/.．" and j - i == 4:
         fiscal = _FISCAL_YEAR.match(text, i)
         if fiscal is not None and int(fiscal.group("z")) == (int(fiscal.group("y")) + 1) % 100:
