@@ -56,6 +56,8 @@ _DAYS_BEFORE = re.compile(
     r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过逾达近约隔]|[大小少多低高短长]于|至少|不足|提前|最长|为期|期限为|[算按]|每隔)\Z"
 )
 _MONTH_BEFORE = re.compile(r"(?:月|每月|次月|月的?)\Z")
+_TEX_OPERATOR = re.compile(r"\\(?:times|div|cdot|approx|pm|[lg]eq?)(?![a-z])")
+_NAMED = re.compile("(?:方[式法案]|情[景形况]|实验|假设|命题|定理|推论|引理|性质|任务|示例|类型|注)\\s?\\Z")
 _OPERATORS = "×÷+=≈＝＋−*✕"
 
 
@@ -155,7 +157,9 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
     whole = len(text) - (j - start) <= 16 and text.strip() == raw
     after = text[j + 1 : j + 2] if n and n in SPACE else n
     before = left[-2:-1] if p and p in SPACE else p
-    operated = (after and after in _OPERATORS) or (before and before in _OPERATORS) or n == "\\"
+    operated = (after and after in _OPERATORS) or (before and before in _OPERATORS)
+    if n == "\\":
+        operated = operated or _TEX_OPERATOR.match(text, j) is not None
     if operated and "*" in (n, p):  # Markdown emphasis, not a product
         operated = False
     term = (after and after in "×÷+−*＋") or (operated and value in "01")  # part of a sum, not what the word names
@@ -204,6 +208,8 @@ def label_at(text: str, core: Core, left: str, raw: str, digits: bool) -> tuple[
     start, j = core.start, core.end
     n = text[j : j + 1]
     if digits and len(raw) <= 3 and n and n in ".、．)）]】\\" and (MARK_BEFORE.search(left) or _spaced_mark(left, n)):
+        return make(text, start, j, core.value(), "", "ordinal", False)
+    if digits and len(raw) <= 2 and n and n in "：:、" and _NAMED.search(left) is not None:
         return make(text, start, j, core.value(), "", "ordinal", False)
     word = left.rstrip(" （(")[-1:]
     if word and word in _LABEL_ENDS and len(raw) <= 6 and _LABEL.search(left) is not None:

@@ -34,6 +34,7 @@ _CIRCLED |= {chr(0x3220 + i): i + 1 for i in range(10)}
 _SEED = re.compile(rf"[<{D}{CN}{FORMAL}半①-⒛㈠-㈩](?!(?<=一)(?<!第一)[^{AFTER_ONE}])")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,4000}>")
 _CLINGING = frozenset("第_^\\@#{%=&/-.?−" + string.ascii_letters)
+_EQUALS = re.compile(r"(?:[$=≈]|\\approx)\s?\Z")  # $3.5$亿元, $P=30$元, but not $T+1$年
 _PER_MANY = re.compile(r"(?P<many>10{1,3})万分之(?P<top>[0-9]{1,9}(?:\.[0-9]{1,9})?)")  # 10万分之3
 _PER_TEN_THOUSAND = re.compile("(?:(?:佣金|费率?|税率?|利率)[^，。；0-9]{0,4}|按)万\\Z")  # 佣金按万2.5收取
 
@@ -160,7 +161,7 @@ def _read_enclosed(text: str, core: Core) -> tuple[Number, int] | None:
     negative = text[j] != "$"
     if negative and (text[i - 1] not in "(（" or ("." not in text[i:j] and j - i < 3)):
         return None
-    if not negative and text[j + 1 : j + 2] == "\\":  # 8$\%$
+    if not negative and (text[j + 1 : j + 2] == "\\" or _EQUALS.search(text, max(0, i - 8), i) is None):  # 8$\%$
         return None
     end, power = magnitude_at(text, j + 1)
     core = core._replace(end=end, exponent=core.exponent + power, scaled=bool(power) or core.scaled)
