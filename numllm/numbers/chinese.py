@@ -77,7 +77,7 @@ def read_formal(text: str, i: int) -> tuple[Number | None, int]:
     if text[core.end : core.end + 1] == "日":
         return _chinese_day(text, core)
     measure = measure_at(text, core)
-    if measure is None or (core.lone and measure.unit.grade < 2):
+    if measure is None or (core.lone and measure.unit.grade < 2 and measure.unit.name != "期"):
         return None, run.end()
     return with_unit(text, core, measure)
 
