@@ -5,21 +5,22 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .number import Number
+from .core import Core
+from .letters import before_letters
+from .measures import Measure, per_at
+from .number import Number, make
 from .numerals import FOLD, exact_decimal
-from .patterns import ARABIC, DOTTED, INDEX_CUE, MARK_BEFORE, PER, PER_WORDS, WORD_TAIL
-from .reading import Core, Measure
-from .units import CODES, SPACE, UNITS
+from .patterns import DOTTED, INDEX_CUE, MARK_BEFORE, MOVED, WORD_TAIL
+from .units import SPACE, UNITS
 
-__all__ = [
-    "bare_number", "cue_before", "day_at", "in_address", "label_at", "make", "price_before", "read_index", "with_unit",
-]  # fmt: skip
+__all__ = ["bare_number", "cue_before", "day_at", "label_at", "price_before", "with_ordinal_words", "with_unit"]
 
 _PER_BEFORE = re.compile(
-    r"每(1|一)?(股|件|吨|桶|台|份|张|套|辆|平方米|公斤|千克|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)[^，。；、,;：:0-9每\n]{0,10}\Z"
+    r"每(1|一)?(股|件|吨|桶|度|平米|台|份|张|套|辆|平方米|公斤|千克|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)[^，。；、,;：:0-9每\n]{0,10}\Z"
 )
 _LABEL = re.compile(
-    r"(?:(?<![比条惯])例题?|图|表|公式|式|(?<!银)行|附件|附录|附注|步骤|习题|案例|题|页|阶段|情形|方案|版本|版|章|节|卷|"
+    r"(?:(?<![比条惯])例题?|公式|附件|附录|附注|步骤|习题|案例|阶段|情形|方案|版本|"
+    r"(?:(?<![\u4e00-\u9fff0-9])|(?<=[见如附下上本该此在和与及或由按据用照看从对将把的]))(?:图|表|式|行|题|页|版|章|节|卷)|章节|"
     r"No\.|NO\.|Table|Figure|Fig\.|Eq\.|Section|Chapter|Step|第)\s{0,1}[（(]?\Z"
 )
 _IDENTIFIER_CUE = re.compile(
@@ -27,10 +28,12 @@ _IDENTIFIER_CUE = re.compile(
     r"批号|序号|端口|主科目|热线|分机|验证码|(?:[0-9]|传真|电话)转)[\s:：为是（(“\"*-]{0,4}(?:[A-Z]{1,6}-)?\Z"
 )
 _CUE = re.compile(  # the last cue decides: 边际消费倾向 is a rate
-    r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|现值指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|(?<!协)方差)|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
-    r"(?P<index>指数|点位|大盘)|(?P<amount>金额|成本|收入|利润|余额|价值|费用|价款|资产|负债|现金|利息|税额|税款|资本|支出|借：|贷：|存款|"
+    r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|(?:现值|获利|盈利)指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|(?<!协)方差|(?<![同环相对])比(?=[约分]?[为是达：:=＝]|\Z))|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
+    r"(?P<index>(?<!现值)(?<![获盈]利)指数|点位|大盘)|(?P<amount>金额|成本|收入|利润|余额|价值|费用|价款|资产|负债|现金|利息|税额|税款|资本|支出|借：|贷：|存款|"
     r"账款|收益|损失|产值|GDP|总额|净额|投资|消费|股利|薪酬|准备|折旧|摊销|扣除数))[^，。；、,;0-9\n]{0,5}\Z"
 )
+# a word of _CUE ends in one of these, at most five characters before the numeral
+_CUE_ENDS = frozenset("率数子例重比向性弹β塔差价格位盘额本入润值用款债金息出：益失P资费利酬备旧销产")
 _ASIDE = re.compile(  # 系数（8%，5年）为
     r"(?<=[\u4e00-\u9fff])[（(][^（()）]{1,20}[)）](?=(?:[约分]?[为是]|等于|达|[:：=＝])\s?\Z)"
 )
@@ -39,19 +42,23 @@ _IDENTIFIER_ENDS = '话真号户码编NID目箱Q本B证口线机转:：为是“
 _INDEX_NAME = re.compile(  # 沪深300
     "(?:沪深|中证|上证|深证|国证|北证|科创|创业板|标普|纳斯达克|日经|富时|罗素|恒生)\\Z"
 )
+_NUMBERED_THING = re.compile(r"[\u4e00-\u9fff]号[:：\s]{0,2}\Z")
+_SECTION_TITLE = re.compile("[.．][ \u3000]?[A-Za-z\u4e00-\u9fff★]")  # 1.2. 国民收入
+_GROUPS = re.compile("(?: [0-9]{4}){2,5}(?: [0-9]{1,3})?(?![0-9])")  # 6228 4800 1234 5678 901
+_PART = re.compile("-[0-9]{1,3}(?![0-9])")  # ISO 14064-1
 _ACRONYM = re.compile(r"(?<![A-Za-z])[A-Z]{2,6} \Z")
-_LINE_START = re.compile(r"(?:^|\n)[\s>#*|\-【\[]{0,8}\Z")
-_DAYS_AFTER = re.compile(r"(?:以?之?内|以?前|以?后|以上|以下|之前|之后|的?期限|届满|的?时间|期满|为限)")
+_LINE_START = re.compile(r"(?:^|\n)[\s>#*|\-【\[\ufeff]{0,8}\Z")
+_DAYS_AFTER = re.compile(
+    r"(?:以?之?内|以?前|以?后|以上|以下|之前|之后|的?期限|届满|的?时间|期满|为限"
+    r"|年化|均线|移动平均|滚动|通知存款|逆回购|理财|[犹冷宽等]|无理由|线(?![上下]))"
+)
 _DAYS_BEFORE = re.compile(
-    r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过于逾达近约隔]|至少|不足|提前|最长|为期|期限为|[算按]|每隔)\Z"
+    r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过逾达近约隔]|[大小少多低高短长]于|至少|不足|提前|免赔|最长|为期|期限为|[算按]|每隔)\Z"
 )
 _MONTH_BEFORE = re.compile(r"(?:月|每月|次月|月的?)\Z")
+_TEX_OPERATOR = re.compile(r"\\(?:times|div|cdot|approx|pm|[lg]eq?)(?![a-z])")
+_NAMED = re.compile("(?:方[式法案]|情[景形况]|实验|假设|命题|定理|推论|引理|性质|任务|示例|类型|注)\\s?\\Z")
 _OPERATORS = "×÷+=≈＝＋−*✕"
-
-
-def make(text: str, start: int, end: int, value: str, unit: str, kind: str, variable: bool) -> tuple[Number, int]:
-    """The Number of text[start:end], and where it ends."""
-    return Number(text[start:end], start, end, value, unit, kind, variable), end
 
 
 def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
@@ -62,8 +69,15 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
     if measure.add is not None:
         whole = Fraction(value)
         value = exact_decimal(whole - measure.add if core.negative else whole + measure.add)
+    if name == "year" and text[start - 2 : start] == "民国":
+        return make(text, start, end, str(1911 + int(core.digits)), "", "date", False)
+    if name == "起" and (core.scaled or _COUNTED_CASES.match(text, end) is None):  # 总价100万起 counts no cases
+        return make(text, start, core.end, value, "", "other", core.scaled or core.exponent < 0)
     if unit.grade == 0:
-        return make(text, start, end, value, "", "ordinal" if kind == "ordinal" else kind, False)
+        word = text[end - 1]
+        cue = _COUNT_CUE.search(text, max(0, start - 6), start) or _COUNT_NOUN.match(text, end - 1)
+        counted = word in _COUNTABLE and cue is not None
+        return make(text, start, end, value, word if counted else "", "count" if counted else kind, counted)
     if kind == "rate" and unit.shift == -1 and text[end - 1] == "折" and core.style == "a":
         # 85折 is 0.85, 8.5折 and 8折 are 0.85 and 0.8
         if core.exponent == 0 and len(core.digits) == 2 and core.digits != "10":
@@ -73,7 +87,7 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
         if unit.name == "CNY" and (currency := core.currency or _currency_word(text, start)):
             name = name.replace("CNY", currency)
     elif name == "点":
-        if INDEX_CUE.search(text, max(0, start - 16), start) or (
+        if INDEX_CUE.search(text, max(0, start - 16), start) or MOVED.search(text, max(0, start - 3), start) or (
             len(core.digits) >= 3 or (core.style == "a" and core.exponent < 0)
         ):
             kind = "index"
@@ -85,7 +99,17 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
     return make(text, start, end, value, name, kind, variable)
 
 
+_COUNTED_CASES = re.compile("[\u4e00-\u9fff]{0,8}(?:案|事|诉|并购|投|交易|违|件|纠纷|重组|收购|融资|罚|其中|，其|。)")
+_COUNTABLE = "章节页款集回卷级"
+_COUNT_CUE = re.compile(
+    "(?:共有?|合?计|约|逾|超过?|达|仅|推出|上线|发布|涵盖|代销|在售|新增|多达|至少|不[少多]于|全[书文套]有?)\\Z"
+)
+_COUNT_NOUN = re.compile("款(?:产品|理财|基金|保险|车型|新品|新车|手机|游戏|软件|App|APP)")
 _CURRENCY_WORD = re.compile("(?:港币|美金|新?台币)\\Z")
+_MONEY_WORD = re.compile("(?:人民币|港币|美金)\\Z")  # 人民币500万
+_LATIN_BEFORE = re.compile("[A-Za-z]")
+_STATED = re.compile(r"(?:[^作视认划分称级]为|等于|[升降增减]至|[^到可录]达)\s?\$?\Z")
+_SETTLEMENT = re.compile(r"(?<![A-Za-z0-9])[TD]\s?\+\Z")  # T+0
 
 
 def _currency_word(text: str, start: int) -> str:
@@ -96,7 +120,8 @@ def _currency_word(text: str, start: int) -> str:
 
 def price_before(text: str, start: int, currency: str) -> tuple[str, str]:
     """(kind, unit) of money that begins at start: a price where 每股, 每吨 … stands shortly before."""
-    per = _PER_BEFORE.search(text, max(0, start - 20), start)
+    begin = max(0, start - 20)
+    per = _PER_BEFORE.search(text, begin, start) if text.find("每", begin, start) >= 0 else None
     return ("price", f"{currency}/{per.group(2)}") if per is not None else ("amount", currency)
 
 
@@ -112,31 +137,37 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
     if n and (n == "日" or (n in SPACE and text[j + 1 : j + 2] == "日")):
         return day_at(text, core)
     if core.currency:
-        per = PER.match(text, j)
-        if per is not None and per.group(1) and per.group(1)[0] in PER_WORDS:
-            unit = f"{core.currency}/{per.group(1)[0]}"
-            return make(text, start, per.start(1) + 1, value, unit, "price", True)
-        return make(text, start, j, value, core.currency, "amount", True)
+        if n and n in "/／" and (per := per_at(text, j)) is not None:
+            return make(text, start, per[0], value, f"{core.currency}/{per[1]}", "price", True)
+        kind, unit = price_before(text, start, core.currency)
+        return make(text, start, j, value, unit, kind, True)
     if p and p in "（(" and n and n in "）)" and start > floor:
-        if digits and len(raw) <= 2:
+        if digits and len(raw) <= 2 and not _LATIN_BEFORE.match(left[-2:-1]):
             return make(text, *with_ordinal_words(text, start - 1, j + 1), value, "", "ordinal", False)
-        if ("," in raw or "." in raw) and _negative_entry(text, start - 1, j + 1):
+        year = digits and len(raw) == 4 and "1900" <= raw.translate(FOLD) <= "2099"
+        if (len(raw) > 2 and not year) and _negative_entry(text, start - 1, j + 1):
             return make(text, start - 1, j + 1, core._replace(negative=True).value(), "", "amount", True)
+        if year:
+            return make(text, start, j, value, "", "date", False)
     if not core.scaled and (label := label_at(text, core, left, raw, digits)) is not None:
         return label
     if n and n.isascii() and (n.isalpha() or n == "_"):
-        tail = WORD_TAIL.match(text, j)
-        end = tail.end() if tail is not None else j + 1
-        return make(text, start, end, text[start:end], "", "identifier", False)
+        return before_letters(text, core, p, raw)
     whole = len(text) - (j - start) <= 16 and text.strip() == raw
     after = text[j + 1 : j + 2] if n and n in SPACE else n
     before = left[-2:-1] if p and p in SPACE else p
     operated = (after and after in _OPERATORS) or (before and before in _OPERATORS)
+    if n == "\\":
+        operated = operated or _TEX_OPERATOR.match(text, j) is not None
     if operated and "*" in (n, p):  # Markdown emphasis, not a product
         operated = False
     term = (after and after in "×÷+−*＋") or (operated and value in "01")  # part of a sum, not what the word names
     cue = None if term else cue_before(text, start)
+    if (core.scaled or "," in raw) and (money := _MONEY_WORD.search(text, max(0, start - 3), start)) is not None:
+        return make(text, start, j, value, UNITS[money.group()].name, "amount", True)
     if digits and cue is None and not whole and not core.scaled:
+        if raw[0] == "0" and len(raw) > 1:
+            return make(text, start, j, raw, "", "identifier", False)
         six = len(raw) == 6 and p and p in "（(" and n and n in "）)."
         if len(raw) >= 8 or six:
             return make(text, start, j, raw.translate(FOLD), "", "identifier", False)
@@ -144,14 +175,18 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
             return make(text, start, j, value, "", "date", False)
     if cue is not None:
         return make(text, start, j, value, "1" if cue == "rate" else "", cue, True)
-    operated = operated or (bool(p) and p == "{" and left.endswith(("frac{", "}{")))
-    marked = core.scaled or not digits or core.negative or (operated and value != "1") or whole
-    return make(text, start, j, value, "", "other", bool(marked))
+    if core.scaled or not digits or core.negative or whole:
+        return make(text, start, j, value, "", "other", True)
+    stated = (not after or after in "，。；、,;)）$和与") and _STATED.search(text, max(0, start - 3), start) is not None
+    operated = operated or stated or (p == "{" and left.endswith(("frac{", "}{")))  # stated: 180天以上为0
+    if p == "+" and _SETTLEMENT.search(left) is not None:
+        operated = False
+    return make(text, start, j, value, "", "other", bool(operated) and value != "1")
 
 
 def with_ordinal_words(text: str, start: int, end: int) -> tuple[int, int]:
     """The span of a mark in brackets, with what makes it an ordinal: 第（二）项."""
-    ordinal = text[start - 1 : start] == "第" and text[end : end + 1] in tuple("项款类条种")
+    ordinal = text[start - 1 : start] == "第" and text[end : end + 1] in tuple("项款类条种点目")
     return (start - 1, end + 1) if ordinal else (start, end)
 
 
@@ -161,7 +196,7 @@ def cue_before(text: str, start: int) -> str | None:
     if ")" in left or "）" in left:
         left = _ASIDE.sub("", left)
     left = left[-14:]
-    if not left or left.isascii() or left[-1].isdigit() or left.endswith(("除以", "乘以", "乘", "加上", "减去")):
+    if _CUE_ENDS.isdisjoint(left[-6:]) or left[-1].isdigit() or left.endswith(("除以", "乘以", "乘", "加上", "减去")):
         return None
     match = _CUE.match(left)
     return match.lastgroup if match is not None else None
@@ -173,6 +208,8 @@ def label_at(text: str, core: Core, left: str, raw: str, digits: bool) -> tuple[
     n = text[j : j + 1]
     if digits and len(raw) <= 3 and n and n in ".、．)）]】\\" and (MARK_BEFORE.search(left) or _spaced_mark(left, n)):
         return make(text, start, j, core.value(), "", "ordinal", False)
+    if digits and len(raw) <= 2 and n and n in "：:、" and _NAMED.search(left) is not None:
+        return make(text, start, j, core.value(), "", "ordinal", False)
     word = left.rstrip(" （(")[-1:]
     if word and word in _LABEL_ENDS and len(raw) <= 6 and _LABEL.search(left) is not None:
         tail = DOTTED.match(text, j)
@@ -183,18 +220,23 @@ def label_at(text: str, core: Core, left: str, raw: str, digits: bool) -> tuple[
             if n in "-–—" and digits and (tail := DOTTED.match(text, j)) is not None:
                 span = text[start : tail.end()].translate(FOLD)
                 return make(text, start, tail.end(), span, "", "ordinal", False)
-            title = "\u4e00" <= n <= "\u9fff" or (n == " " and "\u4e00" <= (text[j + 1 : j + 2] or " ") <= "\u9fff")
-            if "." in raw and title:
+            title = "\u4e00" <= n <= "\u9fff" or (n == " " and text[j + 1 : j + 2].isalpha())
+            if "." in raw and (title or (n in ".．" and _SECTION_TITLE.match(text, j) is not None)):
                 return make(text, start, j, core.value(), "", "ordinal", False)
     if word and word in _IDENTIFIER_ENDS and _IDENTIFIER_CUE.search(left) is not None:
-        tail = DOTTED.match(text, j) or WORD_TAIL.match(text, j)
+        tail = _GROUPS.match(text, j) or DOTTED.match(text, j) or WORD_TAIL.match(text, j)
         end = tail.end() if tail is not None else j
         return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)
     if digits and 2 <= len(raw) <= 4 and not (n.isascii() and n.isalpha()):
         if _INDEX_NAME.search(left) is not None or text.startswith("合约", j):
             return make(text, start, j, core.value(), "", "identifier", False)
     if left[-1:] == " " and digits and "A" <= left[-2:-1] <= "Z" and _ACRONYM.search(left) is not None:
-        return make(text, start, j, core.value(), "", "identifier", False)
+        end = j if (part := _PART.match(text, j)) is None else part.end()
+        return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)
+    if (digits or len(raw) > 9) and len(raw) > 3 and _NUMBERED_THING.search(left) is not None:
+        tail = DOTTED.match(text, j) or WORD_TAIL.match(text, j)
+        end = tail.end() if tail is not None else j
+        return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)
     return None
 
 
@@ -206,6 +248,8 @@ def _spaced_mark(left: str, n: str) -> bool:
 def _negative_entry(text: str, start: int, end: int) -> bool:
     """Whether `(1,234.5)` stands alone in a cell or line, the accountant's way to write a negative."""
     before, after = text[start - 1 : start], text[end : end + 1]
+    if text[start + 1 : end - 1].isdigit():  # (500) is one only in a cell of a table
+        return "|" in text[start - 2 : start] and "|" in text[end : end + 2]
     return (not before or before in " \t|\n\u3000") and (not after or after in " \t|\n\r\u3000")
 
 
@@ -225,33 +269,3 @@ def day_at(text: str, core: Core, begin: int | None = None) -> tuple[Number, int
     return make(text, core.start, j, value, "", "date", False)
 
 
-def read_index(text: str, i: int, floor: int, p: str) -> tuple[Number | None, int] | None:
-    """Digits stuck to a letter (d1, R2, x_1, IFRS16) or an exponent; None when they are a currency code's."""
-    if p.isalpha():
-        k = i - 1
-        while k > max(floor, i - 12) and text[k - 1].isascii() and text[k - 1].isalpha():
-            k -= 1
-        if text[k:i] in CODES:
-            return None
-        kind = "formula" if i - k == 1 and text[k] not in "vV" else "identifier"
-    else:
-        kind = "formula" if p in "^_{" else "identifier"
-    match = ARABIC.match(text, i)
-    assert match is not None
-    end = match.end()
-    if kind == "identifier" and (tail := WORD_TAIL.match(text, end)) is not None:
-        end = tail.end()
-    if kind == "identifier" and (tail := DOTTED.match(text, end)) is not None:
-        end = tail.end()
-    return make(text, i, end, text[i:end].translate(FOLD), "", kind, False)
-
-
-def in_address(text: str, i: int) -> bool:
-    """Whether i lies inside a URL or an HTML tag: looked for within a bounded distance to the left."""
-    if text[i - 1] == "/" and i > 1 and text[i - 2].isascii() and text[i - 2].isalpha():
-        return True
-    left = text[max(0, i - 160) : i]
-    mark = left.rfind("://")
-    if mark >= 0 and not re.search(r"[\s)）>\]\"'，。；、\u4e00-\u9fff]", left[mark:]):
-        return True
-    return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Number", "variables"]
+__all__ = ["Number", "make", "variables"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +41,8 @@ class Number:
 def variables(numbers: Iterable[Number]) -> list[Number]:
     """Those of `numbers` that are numeric variables."""
     return [number for number in numbers if number.variable]
+
+
+def make(text: str, start: int, end: int, value: str, unit: str, kind: str, variable: bool) -> tuple[Number, int]:
+    """The Number of text[start:end], and where it ends."""
+    return Number(text[start:end], start, end, value, unit, kind, variable), end

@@ -14,6 +14,7 @@ __all__ = [
     "DOTTED",
     "INDEX_CUE",
     "MARK_BEFORE",
+    "MOVED",
     "PER",
     "PER_WORDS",
     "WORD_TAIL",
@@ -22,7 +23,7 @@ __all__ = [
 # a lone 一 is by far the most frequent numeral and nearly always part of a word (一般, 一种, 统一): passed over in
 # the search itself unless an ordinal or list mark stands before it or a measure after it
 AFTER_ONE = (
-    "年个日天周元倍成折半小分美港欧季月吨公米亩亿万千百十点星工平升桶盎英块至到〇零○一二三四五六七八九两、)）交刻廿卅人名手股"
+    "年个日天周元倍成折半小分美港欧季月吨公米亩亿万千百十点星工平升桶盎英块角毛比又至到〇零○一二三四五六七八九两、)）交刻廿卅人名手股"
 )
 ARABIC = re.compile(
     rf"(?:[0-9]{{1,3}}(?:(?:,|\{{,\}})[0-9]{{3}})+(?![0-9])|[０-９]{{1,3}}(?:[，,][０-９]{{3}})+(?![０-９])|[{D}]+)"
@@ -32,27 +33,18 @@ CN_RUN = re.compile(f"[{CN}]{{1,64}}")
 CALENDAR = "零〇○一二三四五六七八九"
 DOTTED = re.compile(rf"(?:[.\-–—][{D}A-Za-z]+)+")
 WORD_TAIL = re.compile(r"[0-9A-Za-z_.%&=\-]*[0-9A-Za-z_]")
-PER = re.compile(r"\s?[/／]\s?([\u4e00-\u9fff]{1,3}|[A-Za-z]{1,4})|每([股件吨人桶台份张克月年天]|平方米)")
-PER_WORDS = {"股", "件", "吨", "桶", "台", "份", "张", "克", "人", "天", "月", "年", "小时", "平方米", "公斤", "千克"}
-PER_WORDS |= {
-    "盎司",
-    "升",
-    "辆",
-    "套",
-    "个",
-    "只",
-    "户",
-    "次",
-    "千瓦时",
-    "瓦",
-    "亩",
-    "米",
-    "公里",
-    "手",
-    "度",
-    "箱",
-    "支",
-}
-PER_WORDS |= {"笔", "点", "单位", "立方米", "工时", "蒲式耳", "瓶", "日", "吨公里", "kg", "t", "kWh", "人天", "人月"}
+PER = re.compile(
+    r"\s?[/／]\s?([\u4e00-\u9fff]{1,6}|m[²³]|[A-Za-z]{1,5}(?![A-Za-z])|㎡)|"
+    r"每([股件吨人桶台份张克月年天度箱瓶盒套辆亩升]|平方米|立方米|公斤|千克|小时|千瓦时|盎司)"
+)
+PER_WORDS = set(
+    (
+        "㎡ 个 亩 人 件 份 克 册 包 升 单 只 台 吨 周 块 天 头 套 季 年 度 张 户 手 支 日 晚 月 期 本 条 枚 栋 根 "
+        "桶 次 点 片 瓦 瓶 盒 磅 笔 箱 米 羽 股 袋 车 辆 间 颗 m² m³ 人天 人日 人月 人次 公斤 公里 公顷 分钟 加仑 "
+        "千克 千瓦 单位 台班 季度 学分 学时 小时 工日 工时 平米 盎司 课时 千瓦时 吨公里 平方米 立方米 蒲式耳 "
+        "百万英热 百万英热单位 L W g t GB MW TB Wh kW kg km lb oz FEU MWh TEU bbl gal kWh ton MMBtu"
+    ).split()
+)
 INDEX_CUE = re.compile(r"(?:指数|点位|大盘|沪指|深成指)[^。；;\n0-9 ]{0,10}\Z")
+MOVED = re.compile("(?:[涨跌升降调挫]|贴水|走[高低]|[收扩]窄?)[了约近逾超]?\\Z")  # 下调14点
 MARK_BEFORE = re.compile(r"(?:^|[\n。；;：:！？!?])[\s>#*|\-—“\"（(]{0,6}\Z")

@@ -1,77 +1,37 @@
-"""Reads one numeral and its unit, each at a place where it begins."""
+"""Reads one numeral at a place where it begins: its sign, separators, magnitude, exponent or fraction."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import NamedTuple
 
-from .numerals import DIGITS, FOLD, D, chinese_to_int, decimal_string, exact_decimal
-from .patterns import ARABIC, CN_RUN, PER, PER_WORDS
-from .units import CODES, LONGEST, MAGNITUDES, NOT_BEFORE, NOT_MAGNITUDE, SIGNS, SPACE, UNITS, Unit
+from .core import MANY, Core, magnitude_at
+from .measures import unit_at
+from .numerals import DIGITS, FOLD, chinese_to_int, exact_decimal
+from .patterns import ARABIC, CN_RUN
+from .units import CODES, MAGNITUDES, SIGNS, SPACE, UNITS
 
-__all__ = ["Core", "Measure", "RATIO_MEASURE", "arabic_at", "chinese_at", "magnitude_at", "measure_at"]
+__all__ = ["arabic_at", "chinese_at"]
 
 _WIDE_COMMA = re.compile(r"(?:，[0-9]{3}){0,4}，000(?![0-9，,.])|(?:，[0-9]{3}){1,4}\.[0-9]{2}(?![0-9])")
 _SPACED = re.compile(r"[0-9]{1,3}(?:[ \u00a0\u2009\u202f][0-9]{3})+(?![0-9])(?:\.[0-9]+)?")
-_CHANGE = re.compile(
-    rf"(?:(?P<jiao>[{D}一二三四五六七八九])角(?:(?P<fen>[{D}一二三四五六七八九])分)?|零?(?P<only>[{D}一二三四五六七八九])分)(?!之)"
-)
 _CN_FRACTION = re.compile("点([零〇○一二三四五六七八九]{1,32})(百万|千万|百亿|千亿|万亿|[万亿])?")
 _MIXED = re.compile(r"([0-9]+(?:\.[0-9]+)?)([十百千]?[万亿]|[百千])")
 _SHORT_TENTH = re.compile(r"([0-9]{1,4})万([1-9])(?=[。，；、！？)）]|\Z)")
-_PERCENT_TEX = re.compile(r"\s?\$?\s?\\(?:%|textperthousand)(?:\s?\$)?")
 _LATIN_BEFORE = re.compile("[A-Za-z/]")  # EUR/USD 1.0850 is a rate of exchange
-_ENGLISH = re.compile(r"\s?(?:(mn?|million)|(bn|billion)|(tn|trillion))(?![A-Za-z])")  # US$1.2 billion
-_TENTHS = re.compile("[一二三四五六七八九](?![十百千万个年月天人家股次条项])")
+_ENGLISH = re.compile(  # US$1.2 billion, $300M
+    r"(?:(K|\s?(?:k|thousand))|(MM?|\s?(?:mn?|mm|million))|(B|\s?(?:bn?|billion))|(T|\s?(?:tn|trillion)))(?![A-Za-z])"
+)
+_POWER = re.compile(  # 1.5×10^6, 6.02×10²³, 1.2\\times10^{5}
+    r"\s?(?:[×✕*]|\\times)\s?10(?:\^\{?\s?(?P<plain>[-−]?[0-9]{1,3})(?![0-9.])\s?\}?|(?P<raised>⁻?[⁰¹²³⁴-⁹]{1,3}))"
+)
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_HUNDRED_MILLIONS = re.compile("个[多余]?亿")  # 1.5个亿
 
 
-class Core(NamedTuple):
-    """A numeral without its unit: digits x 10**exponent, or an exact fraction."""
-
-    start: int  # with a currency sign and minus
-    end: int
-    digits: str
-    exponent: int
-    negative: bool
-    style: str  # "a" Arabic, "c" Chinese
-    lone: bool  # one Chinese character
-    scaled: bool  # a magnitude (万) or 分之 was read
-    currency: str
-    fraction: Fraction | None = None
-
-    def value(self, shift: int = 0) -> str:
-        if self.fraction is not None:
-            return exact_decimal(self.fraction * Fraction(10) ** shift)
-        return decimal_string(self.digits, self.exponent + shift, self.negative)
-
-
-class Measure(NamedTuple):
-    """A unit word behind a numeral: where it ends, what it is, what it adds."""
-
-    end: int
-    unit: Unit
-    add: Fraction | None = None  # 半 or 角分 behind the unit
-
-
-RATIO_MEASURE = Measure(0, Unit("rate", "1", 0, 3))
-
-
-def magnitude_at(text: str, j: int) -> tuple[int, int]:
-    """(end, power of ten) of the magnitude at j; (j, 0) when there is none."""
-    k = j + 1 if text[j : j + 1] in SPACE and j < len(text) else j
-    two = text[k : k + 2]
-    if not two or two[0] not in "十百千万亿":
-        return j, 0
-    for word in (two, two[0]):
-        power = MAGNITUDES.get(word)
-        if power is not None:
-            end = k + len(word)
-            after = text[end : end + 1]
-            if after and after in NOT_MAGNITUDE[word[-1]]:
-                continue
-            return end, power
-    return j, 0
+_FOLLOWS = frozenset("十百千万亿×✕*\\个，kKmMbBtT" + MANY)
+_GAPS = frozenset(SPACE)
+_LEADS = frozenset("-−－﹣–负").union((sign[-1] for sign in SIGNS), (code[-1] for code in CODES))
 
 
 def _before(text: str, i: int, floor: int) -> tuple[int, bool, str]:
@@ -134,28 +94,45 @@ def arabic_at(text: str, i: int, floor: int) -> Core:
     assert match is not None
     j = match.end()
     raw = match.group()
+    spaced = None
     if j < len(text) and text[j] in " \u00a0\u2009\u202f" and len(raw) <= 3 and text[j + 1 : j + 4].isdecimal():
         spaced = _SPACED.match(text, i)
         if spaced is not None and (
-            len(raw) < 3 or " 000" in spaced.group() or _unit(text, magnitude_at(text, spaced.end())[0])
+            len(raw) < 3 or " 000" in spaced.group() or unit_at(text, magnitude_at(text, spaced.end())[0])
         ):
             j, raw = spaced.end(), spaced.group()
+        else:
+            spaced = None
     if not raw.isascii():
         raw = raw.translate(FOLD)
     exponent = 0
     digits = raw
     if not raw.isdigit():
         for e in "eE":
-            head, sign, tail = digits.partition(e)
-            if sign:
-                digits, exponent = head, int(tail.replace("−", "-"))
-        for separator in ("{,}", ",", " ", "\u00a0", "\u2009", "\u202f"):
-            digits = digits.replace(separator, "")
+            if e in raw:
+                digits, _, tail = raw.partition(e)
+                exponent = int(tail.replace("−", "-"))
+        if "," in raw:
+            digits = digits.replace("{,}", "").replace(",", "")
+        elif spaced is not None:
+            digits = "".join(digits.split())
         whole, _, rest = digits.partition(".")
         digits, exponent = whole + rest, exponent - len(rest)
-    start, negative, currency = _before(text, i, floor)
-    scaled = False
+    start, negative, currency = i, False, ""
+    p = text[i - 1] if i > floor else ""
+    if p in _LEADS or (p in _GAPS and text[i - 2 : i - 1] in _LEADS):
+        start, negative, currency = _before(text, i, floor)
     c = text[j : j + 1]
+    if c in _FOLLOWS or (c in _GAPS and text[j + 1 : j + 2] in _FOLLOWS):
+        return _follow(text, i, Core(start, j, digits, exponent, negative, "a", False, False, currency))
+    return Core(start, j, digits, exponent, negative, "a", False, False, currency)
+
+
+def _follow(text: str, i: int, core: Core) -> Core:
+    """The Arabic numeral from i to core.end with what makes it larger: 万, 3000多万, ×10^6, 1.2 billion."""
+    j, digits, exponent = core.end, core.digits, core.exponent
+    scaled = False
+    c = text[j]
     if c == "，" and exponent == 0 and j - i <= 3 and (groups := _WIDE_COMMA.match(text, j)) is not None:  # 1，000元
         whole, _, rest = groups.group().replace("，", "").partition(".")
         j, digits, exponent = groups.end(), digits + whole + rest, -len(rest)
@@ -170,9 +147,16 @@ def arabic_at(text: str, i: int, floor: int) -> Core:
             else:
                 j, exponent = end, exponent + power
             scaled = True
-    if currency and not scaled and c and c in "mbt " and (english := _ENGLISH.match(text, j)) is not None:
-        j, exponent, scaled = english.end(), exponent + 3 + 3 * (english.lastindex or 0), True
-    return Core(start, j, digits, exponent, negative, "a", False, scaled, currency)
+    elif c == "个" and (hundreds := _HUNDRED_MILLIONS.match(text, j)) is not None:
+        j, exponent, scaled = hundreds.end(), exponent + 8, True
+    elif c and c in MANY and (many := magnitude_at(text, j + 1))[1]:  # 3000多万
+        j, exponent, scaled = many[0], exponent + many[1], True
+    if not scaled and (power := _POWER.match(text, j)) is not None:
+        raised = power.group("plain") or power.group("raised").translate(_RAISED)
+        j, exponent, scaled = power.end(), exponent + int(raised.replace("−", "-")), True
+    if core.currency and not scaled and (english := _ENGLISH.match(text, j)) is not None:
+        j, exponent, scaled = english.end(), exponent + 3 * (english.lastindex or 0), True
+    return core._replace(end=j, digits=digits, exponent=exponent, scaled=scaled)
 
 
 def _split(value: Fraction) -> tuple[str, int]:
@@ -183,7 +167,14 @@ def _split(value: Fraction) -> tuple[str, int]:
 
 def _mixed(text: str, i: int, end: int) -> tuple[int, Fraction] | None:
     """(end, value) of `1万2千`, `2亿3千5百万`, `3万5`; None when no further group follows the first magnitude."""
-    if not text[end : end + 1].isdecimal() or not text[end : end + 1].isascii():
+    c = text[end : end + 1]
+    if c and c in DIGITS and (run := CN_RUN.match(text, end)) is not None:  # 3万五千
+        head, rest = _MIXED.fullmatch(text, i, end), chinese_to_int(run.group())
+        if head is None or rest is None or run.group()[-1] not in "百千万" or len(head.group(1)) > 20:
+            return None
+        power = 10 ** MAGNITUDES[head.group(2)]
+        return (run.end(), Fraction(head.group(1)) * power + rest) if rest < power else None
+    if not c.isdecimal() or not c.isascii():
         return None
     if (short := _SHORT_TENTH.match(text, i)) is not None and short.end() == end + 1:
         return end + 1, Fraction(10 * int(short.group(1)) + int(short.group(2))) * 1000
@@ -222,8 +213,13 @@ def chinese_at(text: str, i: int, floor: int) -> Core | None:
             rest = "".join(str(DIGITS[c]) for c in point.group(1))
             power = MAGNITUDES[point.group(2)] if point.group(2) else 0
             return Core(start, point.end(), digits + rest, power - len(rest), negative, "c", False, bool(power), "")
-    if text[j : j + 1] == "几":
+    c = text[j : j + 1]
+    if c == "几":
         return None
+    if c == "个" and (hundreds := _HUNDRED_MILLIONS.match(text, j)) is not None:
+        return Core(start, hundreds.end(), digits, 8, negative, "c", False, True, "")
+    if c and c in MANY and (many := magnitude_at(text, j + 1))[1]:  # 两百多亿
+        return Core(start, many[0], digits, many[1], negative, "c", False, True, "")
     return Core(start, j, digits, exponent, negative, "c", len(numeral) == 1, scaled, "")
 
 
@@ -263,94 +259,3 @@ def _parts(text: str, start: int, j: int, numeral: str, negative: bool) -> Core 
     return Core(start, end, "", 0, False, "c", False, True, "", -fraction if negative else fraction)
 
 
-def _unit(text: str, j: int) -> Measure | None:
-    """The unit word that begins at j, or one space behind it."""
-    c = text[j : j + 1]
-    if not c:
-        return None
-    if c in SPACE:
-        j += 1
-        c = text[j : j + 1]
-    longest = LONGEST.get(c)
-    if longest is None:
-        if c in "\\$":
-            match = _PERCENT_TEX.match(text, j)
-            if match is not None:
-                return Measure(match.end(), UNITS["%" if "%" in match.group() else "‰"])
-        return None
-    for size in range(longest, 0, -1):
-        word = text[j : j + size]
-        unit = UNITS.get(word)
-        if unit is None or len(word) < size:
-            continue
-        end = j + size
-        after = text[end : end + 1]
-        if after:
-            if c.isascii() and after.isascii() and after.isalnum() and c != "%":
-                continue
-            if after in NOT_BEFORE.get(word, ""):
-                continue
-            if c in "%％" and after.isascii() and after.isalnum() and text[end : end + 2].isalnum():
-                if text[end : end + 2].isascii() and text[end : end + 2].upper() == text[end : end + 2]:
-                    continue  # %7C in an address
-        return Measure(end, unit)
-    return None
-
-
-def measure_at(text: str, core: Core) -> Measure | None:
-    """The unit of a numeral with what may trail it: 半, 角分, `/股`, and 多 or 余 before it."""
-    j = core.end
-    c = text[j : j + 1]
-    if c and c in "多余":
-        end, power = magnitude_at(text, j + 1)
-        found = _unit(text, end)
-        if found is None or found.unit.grade == 0:
-            return None
-        return found._replace(unit=found.unit._replace(shift=found.unit.shift + power))
-    if c and c in "（(" and core.style == "a":
-        return _bracketed(text, core)
-    if c == "个" and text[j + 1 : j + 2] == "半":
-        for word, name in (("月", "month"), ("小时", "hour"), ("星期", "week"), ("季度", "quarter")):
-            if text.startswith(word, j + 2):
-                return Measure(j + 2 + len(word), Unit("duration", name, 0, 3), Fraction(1, 2))
-    found = _unit(text, j)
-    if found is None:
-        return None
-    unit, end = found.unit, found.end
-    if unit.kind == "amount":
-        if unit.name == "CNY" and text[end : end + 1].isnumeric() and text[end - 1] in "元块圆":
-            change = _CHANGE.match(text, end)
-            if change is not None:
-                cents = 0
-                for name, worth in (("jiao", 10), ("fen", 1), ("only", 1)):
-                    if digit := change.group(name):
-                        cents += worth * (DIGITS[digit] if digit in DIGITS else int(digit))
-                return Measure(change.end(), unit, Fraction(cents, 100))
-        if text[end : end + 1] in "/／每 " and end < len(text):
-            per = PER.match(text, end)
-            if per is not None:
-                word = per.group(1) or per.group(2)
-                for size in range(len(word), 0, -1):
-                    if word[:size] in PER_WORDS:
-                        name = f"{unit.name}/{word[:size]}"
-                        start = per.start(1) if per.group(1) else per.start(2)
-                        return Measure(start + size, Unit("price", name, unit.shift, 3))
-    elif unit.shift == -1 and text[end - 1] == "成" and _TENTHS.match(text, end) is not None:
-        return Measure(end + 1, unit, Fraction(DIGITS[text[end]], 100))  # 六成五
-    elif unit.kind == "duration" and text[end : end + 1] == "半" and unit.name in ("year", "day", "week"):
-        if text[end - 1] in "年天周" and text[end + 1 : end + 2] not in ("年", "天", "周"):
-            return Measure(end + 1, unit, Fraction(1, 2))
-    return found
-
-
-def _bracketed(text: str, core: Core) -> Measure | None:
-    """A unit in brackets behind the number: `6,600（元）`, `12.87（万元）`."""
-    end, power = magnitude_at(text, core.end + 1)
-    if text[end : end + 1] in ("（", "("):
-        return None
-    found = measure_at(text, core._replace(end=end))
-    if found is None or found.add is not None or found.unit.grade < 2:
-        return None
-    if text[found.end : found.end + 1] not in ("）", ")"):
-        return None
-    return Measure(found.end + 1, found.unit._replace(shift=found.unit.shift + power))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from fractions import Fraction
 
-from .context import cue_before, day_at, make, price_before
-from .number import Number
-from .numerals import FOLD, D, exact_decimal
-from .patterns import ARABIC, DOTTED, INDEX_CUE
-from .reading import RATIO_MEASURE, Core, Measure, arabic_at, chinese_at, magnitude_at, measure_at
-from .units import SPACE, UNITS, Unit
+from .context import cue_before, day_at, price_before
+from .core import Core, magnitude_at
+from .measures import RATIO_MEASURE, Measure, measure_at
+from .number import Number, make
+from .numerals import FOLD, D, chinese_to_int, exact_decimal
+from .patterns import ARABIC, DOTTED, INDEX_CUE, MOVED
+from .reading import arabic_at, chinese_at
+from .spoken import DAYTIME
+from .units import MAGNITUDES, SPACE, UNITS, Unit
 
 __all__ = ["iso_date", "try_date", "try_range", "try_special"]
 
@@ -19,25 +23,52 @@ _YEAR_DATE = re.compile(
 )
 _SHORT_YEAR = re.compile(r"(?:[5-9][0-9]年(?:代|初|末|底)|[0-9]{2}年\s?[0-9]{1,2}月(?:\s?[0-9]{1,2}日)?)")
 _MASKED_YEAR = re.compile(
-    r"(?P<y>[12２][0-9０-９]?[×xX＊*✕╳][0-9０-９×xX＊*]{1,2}|[12][0-9][×xX＊*✕╳]{1,2}[0-9０-９l]{0,2}|"
+    r"(?P<y>[12２][0-9０-９]?[×xX＊*✕╳][0-9０-９l×xX＊*]{1,2}|[12][0-9][×xX＊*✕╳]{1,2}[0-9０-９l]{0,2}|"
     r"[12][0-9]{2}[×xX＊*✕╳])"
     r"(?:\s?年(?:度|\s?(?P<m>[0-9０-９]{1,2})\s?月(?:份|\s?(?P<d>[0-9０-９]{1,2})\s?[日号])?)?"
     r"|(?=\s?[-—–~～至到]\s?[12][0-9]?[×xX＊*✕╳0-9]{1,3}\s?年))"
 )
+_MASK = str.maketrans("×x＊*✕╳l", "XXXXXX1")
 _MONTH_DATE = re.compile(rf"(?P<m>[{D}]{{1,2}})\s?月(?:份|\s?(?P<d>[{D}]{{1,2}})\s?[日号])?")
+_FISCAL_YEAR = re.compile(
+    r"(?P<y>(?:19|20)[0-9]{2})/(?P<z>[0-9]{2})(?=\s?(?:[学财]?年|会计年|榨季|作物|[产销]季|赛季))(?:年度?)?"
+)
 _ISO_DATE = re.compile(
     r"(?P<y>[12][0-9]{3})(?P<s>[-/.．])(?P<m>0?[1-9]|1[0-2])(?:(?P=s)(?P<d>3[01]|[12][0-9]|0?[1-9]))?(?![0-9.%])"
 )
-_AMERICAN_DATE = re.compile(r"(0?[1-9]|1[0-2])/(3[01]|[12][0-9]|0?[1-9])/((?:19|20)[0-9]{2})(?![0-9/])")
+_SLASH_DATE = re.compile(  # 06/03/2022 is of June, 15/03/2024 of March
+    r"(?:(?P<m>0?[1-9]|1[0-2])/(?P<d>3[01]|[12][0-9]|0?[1-9])|(?P<day>3[01]|2[0-9]|1[3-9])/(?P<month>0?[1-9]|1[0-2]))"
+    r"/(?P<y>(?:19|20)[0-9]{2})(?![0-9/])"
+)
 _TIME = re.compile(r"(?:[01]?[0-9]|2[0-4])[:：][0-5][0-9](?:[:：][0-5][0-9])?(?![0-9])")
-_CLOCK = re.compile(r"([0-9]{1,2})\s?[时点](?:\s?([0-9]{1,2})\s?分(?!之)|整|半|(?=[前后至到,，。]))")
+_CLOCK = re.compile(
+    r"([0-9]{1,2})\s?[时点](?:\s?([0-9]{1,2})\s?分(?!之)|整|半|(?=[前后至到起止许内为开召举截结关发、,，。]))"
+)
+_NO_CLOCK = re.compile(r"(?:[=＝<>≤≥＜＞$]\s?|[大小等高低]于|为)\Z")
 _RATIO = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:\s?[:：∶]\s?[0-9]+(?:\.[0-9]+)?){1,8}")
-_SLASH = re.compile(r"/([0-9]{1,12})(?![0-9/.])")
+_SPOKEN_RATIO = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?比([0-9]{1,6}(?:\.[0-9]{1,6})?)(?![0-9.,%％万亿年月日元])")
+_STANDARD = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})*[:：\-—–](?:19|20)[0-9]{2}(?![0-9])")  # ISO 9001:2015
+_STANDARD_NAME = re.compile(r"(?<![A-Za-z])(?:[A-Z]{2,6}|(?:[A-Z]{2,4}|DB[0-9]{2})/[TZ])\s?\Z")
+_SLASH = re.compile(rf"[/／]([{D}]{{1,12}})(?![{D}/／.年])")
 _CREDIT_TERMS = re.compile(r"[0-9]+/[0-9]+(?:[,，、;；\s]{0,2}[0-9]+/[0-9]+){0,4}[,，、;；\s]{0,2}[nN]/[0-9]+")
-_RANGE = re.compile(r"\s?(?:至|到|[-–—―~～－−﹣]{1,2})\s?(?=[$¥￥]?[0-9０-９零一二三四五六七八九十两百壹贰叁])")
+_RANGE = re.compile(
+    r"\s?(?:至|到|[-–—―~～－−﹣]{1,2})\s?"
+    r"(?=(?:(?:US|HK|NT|[ACS])?[$¥￥€£]|RMB|USD|HKD|EUR)?[-−负]?[0-9０-９零一二三四五六七八九十两百壹贰叁])"
+)
+_DAY_SPAN = re.compile(rf"日\s?[至到\-–—―~～－−﹣]\s?([{D}]{{1,3}}|[一二三四五六七八九十百]{{1,5}})日")
+_SPAN_BEFORE = re.compile("(?:持有|持续|期限?|超过|逾期|账龄|拖欠|满|少于|连续)[^，。；、0-9]{0,4}\\Z")
+_SPAN_AFTER = re.compile("[（(]?不?含|以?之?内|收取|的?期限?|赎回|不等|后|未")
+_CURRENCY_SIGN = re.compile("(?:US|HK|NT|[ACS])?[$¥￥€£]|RMB|USD|HKD|EUR")
 _ISSUE = re.compile(r"\s?第\s?[0-9０-９]{1,6}\s?号")
-_BRACKET_ISSUE = re.compile(r"[〕\]］)）】]\s?(?:第\s?)?[0-9０-９]{1,6}\s?号")
-_PHONE = re.compile(r"(?:0[0-9]{2,3}[-－][0-9]{7,8}|1[3-9][0-9]{9}|400[-－]?[0-9]{3}[-－]?[0-9]{4})(?![0-9])")
+_BRACKET_ISSUE = re.compile(
+    r"[〕\]］)）】]\s?(?:(?:第\s?)?[A-Z]{0,4}[0-9０-９]{1,14}(?:-[0-9]{1,3})?\s?号|"
+    r"[\u4e00-\u9fff0-9]{1,14}(?:[民刑行商知][初终再申监辖特]|执[恢异保]?|[破仲刑民行商]|"
+    r"字)第?[0-9]{1,7}(?:-[0-9]{1,3})?号)"  # （2023）京01民初123号
+)
+_PHONE = re.compile(
+    r"(?:0[0-9]{2,3}[-－][0-9]{7,8}|1[3-9][0-9]{9}|1[3-9][0-9][- ][0-9]{4}[- ][0-9]{4}"
+    r"|400[0-9]-[0-9]{3}-[0-9]{3}|400[-－]?[0-9]{3}[-－]?[0-9]{4})(?![0-9])"
+)
 _ARITHMETIC = tuple("×÷+=≈＝＋−*✕－-—–/^")
 
 
@@ -54,12 +85,12 @@ def iso_date(year: str | None, month: int | None, day: int | None) -> str:
 def _dated(text: str, match: re.Match[str]) -> tuple[Number, int] | None:
     groups = match.groupdict()
     year = groups.get("y")
-    month = int(groups["m"].translate(FOLD)) if groups.get("m") else None
-    day = int(groups["d"].translate(FOLD)) if groups.get("d") else None
+    month = int(groups["m"]) if groups.get("m") else None
+    day = int(groups["d"]) if groups.get("d") else None
     if (month is not None and not 1 <= month <= 12) or (day is not None and not 1 <= day <= 31):
         return None
-    if year is not None:
-        year = year.translate(FOLD).translate(str.maketrans("×x＊*✕╳l", "XXXXXX1"))
+    if year is not None and not (year.isascii() and year.isdigit()):
+        year = year.translate(FOLD).translate(_MASK)
     return make(text, match.start(), match.end(), iso_date(year, month, day), "", "date", False)
 
 
@@ -81,7 +112,12 @@ def try_date(text: str, i: int, j: int, n: str) -> tuple[Number, int] | None:
         match = _MASKED_YEAR.match(text, i)
     elif k == "月":
         match = _MONTH_DATE.match(text, i)
+        if match is not None and text[i - 1 : i] == "近" and match.group()[-1] == "月":  # 近6月
+            return make(text, i, match.end(), str(int(match.group("m"))), "month", "duration", True)
     elif n in "-/.．" and j - i == 4:
+        fiscal = _FISCAL_YEAR.match(text, i)
+        if fiscal is not None and int(fiscal.group("z")) == (int(fiscal.group("y")) + 1) % 100:
+            return make(text, i, fiscal.end(), fiscal.group("y"), "", "date", False)
         match = _ISO_DATE.match(text, i)
     elif j - i == 4 and n in "〕]］)）】" and text[i - 1 : i] in tuple("〔[［(（【"):
         issue = _BRACKET_ISSUE.match(text, j)
@@ -94,6 +130,12 @@ def try_date(text: str, i: int, j: int, n: str) -> tuple[Number, int] | None:
 def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | None:
     """Times, ratios, fractions, credit terms, telephone numbers and dotted identifiers that begin at i."""
     j = core.end
+    if n in ":：-—–." and core.exponent >= -3 and j - i <= 10 and (standard := _STANDARD.match(text, i)) is not None:
+        if _STANDARD_NAME.search(text, max(0, i - 8), i) is not None:
+            return make(text, i, standard.end(), standard.group(), "", "identifier", False)
+    if n == "比" and (spoken := _SPOKEN_RATIO.match(text, i)) is not None and Fraction(spoken.group(1)):
+        value = Fraction(core.value()) / Fraction(spoken.group(1))
+        return make(text, i, spoken.end(), exact_decimal(value), "1", "rate", True)
     if n in ":：∶" or (n == " " and text[j + 1 : j + 2] in ("∶", ":")):
         match = _RATIO.match(text, i)
         if match is not None and not core.scaled and len(match.group()) <= 60:
@@ -108,20 +150,20 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
             else:
                 value = ":".join(parts)
             return make(text, i, match.end(), value, "1", "rate", True)
-    elif n == "/" and core.exponent == 0 and not core.scaled:
+    elif n in "/／" and core.exponent == 0 and not core.scaled:
         terms = _CREDIT_TERMS.match(text, i)
         if terms is not None:
             return make(text, i, terms.end(), terms.group(), "", "other", False)
-        american = _AMERICAN_DATE.match(text, i)
-        if american is not None:
-            value = f"{american.group(3)}-{american.group(1):0>2}-{american.group(2):0>2}"
-            return make(text, i, american.end(), value, "", "date", False)
+        dated = _SLASH_DATE.match(text, i)
+        if dated is not None:
+            month, day = dated.group("m") or dated.group("month"), dated.group("d") or dated.group("day")
+            return make(text, i, dated.end(), f"{dated.group('y')}-{month:0>2}-{day:0>2}", "", "date", False)
         slash = _SLASH.match(text, j)
         if (
             slash is not None
             and text[i - 1 : i] != "/"
             and len(core.digits) <= 12
-            and int(core.digits) < int(slash.group(1))
+            and (int(core.digits) < int(slash.group(1)) or int(core.digits) + int(slash.group(1)) == 100)  # 60/40
         ):
             value = Fraction(int(core.digits), int(slash.group(1)))
             return make(
@@ -141,9 +183,15 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
             return make(text, i, dotted.end(), value, "", "identifier", False)
     elif n in "时点 ":
         clock = _CLOCK.match(text, i)
+        if clock is not None and clock.group(2) is None:  # 当Q=10时, 下调14点: no time of day
+            no_clock = MOVED if n == "点" else _NO_CLOCK
+            if no_clock.search(text, max(0, i - 3), i) is not None:
+                return None
         if clock is not None and int(clock.group(1)) <= 24 and not INDEX_CUE.search(text[max(0, i - 16) : i]):
             minute = clock.group(2) or ("30" if clock.group().endswith("半") else "00")
-            return make(text, i, clock.end(), f"{int(clock.group(1)):02d}:{minute:0>2}", "", "time", False)
+            day = DAYTIME.search(text, max(0, i - 2), i)
+            late = day is not None and day.group("late") is not None and int(clock.group(1)) < 12
+            return make(text, i, clock.end(), f"{int(clock.group(1)) + 12 * late:02d}:{minute:0>2}", "", "time", False)
     return None
 
 
@@ -151,18 +199,29 @@ def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, i
     """`7至15年`, `5%-8%`, `20-30万元`: core is the low end, measure its unit if it has one."""
     after = measure.end if measure is not None else core.end
     c = text[after : after + 1]
+    if c == "日" and measure is None:
+        return _day_span(text, core)
     if not c or c not in "至到-–—―~～－−﹣ ":
         return None
     separator = _RANGE.match(text, after)
     if separator is None or (measure is not None and (measure.add is not None or measure.unit.grade == 0)):
         return None
     k = separator.end()
-    if text[k] in "$¥￥":
+    sign = separator.group().strip()
+    signs = _CURRENCY_SIGN.match(text, k)
+    if signs is not None:
+        if not core.currency or measure is not None or core.scaled:
+            return None
+        k = signs.end()
+    signed = text[k] in "-−负"
+    if signed:
+        if not core.negative or sign in ("-", "−", "－"):
+            return None
         k += 1
     other = arabic_at(text, k, k) if text[k] in "0123456789０１２３４５６７８９" else chinese_at(text, k, k)
     if other is None or other.end - k > 40:
         return None
-    sign = separator.group().strip()
+    other = other._replace(negative=signed)
     dash = sign not in ("至", "到")
     n = text[other.end : other.end + 1]
     if dash and measure is None:
@@ -184,7 +243,8 @@ def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, i
     if found is None or found.unit.grade == 0 or found.add is not None:
         if measure is not None:
             return None
-        if core.currency and (other.currency or text[separator.end()] in "$¥￥"):
+        close = dash and len(separator.group()) == 1 and not other.scaled  # $100-200
+        if core.currency and (close or signs is not None):
             unit, end = Unit("amount", core.currency, 0, 3), other.end
         elif core.exponent < 0 and other.exponent < 0 and cue_before(text, core.start) == "rate":
             unit, end = UNITS["倍"], other.end
@@ -200,23 +260,48 @@ def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, i
     if measure is None:
         if core.fraction is not None or other.fraction is not None:
             return None
-        if not core.scaled and other.scaled and core.style == "a":
+        if not core.scaled and other.scaled:
             low = core._replace(exponent=core.exponent + _scale_of(text, k, other))
-    elif measure.unit != unit:
-        return None
+            if Decimal(low.value()) >= Decimal(other.value()):  # 5000至1万元
+                low = core
+    elif measure.unit != unit or (unit.shift == -2 and (text[after - 1] == "点") != (text[end - 1] == "点")):
+        return None  # 提升4.3个百分点至76.8%
     first, second = low.value(unit.shift), other.value(unit.shift)
-    if "/" in first or "/" in second or Fraction(first) >= Fraction(second):
+    if "/" in first or "/" in second:
+        return None
+    if core.negative and signed and Decimal(first) > Decimal(second):  # -2%至-5%
+        first, second = second, first
+    if Decimal(first) >= Decimal(second):
         return None
     lone = core.lone and other.lone and unit.grade < 2
     kind, name = unit.kind, unit.name
     if kind == "amount":
         kind, name = price_before(text, core.start, name)
+    elif name == "点":
+        kind = "index"
     number = Number(text[core.start : end], core.start, end, first, name, kind, not lone, first, second)
     return number, end
 
 
+def _day_span(text: str, core: Core) -> tuple[Number, int] | None:
+    """`持有7日至30日`, `30日至60日内`: durations; None for days of the calendar (`5日至10日`)."""
+    span = _DAY_SPAN.match(text, core.end)
+    if span is None or core.fraction is not None or core.exponent:
+        return None
+    high = int(span.group(1)) if span.group(1).isdecimal() else chinese_to_int(span.group(1)) or 0
+    low, end = int(core.value()), span.end()
+    before = text[max(0, core.start - 8) : core.start]
+    if low >= high or (before and before[-1] in "月自") or not (
+        high > 31 or _SPAN_BEFORE.search(before) is not None or _SPAN_AFTER.match(text, end) is not None
+    ):
+        return None
+    return Number(text[core.start : end], core.start, end, str(low), "day", "duration", True, str(low), str(high)), end
+
+
 def _scale_of(text: str, i: int, core: Core) -> int:
     """The power of ten of the magnitude word that ends a numeral read at i."""
+    if core.style == "c":
+        return MAGNITUDES.get(text[core.end - 1], 0)
     match = ARABIC.match(text, i)
     return magnitude_at(text, match.end())[1] if match is not None else 0
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .context import make
-from .number import Number
+from .core import Core
+from .number import Number, make
 from .numerals import DIGITS, D, chinese_to_int, exact_decimal
-from .reading import Core
 
-__all__ = ["SPOKEN", "try_spoken"]
+__all__ = ["DAYTIME", "SPOKEN", "try_spoken"]
 
 SPOKEN = "厘分块毛角点"  # what stands behind a numeral that `try_spoken` may read
 _DIGIT = f"[{D}一二三四五六七八九]"
@@ -25,7 +24,7 @@ _COINS = re.compile(
 _CLOCK = re.compile(
     rf"点(?:(?P<half>半)|(?P<quarters>[一三])刻|(?P<minute>[{D}]{{1,2}}|[一二三四五]?十[一二三四五六七八九]?)分|整|钟)?"
 )
-_DAYTIME = re.compile("(?:(?P<late>下午|晚上?|傍晚)|上午|凌晨|清晨|早上?|中午)\\Z")
+DAYTIME = re.compile("(?:(?P<late>下午|晚上?|傍晚)|上午|凌晨|清晨|早上?|中午)\\Z")
 
 
 def _digit(c: str) -> int:
@@ -73,7 +72,7 @@ def _interest(text: str, core: Core) -> tuple[Number, int] | None:
 
 def _clock(text: str, core: Core) -> tuple[Number, int] | None:
     """下午三点半 is 15:30."""
-    day = _DAYTIME.search(text, max(0, core.start - 2), core.start)
+    day = DAYTIME.search(text, max(0, core.start - 2), core.start)
     if day is None or core.exponent or len(core.digits) > 2 or int(core.digits) > 24:
         return None
     clock = _CLOCK.match(text, core.end)

@@ -1,0 +1,132 @@
+"""Reads the unit behind a numeral, and what may trail it: half a unit, jiao and fen, what a price is for."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+from .core import MANY, Core, magnitude_at
+from .numerals import DIGITS, D
+from .patterns import PER, PER_WORDS
+from .units import LONGEST, NOT_BEFORE, SPACE, UNITS, Unit
+
+__all__ = ["Measure", "RATIO_MEASURE", "measure_at", "per_at", "unit_at"]
+
+_CHANGE = re.compile(
+    rf"(?:(?P<jiao>[{D}一二三四五六七八九])角(?:(?P<fen>[{D}一二三四五六七八九])分)?|零?(?P<only>[{D}一二三四五六七八九])分)(?!之)"
+)
+_PERCENT_TEX = re.compile(r"\s?(?:\$\s?\\(?:%|textperthousand)(?:\s?\$)?|\\(?:%|textperthousand))")
+_PER_TIME = re.compile("[/／·](?:[天日月年人次期]|小时)(?![0-9])")
+_TENTHS = re.compile("[半一二三四五六七八九](?![十百千万个年月天人家股次条项])")
+
+
+class Measure(NamedTuple):
+    """A unit word behind a numeral: where it ends, what it is, what it adds."""
+
+    end: int
+    unit: Unit
+    add: Fraction | None = None  # 半 or 角分 behind the unit
+
+
+RATIO_MEASURE = Measure(0, Unit("rate", "1", 0, 3))
+
+
+def unit_at(text: str, j: int) -> Measure | None:
+    """The unit word that begins at j, or one space behind it."""
+    c = text[j : j + 1]
+    if not c:
+        return None
+    if c in SPACE:
+        j += 1
+        c = text[j : j + 1]
+    longest = LONGEST.get(c)
+    if longest is None:
+        if c in "\\$":
+            match = _PERCENT_TEX.match(text, j)
+            if match is not None:
+                return Measure(match.end(), UNITS["%" if "%" in match.group() else "‰"])
+        return None
+    for size in range(longest, 0, -1):
+        word = text[j : j + size]
+        unit = UNITS.get(word)
+        if unit is None or len(word) < size:
+            continue
+        end = j + size
+        after = text[end : end + 1]
+        if after:
+            if c.isascii() and after.isascii() and after.isalnum() and c != "%":
+                continue
+            if after in NOT_BEFORE.get(word, ""):
+                continue
+            if c in "%％" and after.isascii() and after.isalnum() and text[end : end + 2].isalnum():
+                if all(digit in "0123456789ABCDEF" for digit in text[end : end + 2]):
+                    continue  # %7C in an address
+        return Measure(end, unit)
+    return None
+
+
+def measure_at(text: str, core: Core) -> Measure | None:
+    """The unit of a numeral with what may trail it: 半, 角分, `/股`, and 多 or 余 before it."""
+    j = core.end
+    c = text[j : j + 1]
+    if c and c in MANY:
+        if c == "来" and not core.digits.endswith("0") and not core.exponent:
+            return None
+        found = unit_at(text, j + 1)
+        return None if found is None or found.unit.grade == 0 else found
+    if c and c in "（(" and core.style == "a":
+        return _bracketed(text, core)
+    if c == "个" and text[j + 1 : j + 2] == "半":
+        for word, name in (("月", "month"), ("小时", "hour"), ("星期", "week"), ("季度", "quarter")):
+            if text.startswith(word, j + 2):
+                return Measure(j + 2 + len(word), Unit("duration", name, 0, 3), Fraction(1, 2))
+    found = unit_at(text, j)
+    if found is None:
+        return None
+    unit, end = found.unit, found.end
+    if unit.kind == "amount":
+        if unit.name == "CNY" and text[end : end + 1].isnumeric() and text[end - 1] in "元块圆":
+            change = _CHANGE.match(text, end)
+            if change is not None:
+                cents = 0
+                for name, worth in (("jiao", 10), ("fen", 1), ("only", 1)):
+                    if digit := change.group(name):
+                        cents += worth * (DIGITS[digit] if digit in DIGITS else int(digit))
+                return Measure(change.end(), unit, Fraction(cents, 100))
+        if text[end : end + 1] in "/／每 " and end < len(text) and (per := per_at(text, end)) is not None:
+            return Measure(per[0], Unit("price", f"{unit.name}/{per[1]}", unit.shift, 3))
+    elif unit.shift == -1 and text[end - 1] == "成" and _TENTHS.match(text, end) is not None:
+        return Measure(end + 1, unit, Fraction(5 if text[end] == "半" else DIGITS[text[end]], 100))  # 六成五, 三成半
+    elif unit.kind == "duration" and text[end : end + 1] == "半" and unit.name in ("year", "day", "week"):
+        if text[end - 1] in "年天周" and text[end + 1 : end + 2] not in ("年", "天", "周"):
+            return Measure(end + 1, unit, Fraction(1, 2))
+    return found
+
+
+def per_at(text: str, j: int) -> tuple[int, str] | None:
+    """(end, word) of what a price is for, at j: `/股`, `每吨`, `/kWh`."""
+    per = PER.match(text, j)
+    if per is None:
+        return None
+    start, word = per.start(per.lastindex or 0), per.group(per.lastindex or 0)
+    sizes = [len(word)] if word.isascii() else range(len(word), 0, -1)
+    for size in sizes:
+        if word[:size] in PER_WORDS:
+            end, name = start + size, word[:size]
+            more = _PER_TIME.match(text, end)  # 元/平方米/天, 元/平方米·月
+            return (more.end(), name + more.group()) if more is not None else (end, name)
+    return None
+
+
+def _bracketed(text: str, core: Core) -> Measure | None:
+    """A unit in brackets behind the number: `6,600（元）`, `12.87（万元）`."""
+    end, power = magnitude_at(text, core.end + 1)
+    if text[end : end + 1] in ("（", "("):
+        return None
+    found = measure_at(text, core._replace(end=end))
+    if found is None or found.add is not None or found.unit.grade < 2:
+        return None
+    if text[found.end : found.end + 1] not in ("）", ")"):
+        return None
+    return Measure(found.end + 1, found.unit._replace(shift=found.unit.shift + power))
