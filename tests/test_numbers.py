@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from numllm.numbers import Number, chinese_to_int, decimal_string, find_numbers, int_to_chinese, variables
 
+ROOT = Path(__file__).resolve().parents[1]
+
 # a text, then each of its numbers as text|value|unit|kind|+ or - for variable[|low|high]
 CASES = [
     ("营业收入为1,234.5元", "1,234.5元|1234.5|CNY|amount|+"),
@@ -474,3 +476,20 @@ def test_real_text(shared_data: Path) -> None:
     found = [n for file in files[:20] for n in find_numbers(file.read_text("utf-8"))]
     assert sum(n.variable for n in found) > 300
     assert all(n.unit for n in found if n.kind in ("duration", "count", "rate") and n.variable)
+
+
+def readme_rows():
+    page = (ROOT / "numllm" / "numbers" / "README.md").read_text(encoding="utf-8")
+    table = page.partition("| in the text |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
+
+
+@pytest.mark.parametrize(("text", "value", "unit", "kind", "variable"), readme_rows())
+def test_the_readme_says_what_is_found(text, value, unit, kind, variable):
+    found = find_numbers(text)
+    if value == "(none)":
+        assert not found
+        return
+    (number,) = found
+    shown = number.value if number.low is None else f"{number.low} to {number.high}"
+    assert (shown, number.unit, number.kind, number.variable) == (value, unit, kind, variable == "yes")
