@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from numllm.corpus import build_corpus, read_corpus, read_file
 from numllm.corpus.blocks import Block
 from numllm.corpus.clean import decode, han_count, normalise
+from numllm.corpus.counts import count
 from numllm.corpus.cut import cut, split_block
-from numllm.corpus.filters import reason_to_drop
+from numllm.corpus.filters import reasons_to_drop
 from numllm.corpus.inline import inline
 from numllm.corpus.markdown import read_markdown
 from numllm.corpus.markup import read_tables
@@ -42,6 +43,10 @@ def prose(seed: int, count: int = 6) -> str:
     return "".join(
         f"{rng.choice(SENTENCES)[:-1]}（第{seed}-{k}号事项，{rng.randint(2, 900)}万元）。" for k in range(count)
     )
+
+
+def reason_to_drop(text: str) -> str | None:
+    return reasons_to_drop([text], count([text]))[0]
 
 
 def write_shelf(folder: Path, count: int = 12) -> Path:

@@ -20,7 +20,7 @@ from ..files import Progress, exclusive, new_folder, no_progress, write_json
 from ..overlap import Hashes, Runs
 from ..workers import Lost, Workers
 from .choice import Choice
-from .documents import ASKED, Cut, Document, Read, Settings, cut_file, document_id, load_cut, read
+from .documents import ASKED, Document, Made, Read, Settings, cut_files, document_id, load_cut, read
 from .duplicates import gram_set
 from .readers import PLAIN
 from .relevance import Relevance
@@ -30,6 +30,8 @@ from .store import Place, Store, fingerprint
 
 _BEGINNING = 200
 """Characters of a dropped document in dropped.jsonl."""
+_TOGETHER = 1 << 18
+"""Bytes of blocks, of one file or of several, that are cut in one go."""
 
 
 def build_corpus(
@@ -141,6 +143,20 @@ def _finished_files(folder: Path, *, keep: bool) -> Iterator[None]:
             shutil.rmtree(folder)
 
 
+def _batches(files: list[tuple[Place, str]]) -> Iterator[list[tuple[Place, str]]]:
+    """Files that are cut in one go: a message each would take as long as its work."""
+    batch: list[tuple[Place, str]] = []
+    size = 0
+    for place, name in files:
+        if batch and size + place.size > _TOGETHER:
+            yield batch
+            batch, size = [], 0
+        batch.append((place, name))
+        size += place.size
+    if batch:
+        yield batch
+
+
 class _Builder:
     """The passes over the shelf."""
 
@@ -204,27 +220,26 @@ class _Builder:
 
     def cut(self, workers: Workers, progress: Progress) -> None:
         """Blocks in the store → documents in the store, judged each by itself."""
-        tasks = ((place, self.files[k]) for k, place in zip(self.readable, self.blocks, strict=True))
-        work = functools.partial(cut_file, self.store, self.settings, self.repeated)
-        results = (workers.ordered if workers.jobs > 1 else map)(work, tasks)
-        for number, place in zip(
-            self.readable, progress(results, total=len(self.readable), description="cutting", unit="file"), strict=True
-        ):
-            if isinstance(place, Lost):
-                raise NumLLMError(f"{self.files[number].name}: {place.reason} while its documents were cut")
+        files = [(place, self.files[k].name) for k, place in zip(self.readable, self.blocks, strict=True)]
+        made = progress(self._cut(workers, files), total=len(files), description="cutting", unit="file")
+        for number, (place, compared) in enumerate(made):
             self.documents.append(place)
-            self._compare(len(self.documents) - 1, self._load(place))
+            held = [self.held_out(self._source(number), ordinal) for ordinal in compared.ordinals]
+            self.choice.add(number, compared, held)
+
+    def _cut(self, workers: Workers, files: list[tuple[Place, str]]) -> Iterator[Made]:
+        batches = list(_batches(files))
+        work = functools.partial(cut_files, self.store, self.settings, self.repeated)
+        results = (workers.ordered if workers.jobs > 1 else map)(work, batches)
+        for batch, result in zip(batches, results, strict=True):
+            if isinstance(result, Lost):
+                more = f" or one of the {len(batch) - 1} files after it" if len(batch) > 1 else ""
+                raise NumLLMError(f"{batch[0][1]}{more}: {result.reason} while its documents were cut")
+            yield from result
 
     def _source(self, number: int) -> Source:
         """The source of the documents with this number."""
         return self.files[self.readable[number]]
-
-    def _compare(self, number: int, found: Cut) -> None:
-        rest = iter(zip(found.sketches, found.runs, strict=True))
-        for place, document in enumerate(found.documents):
-            if document.reason is None:
-                held = self.held_out(self._source(number), document.ordinal)
-                self.choice.add(number, place, held, document.digest, *next(rest))
 
     def choose(self, progress: Progress) -> None:
         """Finds the documents that repeat others, and the held-out ones that stand in training documents."""
