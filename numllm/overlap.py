@@ -36,7 +36,7 @@ def _folded() -> Letters:
     Characters that stand for several letters (㎡) become the first of them.
     """
     table = np.zeros(_SIZE, np.uint32)
-    for found in re.finditer(r"[^\W_]+", "".join(map(chr, range(_SIZE)))):
+    for found in re.finditer(r"[^\W_]+", spelled(np.arange(_SIZE))):
         table[found.start() : found.end()] = np.arange(found.start(), found.end())
     table[0x10000:0x20000] = 0
     for code in (*range(0x3400), *range(0xA000, 0xAC00), *range(0xD7A4, 0x10000), *_MATHEMATICAL):

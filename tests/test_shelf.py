@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from misbehave import misbehave
+from misbehave import misbehave, misbehave_all
 from test_corpus import prose, reason_to_drop, write_shelf
 
 from numllm.corpus import build_corpus, documents, read_corpus, read_terms
@@ -414,6 +414,17 @@ def test_workers_outlive_what_goes_wrong() -> None:
         assert list(workers.ordered(misbehave, [1, 2])) == [1, 4]  # nothing is left of the pass that failed
         assert isinstance(list(workers.ordered(misbehave, [2, 7]))[1], Lost)
         assert list(workers.ordered(misbehave, [])) == []
+
+
+def test_one_item_of_a_batch_is_lost_alone() -> None:
+    with contextlib.closing(Workers(2, seconds=2)) as workers:
+        results = list(workers.batched(misbehave_all, [[0, 1], [2, 3, 4], [5], [], [6, 7], [8, 9]]))
+        assert [r if not isinstance(r, Lost) else r.reason for r in results] == [
+            0, 1, 4, "the process that read it was killed by signal 9", 16, "took longer than 2 s and was stopped", 36,
+            "the process that read it ended with exit code 9", -8, 81,
+        ]
+        with pytest.raises(DataError, match="negative"):
+            list(workers.batched(misbehave_all, [[1], [2, -1]]))
 
 
 # ── runs taken up, changed files ─────────────────────────────────────────────────────────────────────

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
+import os
 import shutil
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from ..files import Progress, exclusive, new_folder, no_progress, write_json
 from ..overlap import Hashes, Runs
 from ..workers import Lost, Workers
 from .choice import Choice
-from .documents import ASKED, Document, Made, Read, Settings, cut_files, document_id, load_cut, read
+from .documents import ASKED, Document, Read, Settings, cut_files, document_id, load_cut, read_files
 from .duplicates import gram_set
 from .readers import PLAIN
 from .relevance import Relevance
@@ -31,7 +33,10 @@ from .store import Place, Store, fingerprint
 _BEGINNING = 200
 """Characters of a dropped document in dropped.jsonl."""
 _TOGETHER = 1 << 18
-"""Bytes of blocks, of one file or of several, that are cut in one go."""
+"""Bytes of files that are read or cut in one go."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def build_corpus(
@@ -143,18 +148,32 @@ def _finished_files(folder: Path, *, keep: bool) -> Iterator[None]:
             shutil.rmtree(folder)
 
 
-def _batches(files: list[tuple[Place, str]]) -> Iterator[list[tuple[Place, str]]]:
-    """Files that are cut in one go: a message each would take as long as its work."""
-    batch: list[tuple[Place, str]] = []
-    size = 0
-    for place, name in files:
-        if batch and size + place.size > _TOGETHER:
-            yield batch
-            batch, size = [], 0
-        batch.append((place, name))
-        size += place.size
-    if batch:
-        yield batch
+def _batches(items: Sequence[Item], sizes: Iterable[int]) -> list[list[Item]]:
+    """Items that are done in one go: those in a row of up to 256 KiB together."""
+    batches: list[list[Item]] = []
+    left = 0
+    for item, size in zip(items, sizes, strict=True):
+        if left < size or not batches:
+            batches.append([])
+            left = _TOGETHER
+        batches[-1].append(item)
+        left -= size
+    return batches
+
+
+def _weight(file: Source) -> int:
+    """Bytes of a file; one that is no plain text is read by itself."""
+    small = file.path.suffix.lower() in PLAIN and file.path.exists()
+    return max(os.path.getsize(file.path), 1) if small else _TOGETHER
+
+
+def _each(
+    workers: Workers | None, work: Callable[[list[Item]], list[Result]], batches: list[list[Item]]
+) -> Iterator[Result | Lost]:
+    """The results of `work` on each batch, item by item, by the workers or in this process."""
+    if workers is None:
+        return itertools.chain.from_iterable(map(work, batches))
+    return workers.batched(work, batches)
 
 
 class _Builder:
@@ -182,9 +201,8 @@ class _Builder:
         """Reads every file into the store and finds the blocks that many files begin or end with."""
         edges: dict[str, array[int]] = {}
         apart = workers.jobs > 1 or any(file.path.suffix.lower() not in PLAIN for file in self.files)
-        results = (workers.ordered if apart else map)(
-            functools.partial(read, self.store), (file.path for file in self.files)
-        )
+        batches = _batches([file.path for file in self.files], map(_weight, self.files))
+        results = _each(workers if apart else None, functools.partial(read_files, self.store), batches)
         for number, result in enumerate(
             progress(results, total=len(self.files), description="reading", unit="file")
         ):
@@ -221,21 +239,15 @@ class _Builder:
     def cut(self, workers: Workers, progress: Progress) -> None:
         """Blocks in the store → documents in the store, judged each by itself."""
         files = [(place, self.files[k].name) for k, place in zip(self.readable, self.blocks, strict=True)]
-        made = progress(self._cut(workers, files), total=len(files), description="cutting", unit="file")
-        for number, (place, compared) in enumerate(made):
-            self.documents.append(place)
-            held = [self.held_out(self._source(number), ordinal) for ordinal in compared.ordinals]
-            self.choice.add(number, compared, held)
-
-    def _cut(self, workers: Workers, files: list[tuple[Place, str]]) -> Iterator[Made]:
-        batches = list(_batches(files))
         work = functools.partial(cut_files, self.store, self.settings, self.repeated)
-        results = (workers.ordered if workers.jobs > 1 else map)(work, batches)
-        for batch, result in zip(batches, results, strict=True):
+        batches = _batches(files, (place.size for place, _ in files))
+        results = _each(workers if workers.jobs > 1 else None, work, batches)
+        for number, result in enumerate(progress(results, total=len(files), description="cutting", unit="file")):
             if isinstance(result, Lost):
-                more = f" or one of the {len(batch) - 1} files after it" if len(batch) > 1 else ""
-                raise NumLLMError(f"{batch[0][1]}{more}: {result.reason} while its documents were cut")
-            yield from result
+                raise NumLLMError(f"{files[number][1]}: {result.reason} while its documents were cut")
+            self.documents.append(result.place)
+            held = [self.held_out(self._source(number), ordinal) for ordinal in result.compared.ordinals]
+            self.choice.add(number, result.compared, held)
 
     def _source(self, number: int) -> Source:
         """The source of the documents with this number."""

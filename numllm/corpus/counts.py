@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..overlap import code_points
+from ..overlap import code_points, spelled
 from .clean import HAN
 
 SUSPECT = "\ufffd\ue000-\uf8ff\U0003ffff-\U0010ffff锟烫屯ÃÂâäåæçèé"
@@ -36,7 +36,7 @@ class Counts(NamedTuple):
 def _kinds() -> NDArray[np.uint8]:
     """Code point → its kinds as bits, in the order of `Counts`."""
     table = np.zeros(_SIZE, np.uint8)
-    everything = "".join(map(chr, range(_SIZE)))
+    everything = spelled(np.arange(_SIZE))
     for bit, kind in enumerate((f"[{HAN}]+", "[A-Za-z]+", r"\s+", f"[{SUSPECT}]+")):
         for found in re.finditer(kind, everything):
             table[found.start() : found.end()] |= 1 << bit

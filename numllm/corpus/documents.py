@@ -58,8 +58,12 @@ class Settings:
     """Fingerprint of the above."""
 
 
-def read(store: Store, path: Path) -> Read:
-    """Reads a file into the store, unless its blocks are there from before."""
+def read_files(store: Store, paths: Sequence[Path]) -> list[Read]:
+    """Reads files into the store, unless their blocks are there from before."""
+    return [_read(store, path) for path in paths]
+
+
+def _read(store: Store, path: Path) -> Read:
     size = 0
     try:
         size = path.stat().st_size
