@@ -9,6 +9,7 @@ from .inline import inline
 from .lines import (
     DIRECTIVE,
     FENCE,
+    LABELLED,
     NAMED,
     TARGET,
     TOC_LEADER,
@@ -72,8 +73,8 @@ def read_markdown(text: str) -> list[Block]:
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     lines, title = front_matter(text.split("\n"))
-    names = labels(lines) if ":label:" in text or ")=" in text or "$$" in text else {}
-    marks = tuple(mark for mark in _MARKS if mark in text)
+    names = labels(lines) if any(mark[0] in text and mark in text for mark in LABELLED) else {}
+    marks = tuple(mark for mark in _MARKS if mark[0] in text)
     reader = _Reader(without_spans(lines) if "<" in text else lines, names, marks)
     reader.run()
     blocks = reader.blocks
