@@ -315,6 +315,12 @@ NORMAL = [
     ("invisible", "\ufeff资\u200b产\u00ad负\u202a债\x07表", "资产负债表"),
     ("spaces", "第一条\u3000\u3000本法\xa0适用", "第一条 本法 适用"),
     ("beside-punctuation", "折旧。 租赁 ，（ 一 ）", "折旧。租赁，（一）"),
+    ("before-a-quote", "填入字段。 “类别”页，“甲” 、“乙” ）", "填入字段。“类别”页，“甲”、“乙”）"),
+    (
+        "beside-a-quote-in-prose",
+        "第三条 “投资方” 是指按照累计折旧等科目的余额核算的企业，借记 “累计折旧” 科目，选 “ID” 字段。",
+        "第三条 “投资方” 是指按照累计折旧等科目的余额核算的企业，借记“累计折旧”科目，选 “ID” 字段。",
+    ),
     ("number-and-unit", "共 5 个，5 %，第 12 条，金额的 40% 过帐", "共5个，5%，第12条，金额的40%过帐"),
     ("latin-kept-apart", "使用  Python  计算", "使用 Python 计算"),
     ("spread-out", "会 计 科 目", "会计科目"),
@@ -335,7 +341,7 @@ def test_normalise(source: str, expected: str) -> None:
     assert normalise(expected) == expected
 
 
-@given(st.text(alphabet=st.sampled_from("甲乙１２3％%，。. \n\t\u3000{}()ａA*_`<>|#-个"), max_size=60))
+@given(st.text(alphabet=st.sampled_from("甲乙１２3％%，。. \n\t\u3000{}()ａA*_`<>|#-个“”"), max_size=60))
 @settings(max_examples=200, deadline=None)
 def test_normalise_is_stable(text: str) -> None:
     once = normalise(text)
