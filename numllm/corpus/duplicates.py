@@ -70,7 +70,10 @@ def sketches(text: Letters, ends: NDArray[np.int64]) -> Sketch:
 
 def gram_set(text: str) -> Hashes:
     """The distinct n-grams of a text, as hashes in order."""
-    return np.unique(gram_hashes(letters(text), GRAM))
+    grams = np.sort(gram_hashes(letters(text), GRAM))
+    first = np.ones(len(grams), bool)
+    first[1:] = grams[1:] != grams[:-1]
+    return grams[first]
 
 
 def jaccard(a: Hashes, b: Hashes) -> float:
@@ -149,7 +152,8 @@ def _matches(
         mine = buckets[place][buckets[place] >= 0]
         first = holder[mine]
         if place >= len(before):
-            rivals = set(first[first >= 0].tolist()).union(*(more.get(bucket, ()) for bucket in mine.tolist()))
+            rivals = set(first[first >= 0].tolist())
+            rivals.update(*(more[bucket] for bucket in mine.tolist() if bucket in more))
             rival = _first_similar(joined, names, place, sorted(rivals), grams)
             if rival is not None:
                 yield int(names[place]), int(names[rival])
