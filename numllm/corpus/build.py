@@ -76,7 +76,8 @@ def build_corpus(
 
     A file that cannot be read is named with its reason under "failed" and the others go on. DataError when
     nothing at all could be read, NumLLMError when `out` cannot be written, or at the first such file when `strict`.
-    Memory: one file's blocks per worker, the sketches of 130,000 documents, and some 30 bytes for each document.
+    Memory: the blocks of 256 KiB of files, or of one larger file, per worker, the sketches of 130,000 documents, and
+    some 30 bytes for each document.
     """
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout must be at least 0 and less than 1, got {holdout}")

@@ -149,11 +149,12 @@ class _Reader:
         self.flush()
 
     def prose(self, line: str) -> None:
+        """Takes in a line of prose; an empty line behind it, as after most, ends the paragraph."""
         self.at += 1
         if self.items:
             self.flush()
         self.paragraph.append(line)
-        if self.at < len(self.lines) and not self.lines[self.at].strip():  # as after most lines
+        if self.at < len(self.lines) and not self.lines[self.at].strip():
             self.at += 1
             self.flush()
 

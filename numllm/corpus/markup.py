@@ -167,12 +167,13 @@ class _TableParser(HTMLParser):
         """Open `sup` and `sub` elements: their tag, where their text goes, and from which place on."""
 
     def feed(self, data: str) -> None:
-        """Reads markup; the standard parser, which looks at each tag with several patterns, what is not simple."""
-        tokens = list(_TOKEN.finditer(data))
-        if sum(len(token[0]) for token in tokens) < len(data):
-            super().feed(data)
-            return
-        for token in tokens:
+        """Reads markup; the standard parser, which looks at each tag with several patterns, from the first on that is
+        not simple."""
+        at = 0
+        for token in _TOKEN.finditer(data):
+            if token.start() > at:
+                break
+            at = token.end()
             closed, opened, attributes, text = token.groups()
             if text:
                 self.handle_data(html.unescape(text))
@@ -182,6 +183,8 @@ class _TableParser(HTMLParser):
                 tag = opened.lower()
                 cell = tag in ("td", "th")
                 self.handle_starttag(tag, [(n.lower(), v) for n, v in _ATTRIBUTE.findall(attributes)] if cell else [])
+        if at < len(data):
+            super().feed(data[at:])
 
     def updatepos(self, i: int, j: int) -> int:
         """Counts no lines: nobody asks for them."""
