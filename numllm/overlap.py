@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ def _folded() -> Letters:
     Characters that stand for several letters (㎡) become the first of them.
     """
     table = np.zeros(_SIZE, np.uint32)
-    for found in re.finditer(r"[^\W_]+", "".join(map(chr, range(_SIZE)))):
+    for found in re.finditer(r"[^\W_]+", spelled(np.arange(_SIZE))):
         table[found.start() : found.end()] = np.arange(found.start(), found.end())
     table[0x10000:0x20000] = 0
     for code in (*range(0x3400), *range(0xA000, 0xAC00), *range(0xD7A4, 0x10000), *_MATHEMATICAL):
@@ -59,6 +59,14 @@ def letters(text: str | Letters) -> Letters:
     codes = code_points(text) if isinstance(text, str) else text
     found = _folded().take(codes, mode="clip")
     return found[found != 0]
+
+
+def joined_letters(texts: Sequence[str]) -> tuple[Letters, NDArray[np.int64]]:
+    """The letters of texts, one behind the other, and where those of each end, int64 (n,)."""
+    found = _folded().take(code_points("".join(texts)), mode="clip")
+    there = found != 0
+    before = np.append(0, np.cumsum(there))
+    return found[there], before[np.cumsum([len(text) for text in texts], dtype=np.int64)]
 
 
 def mixed(values: Hashes) -> Hashes:

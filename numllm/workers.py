@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
@@ -125,6 +125,23 @@ class Workers:
         finally:
             if not finished:  # they hold items that nobody waits for
                 self.close()
+
+    def batched(
+        self, work: Callable[[list[Item]], list[Result]], batches: Sequence[list[Item]]
+    ) -> Iterator[Result | Lost]:
+        """The results of `work(batch)` of each batch, item by item, in order: for items so small that a message for
+        each takes as long as its work.
+
+        The items of a batch that is lost are done again one by one, so that only the one at fault is lost.
+        """
+        for batch, results in zip(batches, self.ordered(work, batches), strict=True):
+            if not isinstance(results, Lost):
+                yield from results
+            elif len(batch) == 1:
+                yield results
+            else:
+                with contextlib.closing(Workers(1, seconds=self.seconds)) as apart:
+                    yield from apart.batched(work, [[item] for item in batch])
 
     def close(self) -> None:
         """Ends the processes."""

@@ -23,3 +23,7 @@ def misbehave(item: int) -> int:
     if item < 0:
         raise DataError("negative")
     return item * item
+
+
+def misbehave_all(items: list[int]) -> list[int]:
+    return [misbehave(item) for item in items]

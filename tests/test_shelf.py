@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import random
@@ -19,22 +20,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from misbehave import misbehave
-from test_corpus import prose, write_shelf
+from misbehave import misbehave, misbehave_all
+from test_corpus import prose, reason_to_drop, write_shelf
 
 from numllm.corpus import build_corpus, documents, read_corpus, read_terms
 from numllm.corpus.choice import SHARE
 from numllm.corpus.clean import han_count
 from numllm.corpus.counts import SUSPECT, count
 from numllm.corpus.cut import cut
-from numllm.corpus.duplicates import BINS, SIMILAR, Sketches, gram_set, jaccard, repeats, sketch
-from numllm.corpus.filters import reason_to_drop
+from numllm.corpus.duplicates import BINS, SIMILAR, Sketch, Sketches, gram_set, jaccard, repeats, sketches
+from numllm.corpus.judge import SAMPLE, Judged, judge, without_asked
 from numllm.corpus.readers import read_plain
 from numllm.corpus.relevance import TERMS, Relevance
 from numllm.corpus.shelf import held_out
 from numllm.corpus.store import Store
 from numllm.errors import DataError, NumLLMError
-from numllm.overlap import RUN, Runs, code_points, gram_hashes, letters, spelled
+from numllm.overlap import RUN, Runs, gram_hashes, joined_letters, letters, spelled
 from numllm.report import write_corpus_report
 from numllm.workers import Lost, Workers
 
@@ -54,6 +55,10 @@ def book(seed: int, paragraphs: int = 8) -> str:
 
 def similarity(a: str, b: str) -> float:
     return jaccard(gram_set(a), gram_set(b))
+
+
+def sketch(text: str) -> Sketch:
+    return sketches(*joined_letters([text]))[0]
 
 
 def write(folder: Path, books: dict[str, str]) -> Path:
@@ -127,7 +132,7 @@ def test_a_sketch_estimates_the_similarity(size: int, share: float) -> None:
     for seed in range(12):
         text = book(seed, size)
         other = edited(text, seed, share)
-        agreeing = float((sketch(letters(text)) == sketch(letters(other))).mean())
+        agreeing = float((sketch(text) == sketch(other)).mean())
         true = similarity(text, other)
         errors.append(agreeing - true)
         assert abs(agreeing - true) < 5 * (max(true * (1 - true), 0.01) / BINS) ** 0.5 + 1e-9
@@ -135,11 +140,21 @@ def test_a_sketch_estimates_the_similarity(size: int, share: float) -> None:
 
 
 def test_sketches_of_next_to_nothing() -> None:
-    assert (sketch(letters("")) == sketch(letters("甲乙丙"))).all()
+    assert (sketch("") == sketch("甲乙丙")).all()
     assert similarity("", "，") == 1.0
-    one = sketch(letters("甲乙丙丁戊"))
+    one = sketch("甲乙丙丁戊")
     assert len(set(one.tolist())) > BINS // 2  # every bin is filled by a round of its own
-    assert (one == sketch(letters("甲乙，丙丁 戊"))).all()
+    assert (one == sketch("甲乙，丙丁 戊")).all()
+
+
+SHORT_AND_LONG = ["", "甲乙", "甲乙丙丁戊", book(1, 1), "，。", book(2, 3), book(3, 20), "甲"]
+
+
+def test_sketches_laid_end_to_end_are_those_of_each() -> None:
+    plain, ends = joined_letters(SHORT_AND_LONG)
+    assert [part.tobytes() for part in np.split(plain, ends)[:-1]] == [letters(t).tobytes() for t in SHORT_AND_LONG]
+    assert (sketches(plain, ends) == np.stack(list(map(sketch, SHORT_AND_LONG)))).all()
+    assert sketches(*joined_letters([])).shape == (0, BINS)
 
 
 @pytest.mark.parametrize("block", [7, 40, 1 << 18], ids=["blocks-of-7", "blocks-of-40", "one-block"])
@@ -149,11 +164,11 @@ def test_what_repeats_is_what_comparing_all_pairs_finds(tmp_path: Path, block: i
         texts += [edited(book(seed, 1 + seed % 4), seed + copy, 0.005 * copy) for copy in range(5)]
     random.Random(1).shuffle(texts)
     sets = [gram_set(text) for text in texts]
-    sketches = Sketches(tmp_path / "sketches")
+    written = Sketches(tmp_path / "sketches")
     for text in texts:
-        sketches.add(sketch(letters(text)).tobytes())
-    found = dict(repeats(sketches, sets.__getitem__, block=block))
-    sketches.close()
+        written.add(sketch(text).tobytes())
+    found = dict(repeats(written, sets.__getitem__, block=block))
+    written.close()
     expected: list[int] = []
     for number in range(len(texts)):  # the rule itself: kept unless it is like one kept before it
         alike = [kept for kept in expected if jaccard(sets[kept], sets[number]) >= SIMILAR]
@@ -263,23 +278,56 @@ def test_paragraphs_that_hold_questions_go(tmp_path: Path) -> None:
 def test_a_run_over_two_paragraphs_takes_both() -> None:
     asked = "甲公司以银行存款购入一项专利权并支付相关税费若干"
     text = f"{prose(1)}\n\n前{asked[:12]}\n\n{asked[12:]}后\n\n{prose(2)}"
-    left, gone = documents.without_asked(text, Runs([("q", asked)]))
+    left, gone = without_asked(text, Runs([("q", asked)]))
     assert left == f"{prose(1)}\n\n{prose(2)}"
     assert [entry["text"] for entry in gone] == [f"前{asked[:12]}", f"{asked[12:]}后"]
     joined = f"{asked[:12]}\n\n{asked}\n\n{asked[12:]}"  # what is left would hold the run again
-    assert documents.without_asked(joined, Runs([("q", asked)]))[0] == ""
+    assert without_asked(joined, Runs([("q", asked)]))[0] == ""
 
 
 # ── filters ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 @settings(deadline=None)
-@given(st.text(st.characters() | st.sampled_from("会计锟ｅé\ufffd\ue000\U00020001\U000f0000\u3000\n Az")))
-def test_counts_are_those_of_patterns(text: str) -> None:
-    assert count(code_points(text)) == (
-        han_count(text), len(re.findall("[A-Za-z]", text)), sum(map(str.isspace, text)),
-        len(re.findall(f"[{SUSPECT}]", text)),
-    )
+@given(st.lists(
+    st.text(st.characters() | st.sampled_from("会计锟ｅé\ufffd\ue000\U00020001\U000f0000\u3000\n Az")), max_size=4
+))
+def test_counts_are_those_of_patterns(texts: list[str]) -> None:
+    assert list(zip(*(part.tolist() for part in count(texts)), strict=True)) == [
+        (
+            han_count(text), len(re.findall("[A-Za-z]", text)), sum(map(str.isspace, text)),
+            len(re.findall(f"[{SUSPECT}]", text)),
+        )
+        for text in texts
+    ]
+
+
+def test_documents_judged_together_are_judged_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = "\n".join(f"- 第{k}号分支机构所在城市与负责人" for k in range(12))
+    question = "甲公司以银行存款购入一项专利权并支付相关税费若干"
+    books = [
+        [book(1), "短。", f"# 名录\n\n{names}", book(2, 1)], [], [COOKING * 3, prose(1)],
+        ["\ufffd" * 9 + prose(2), f"## 公式\n\n{prose(3)}$x_1 + y$", "All in English, as some pages are. " * 9],
+        [f"{book(3)}\n\n{question}。"],
+    ]
+    asked = Runs([("q", question)])
+
+    def judged() -> list[list[Judged]]:
+        return judge(books, asked, Relevance())
+
+    together = judged()
+    assert [[part.reason for part in parts] for parts in together] == [
+        [None, "too short", "list without sentences", None], [], ["not about finance", None],
+        ["garbled", None, "too little Chinese"], [None],
+    ]
+    assert together[4][0].text == book(3) and [part["question"] for part in together[4][0].asked] == ["q"]
+    for part in itertools.chain.from_iterable(together):
+        runs = gram_hashes(letters(part.text), RUN)
+        runs = (runs[runs % np.uint64(SAMPLE) == 0] >> np.uint64(32)).astype(np.uint32)
+        assert part.runs == (b"" if part.reason else runs.tobytes())
+        assert part.sketch == (b"" if part.reason else sketch(part.text).tobytes())
+    monkeypatch.setattr("numllm.corpus.judge._TOGETHER", 1)
+    assert judged() == together
 
 
 def test_lists_without_sentences() -> None:
@@ -368,6 +416,17 @@ def test_workers_outlive_what_goes_wrong() -> None:
         assert list(workers.ordered(misbehave, [])) == []
 
 
+def test_one_item_of_a_batch_is_lost_alone() -> None:
+    with contextlib.closing(Workers(2, seconds=2)) as workers:
+        results = list(workers.batched(misbehave_all, [[0, 1], [2, 3, 4], [5], [], [6, 7], [8, 9]]))
+        assert [r if not isinstance(r, Lost) else r.reason for r in results] == [
+            0, 1, 4, "the process that read it was killed by signal 9", 16, "took longer than 2 s and was stopped", 36,
+            "the process that read it ended with exit code 9", -8, 81,
+        ]
+        with pytest.raises(DataError, match="negative"):
+            list(workers.batched(misbehave_all, [[1], [2, -1]]))
+
+
 # ── runs taken up, changed files ─────────────────────────────────────────────────────────────────────
 
 
@@ -416,6 +475,7 @@ def test_an_interrupted_run_is_taken_up(
     tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf = write_shelf(tmp_path / "shelf")
+    monkeypatch.setattr("numllm.corpus.build._TOGETHER", 1)  # files are cut one by one
 
     def stop(iterable, total=None, description="", unit="it"):  # noqa: ANN001, ANN202
         for k, item in enumerate(iterable):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
+import os
 import shutil
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from ..files import Progress, exclusive, new_folder, no_progress, write_json
 from ..overlap import Hashes, Runs
 from ..workers import Lost, Workers
 from .choice import Choice
-from .documents import ASKED, Cut, Document, Read, Settings, cut_file, document_id, load_cut, read
+from .documents import ASKED, Document, Read, Settings, cut_files, document_id, load_cut, read_files
 from .duplicates import gram_set
 from .readers import PLAIN
 from .relevance import Relevance
@@ -30,6 +32,11 @@ from .store import Place, Store, fingerprint
 
 _BEGINNING = 200
 """Characters of a dropped document in dropped.jsonl."""
+_TOGETHER = 1 << 18
+"""Bytes of files that are read or cut in one go."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def build_corpus(
@@ -69,7 +76,8 @@ def build_corpus(
 
     A file that cannot be read is named with its reason under "failed" and the others go on. DataError when
     nothing at all could be read, NumLLMError when `out` cannot be written, or at the first such file when `strict`.
-    Memory: one file's blocks per worker, the sketches of 130,000 documents, and some 30 bytes for each document.
+    Memory: the blocks of 256 KiB of files, or of one larger file, per worker, the sketches of 130,000 documents, and
+    some 30 bytes for each document.
     """
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout must be at least 0 and less than 1, got {holdout}")
@@ -141,6 +149,34 @@ def _finished_files(folder: Path, *, keep: bool) -> Iterator[None]:
             shutil.rmtree(folder)
 
 
+def _batches(items: Sequence[Item], sizes: Iterable[int]) -> list[list[Item]]:
+    """Items that are done in one go: those in a row of up to 256 KiB together."""
+    batches: list[list[Item]] = []
+    left = 0
+    for item, size in zip(items, sizes, strict=True):
+        if left < size or not batches:
+            batches.append([])
+            left = _TOGETHER
+        batches[-1].append(item)
+        left -= size
+    return batches
+
+
+def _weight(file: Source) -> int:
+    """Bytes of a file; one that is no plain text is read by itself."""
+    small = file.path.suffix.lower() in PLAIN and file.path.exists()
+    return max(os.path.getsize(file.path), 1) if small else _TOGETHER
+
+
+def _each(
+    workers: Workers | None, work: Callable[[list[Item]], list[Result]], batches: list[list[Item]]
+) -> Iterator[Result | Lost]:
+    """The results of `work` on each batch, item by item, by the workers or in this process."""
+    if workers is None:
+        return itertools.chain.from_iterable(map(work, batches))
+    return workers.batched(work, batches)
+
+
 class _Builder:
     """The passes over the shelf."""
 
@@ -166,9 +202,8 @@ class _Builder:
         """Reads every file into the store and finds the blocks that many files begin or end with."""
         edges: dict[str, array[int]] = {}
         apart = workers.jobs > 1 or any(file.path.suffix.lower() not in PLAIN for file in self.files)
-        results = (workers.ordered if apart else map)(
-            functools.partial(read, self.store), (file.path for file in self.files)
-        )
+        batches = _batches([file.path for file in self.files], map(_weight, self.files))
+        results = _each(workers if apart else None, functools.partial(read_files, self.store), batches)
         for number, result in enumerate(
             progress(results, total=len(self.files), description="reading", unit="file")
         ):
@@ -204,27 +239,20 @@ class _Builder:
 
     def cut(self, workers: Workers, progress: Progress) -> None:
         """Blocks in the store → documents in the store, judged each by itself."""
-        tasks = ((place, self.files[k]) for k, place in zip(self.readable, self.blocks, strict=True))
-        work = functools.partial(cut_file, self.store, self.settings, self.repeated)
-        results = (workers.ordered if workers.jobs > 1 else map)(work, tasks)
-        for number, place in zip(
-            self.readable, progress(results, total=len(self.readable), description="cutting", unit="file"), strict=True
-        ):
-            if isinstance(place, Lost):
-                raise NumLLMError(f"{self.files[number].name}: {place.reason} while its documents were cut")
-            self.documents.append(place)
-            self._compare(len(self.documents) - 1, self._load(place))
+        files = [(place, self.files[k].name) for k, place in zip(self.readable, self.blocks, strict=True)]
+        work = functools.partial(cut_files, self.store, self.settings, self.repeated)
+        batches = _batches(files, (place.size for place, _ in files))
+        results = _each(workers if workers.jobs > 1 else None, work, batches)
+        for number, result in enumerate(progress(results, total=len(files), description="cutting", unit="file")):
+            if isinstance(result, Lost):
+                raise NumLLMError(f"{files[number][1]}: {result.reason} while its documents were cut")
+            self.documents.append(result.place)
+            held = [self.held_out(self._source(number), ordinal) for ordinal in result.compared.ordinals]
+            self.choice.add(number, result.compared, held)
 
     def _source(self, number: int) -> Source:
         """The source of the documents with this number."""
         return self.files[self.readable[number]]
-
-    def _compare(self, number: int, found: Cut) -> None:
-        rest = iter(zip(found.sketches, found.runs, strict=True))
-        for place, document in enumerate(found.documents):
-            if document.reason is None:
-                held = self.held_out(self._source(number), document.ordinal)
-                self.choice.add(number, place, held, document.digest, *next(rest))
 
     def choose(self, progress: Progress) -> None:
         """Finds the documents that repeat others, and the held-out ones that stand in training documents."""

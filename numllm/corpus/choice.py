@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..files import Progress
 from ..overlap import Hashes
+from .documents import Compared
 from .duplicates import Sketches, repeats
 
 SHARE = 0.5
@@ -38,12 +40,12 @@ class _Side:
         self.path = folder / f"{name}.runs"
         self.runs = open(self.path, "wb")  # noqa: SIM115  (open as long as the object)
 
-    def add(self, key: int, digest: int, sketch: bytes, runs: bytes) -> None:
-        self.keys.append(key)
-        self.digests.append(digest)
-        self.counts.append(len(runs) // 4)
-        self.sketches.add(sketch)
-        self.runs.write(runs)
+    def add(self, keys: list[int], digests: list[int], sketches: list[bytes], runs: list[bytes]) -> None:
+        self.keys.extend(keys)
+        self.digests.extend(digests)
+        self.counts.extend(len(part) // 4 for part in runs)
+        self.sketches.add(b"".join(sketches))
+        self.runs.write(b"".join(runs))
 
     def close(self) -> None:
         self.sketches.close()
@@ -57,10 +59,13 @@ class Choice:
         self._folder = folder
         self._train, self._held = _Side(folder, ".train"), _Side(folder, ".heldout")
 
-    def add(self, file: int, place: int, held_out: bool, digest: str, sketch: bytes, runs: bytes) -> None:
-        """A document that no filter drops: number of its file, place in it, digest of its text as hexadecimal."""
-        side = self._held if held_out else self._train
-        side.add(file << _PLACE_BITS | place, int(digest[:16], 16), sketch, runs)
+    def add(self, file: int, documents: Compared, held_out: Sequence[bool]) -> None:
+        """The documents of a file that no filter drops: its number, and of each document whether it is held out."""
+        keys = [file << _PLACE_BITS | ordinal for ordinal in documents.ordinals]
+        for side, here in ((self._train, [not held for held in held_out]), (self._held, held_out)):
+            if any(here):
+                parts = (keys, documents.digests, documents.sketches, documents.runs)
+                side.add(*(list(itertools.compress(part, here)) for part in parts))
 
     def decide(self, grams: Callable[[int, int], Hashes], progress: Progress) -> None:
         """Decides on all; grams: (file, place) → distinct n-grams of a document."""

@@ -200,9 +200,9 @@ _WIDE_POINT = re.compile(r"．(?<=\d．)(?=\d)")
 _WIDE_COMMAS = re.compile(r"(?<![０-９，])[０-９]{1,3}(?:，[０-９]{3})+(?![０-９，])")
 # Patterns begin with the space itself and look back over it: `re` finds a literal many times as fast as a place.
 _SPACING = re.compile("|".join((
-    # No space beside Chinese punctuation. Quotes and dashes belong to both scripts and keep theirs.
-    f" (?=[，。、；：？！）》」』】〕])(?<=[{HAN}\\dA-Za-z%] )",
-    f" (?<=[，。、；：？！（《「『【〔）》」』】〕] )(?=[{HAN}\\dA-Za-z（《「『【〔])",
+    # No space beside Chinese punctuation. Quotes and dashes belong to both scripts and keep theirs beside words.
+    f" (?=[，。、；：？！）》」』】〕])(?<=[{HAN}\\dA-Za-z%”’] )",
+    f" (?<=[，。、；：？！（《「『【〔）》」』】〕] )(?=[{HAN}\\dA-Za-z（《「『【〔“‘])",
     # A number and its unit, and the Chinese text beside them, are written without spaces.
     f" (?=[{_UNITS}])(?<=\\d )",
     f" (?=[{HAN}])(?:(?<=\\d[%‰] )|(?<=\\d [%‰] ))",
@@ -213,7 +213,7 @@ _LINE_SPACE = re.compile(" ?\n ?")
 _SPACED_HAN = re.compile(f" [{HAN}] ")
 """What every match of `_SPACED_OUT` holds."""
 _SPACED_OUT = re.compile(f"(?<![{HAN}])[{HAN}](?: [{HAN}]){{2,}}(?![{HAN}])")
-_INNER_SPACE = re.compile(f" (?=[{HAN}])(?<=[{HAN}] )")
+_INNER_SPACE = re.compile(f" (?=[“‘]?[{HAN}])(?:(?<=[{HAN}] )|(?<=[{HAN}][”’] ))")
 _PROSE = re.compile("[，。；]")
 _LABEL_WIDTH = 25
 """A space between Chinese words this near to the beginning of a line sets off a label (第三条 …) and stays."""
@@ -266,7 +266,7 @@ def normalise(text: str) -> str:
     Full-width digits, letters and % become half-width, as do the point and the thousands comma between
     full-width digits; Chinese punctuation and Traditional characters stay. Control and invisible
     characters go, every kind of space becomes one space, and none is left beside Chinese punctuation,
-    between a number and its unit, or between Chinese characters within a sentence. Between Chinese and
+    between a number and its unit, or between Chinese characters, quoted or not, within a sentence. Between Chinese and
     Latin text at most one space stays, where the author put it.
     """
     if "\r" in text:

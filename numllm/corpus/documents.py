@@ -16,22 +16,17 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import sha256
-from ..overlap import RUN, Runs, code_points, gram_hashes, letters, spelled
+from ..overlap import Runs
 from .blocks import Block
-from .counts import count
 from .cut import Piece, cut
-from .duplicates import BINS, sketch
-from .filters import reason_to_drop
+from .duplicates import BINS
+from .judge import Judged, judge
 from .readers import read as read_path
 from .relevance import Relevance
-from .shelf import Source, encodable
+from .shelf import encodable, group_of
 from .store import Place, Store, code, fingerprint
 
-OFF_TOPIC = "not about finance"
 ASKED = "shares a run with a question"
-SAMPLE = 8
-"""One in so many runs of 20 letters is kept to find held-out text that stands in other documents."""
-_UNSAMPLED = np.uint64(SAMPLE - 1)
 _EDGE = 6
 """Blocks at either end of a file that may be a repeated header or footer."""
 _EDGE_CHARACTERS = 300
@@ -63,8 +58,12 @@ class Settings:
     """Fingerprint of the above."""
 
 
-def read(store: Store, path: Path) -> Read:
-    """Reads a file into the store, unless its blocks are there from before."""
+def read_files(store: Store, paths: Sequence[Path]) -> list[Read]:
+    """Reads files into the store, unless their blocks are there from before."""
+    return [_read(store, path) for path in paths]
+
+
+def _read(store: Store, path: Path) -> Read:
     size = 0
     try:
         size = path.stat().st_size
@@ -167,85 +166,100 @@ def document_id(source: str, ordinal: int) -> str:
     return f"{hashlib.sha256(source.encode()).hexdigest()[:12]}-{ordinal:04d}"
 
 
-def cut_file(
-    store: Store, settings: Settings, repeated: Mapping[str, frozenset[int]], task: tuple[Place, Source]
-) -> Place:
-    """Cuts a file's blocks into documents and judges them, unless they are in the store; where they lie.
+class Made(NamedTuple):
+    """What cutting a file gave."""
 
-    repeated: group → hashes of the blocks that many of its files begin or end with.
+    place: Place
+    """Where its documents lie in the store."""
+    compared: Compared
+
+
+class Compared(NamedTuple):
+    """What the documents of a file that no filter drops are compared by, in order."""
+
+    ordinals: list[int]
+    digests: list[int]
+    """uint64 each."""
+    sketches: list[bytes]
+    runs: list[bytes]
+    """Sampled runs, uint32 each."""
+
+
+class _Book(NamedTuple):
+    """A file whose documents are not in the store yet."""
+
+    name: str
+    """What they will be called there."""
+    source: str
+    footers: list[str]
+    pieces: list[Piece]
+
+
+def cut_files(
+    store: Store, settings: Settings, repeated: Mapping[str, frozenset[int]], files: Sequence[tuple[Place, str]]
+) -> list[Made]:
+    """Cuts files into documents and judges them, unless they are in the store.
+
+    repeated: group → hashes of the blocks that many of its files begin or end with. files: where the blocks of each
+    lie, and what it is called.
     """
-    place, file = task
+    found = [_open(store, settings, repeated, place, source) for place, source in files]
+    books = [[encodable(piece.text) for piece in part.pieces] for part in found if isinstance(part, _Book)]
+    judged = iter(judge(books, settings.runs, settings.relevance))
+    return [_save(store, settings, part, next(judged)) if isinstance(part, _Book) else part for part in found]
+
+
+def _open(
+    store: Store, settings: Settings, repeated: Mapping[str, frozenset[int]], place: Place, source: str
+) -> _Book | Made:
     found = store.load(place)
     assert found is not None, "the blocks of a file are kept until its documents are cut"
     (blocks_name, _, (kinds, sizes, levels, pages)), (edges, text) = found
-    footers_here = sorted(repeated[file.group].intersection(np.frombuffer(edges, np.uint64).tolist()))
-    source = file.name
+    footers_here = sorted(repeated[group_of(source)].intersection(np.frombuffer(edges, np.uint64).tolist()))
     name = fingerprint("documents", code(), blocks_name, source, footers_here, settings.names)
     if (known := store.known.get(name)) is not None and store.load(known) is not None:
-        return known
+        cut_before = load_cut(store, known)
+        return Made(known, _compared(cut_before.documents, cut_before.sketches, cut_before.runs))
     whole = str(text, "utf-8", "surrogatepass")
     texts = [whole[end - size : end] for end, size in zip(itertools.accumulate(sizes), sizes, strict=True)]
-    blocks = list(map(Block, kinds, texts, levels, pages))
-    blocks, footers = trim_edges(blocks, footers_here)
-    pieces = cut(blocks, Path(source).stem, settings.target)
-    texts = [encodable(piece.text) for piece in pieces]
-    on_topic = settings.relevance is None or settings.relevance.book(texts)
-    documents, sketches, runs = [], [], []
-    for ordinal, (piece, text) in enumerate(zip(pieces, texts, strict=True)):
-        asked: list[dict[str, str]] = []
-        if settings.runs is not None:
-            text, asked = without_asked(text, settings.runs)
-        codes = code_points(text)
-        counts = count(codes)
-        reason = reason_to_drop(text, counts)
-        if reason is None and not on_topic and settings.relevance is not None and not settings.relevance(text):
-            reason = OFF_TOPIC
-        if reason is None:
-            plain = letters(codes)
-            hashes = gram_hashes(plain, RUN)
-            sketches.append(sketch(plain).tobytes())
-            runs.append((hashes[hashes & _UNSAMPLED == 0] >> np.uint64(32)).astype(np.uint32).tobytes())
-        documents.append(_document(ordinal, source, piece, text, reason, asked, counts.han))
+    blocks, footers = trim_edges(list(map(Block, kinds, texts, levels, pages)), footers_here)
+    return _Book(name, source, footers, cut(blocks, Path(source).stem, settings.target))
+
+
+def _compared(documents: Sequence[Document], sketches: list[bytes], runs: list[bytes]) -> Compared:
+    kept = [document for document in documents if document.reason is None]
+    return Compared(
+        [document.ordinal for document in kept], [int(document.digest[:16], 16) for document in kept], sketches, runs
+    )
+
+
+def _save(store: Store, settings: Settings, book: _Book, judged: Sequence[Judged]) -> Made:
+    documents = [
+        _document(ordinal, book.source, piece, part)
+        for ordinal, (piece, part) in enumerate(zip(book.pieces, judged, strict=True))
+    ]
     if settings.tokenizer is not None:
         documents = _with_tokens(documents, settings.tokenizer)
+    sketches = [part.sketch for part in judged if part.reason is None]
+    runs = [part.runs for part in judged if part.reason is None]
     head = {
-        "footers": footers, "runs": [len(run) for run in runs], "rows": [[len(d.head), len(d.tail)] for d in documents],
+        "footers": book.footers, "runs": list(map(len, runs)), "rows": [[len(d.head), len(d.tail)] for d in documents],
         "documents": [[d.ordinal, d.reason, d.asked, d.characters, d.han, d.tokens, d.digest] for d in documents],
     }
     rows = b"".join(part for document in documents for part in (document.head, document.tail))
-    return store.save(name, head, rows, b"".join(sketches), b"".join(runs))
+    place = store.save(book.name, head, rows, b"".join(sketches), b"".join(runs))
+    return Made(place, _compared(documents, sketches, runs))
 
 
-def without_asked(text: str, asked: Runs) -> tuple[str, list[dict[str, str]]]:
-    """A text without the paragraphs that a run of a question touches, and those: question, run, text."""
-    gone: list[dict[str, str]] = []
-    while True:
-        plain = letters(text)
-        found = list(asked.find(plain, gram_hashes(plain, asked.length)))
-        if not found:
-            return text, gone
-        parts = text.split("\n\n")
-        ends = np.cumsum([len(letters(part)) for part in parts])
-        touched: dict[int, dict[str, str]] = {}
-        for place, name in found:
-            run = spelled(plain[place : place + asked.length])
-            first, last = np.searchsorted(ends, (place, place + asked.length - 1), "right").tolist()
-            for part in range(first, last + 1):
-                touched.setdefault(part, {"question": name, "run": run, "text": parts[part]})
-        gone += [touched[part] for part in sorted(touched)]
-        text = "\n\n".join(part for k, part in enumerate(parts) if k not in touched)
-
-
-def _document(
-    ordinal: int, source: str, piece: Piece, text: str, reason: str | None, asked: list[dict[str, str]], han: int
-) -> Document:
+def _document(ordinal: int, source: str, piece: Piece, judged: Judged) -> Document:
+    text = judged.text
     head = {"id": document_id(source, ordinal), "text": text, "source": source, "title": encodable(piece.title)}
     tail = {
         "sha256": hashlib.sha256(text.encode("utf-8")).hexdigest(), "chapter": encodable(piece.chapter),
         "section": encodable(piece.section), **({"page": piece.page} if piece.page else {}),
     }
     return Document(
-        ordinal, reason, asked, len(text), han, 0, _digest(text).hex(), b"{%b, " % _members(head),
+        ordinal, judged.reason, judged.asked, len(text), judged.han, 0, _digest(text).hex(), b"{%b, " % _members(head),
         b"%b}" % _members(tail),
     )
 

@@ -8,6 +8,7 @@ one hash an n-gram, not one for each bin.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,32 +37,43 @@ _BLOCK = 1 << 17
 """Documents whose sketches are in memory at a time: 32 MiB of sketches, and as much again for their buckets."""
 
 
-def sketch(text: Letters) -> Sketch:
-    """The sketch of a document's letters, uint16 (128,); documents of fewer than 5 letters share one."""
-    grams = gram_hashes(text, GRAM)
-    found = np.zeros(BINS, np.uint16)
-    if not len(grams):
-        return found
-    empty = np.ones(BINS, bool)
-    starts = np.arange(BINS, dtype=np.uint64) << _BIN_SHIFT
+def sketches(text: Letters, ends: NDArray[np.int64]) -> Sketch:
+    """The sketches of n documents, uint16 (n, 128): their letters, one behind the other, and where each ends.
+
+    Documents of fewer than 5 letters share one.
+    """
+    hashes = gram_hashes(text, GRAM)
+    spans = [(start, max(end - GRAM + 1, start)) for start, end in itertools.pairwise([0, *ends.tolist()])]
+    sizes = np.array([end - start for start, end in spans], np.int64)
+    grams = np.concatenate([hashes[:0], *(hashes[start:end] for start, end in spans)])
+    owners = np.repeat(np.arange(len(spans)), sizes)
+    found = np.zeros(len(spans) * BINS, np.uint16)
+    empty = np.repeat(sizes > 0, BINS)
     for _ in range(_ROUNDS):
-        ordered = np.sort(grams)
-        first = np.searchsorted(ordered, starts)
-        full = first < np.append(first[1:], len(ordered))
-        new = full & empty
-        found[new] = ordered[first[new]].astype(np.uint16)
-        empty &= ~full
-        if not empty.any():
-            return found
-        grams = mixed(grams + np.uint64(1))
-    for place in np.flatnonzero(empty):
-        found[place] = mixed(grams + np.uint64(place)).min().astype(np.uint16)
-    return found
+        for start, end in itertools.pairwise([0, *np.cumsum(sizes).tolist()]):
+            grams[start:end].sort()
+        bins = owners * BINS + (grams >> _BIN_SHIFT).astype(np.int64)
+        least = np.flatnonzero(np.diff(bins, prepend=-1))
+        least = least[empty[bins[least]]]
+        found[bins[least]] = grams[least].astype(np.uint16)
+        empty[bins[least]] = False
+        unfinished = empty.reshape(-1, BINS).any(axis=1)
+        if not unfinished.any():
+            return found.reshape(-1, BINS)
+        left = unfinished[owners]
+        grams, owners, sizes = mixed(grams[left] + np.uint64(1)), owners[left], sizes * unfinished
+    for place in np.flatnonzero(empty).tolist():
+        mine = grams[owners == place // BINS]
+        found[place] = mixed(mine + np.uint64(place % BINS)).min().astype(np.uint16)
+    return found.reshape(-1, BINS)
 
 
 def gram_set(text: str) -> Hashes:
     """The distinct n-grams of a text, as hashes in order."""
-    return np.unique(gram_hashes(letters(text), GRAM))
+    grams = np.sort(gram_hashes(letters(text), GRAM))
+    first = np.ones(len(grams), bool)
+    first[1:] = grams[1:] != grams[:-1]
+    return grams[first]
 
 
 def jaccard(a: Hashes, b: Hashes) -> float:
@@ -140,7 +152,8 @@ def _matches(
         mine = buckets[place][buckets[place] >= 0]
         first = holder[mine]
         if place >= len(before):
-            rivals = set(first[first >= 0].tolist()).union(*(more.get(bucket, ()) for bucket in mine.tolist()))
+            rivals = set(first[first >= 0].tolist())
+            rivals.update(*(more[bucket] for bucket in mine.tolist() if bucket in more))
             rival = _first_similar(joined, names, place, sorted(rivals), grams)
             if rival is not None:
                 yield int(names[place]), int(names[rival])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from ..overlap import code_points
+import numpy as np
+
 from .clean import MATH
 from .counts import Counts, count
 
@@ -28,30 +30,44 @@ _HEADING_LINE = re.compile(r"#{1,6} ")
 _SENTENCE_MARK = re.compile("[。！？；，]")
 
 
-def reason_to_drop(text: str, counts: Counts | None = None) -> str | None:
-    """Why a document is unfit for training, None when it is fit; counts: those of the text, if they are there.
+def reasons_to_drop(texts: Sequence[str], counts: Counts) -> list[str | None]:
+    """Why each of some documents is unfit for training, None of one that is fit; counts: those of the texts.
 
     "garbled", "too short", "too little Chinese" or "list without sentences". Tables and formulas are no lists.
     """
-    lines = text.split("\n")
-    here = counts or count(code_points(text))
-    size = len(text) - here.space
-    if "#" in text and (headings := "".join(filter(_HEADING_LINE.match, lines))):
-        lines = [line for line in lines if not _HEADING_LINE.match(line)]
-        above = count(code_points(headings))
-        size -= len(headings) - above.space
-        here = Counts(*(all_of - part for all_of, part in zip(here, above, strict=True)))
-    if here.suspect:
-        broken = sum(len(found) for found in _BROKEN.findall("".join("".join(lines).split())))
+    lines = [text.split("\n") for text in texts]
+    headings = [
+        "".join(filter(_HEADING_LINE.match, part)) if "#" in text else ""
+        for text, part in zip(texts, lines, strict=True)
+    ]
+    lines = [
+        [line for line in part if not _HEADING_LINE.match(line)] if above else part
+        for part, above in zip(lines, headings, strict=True)
+    ]
+    here = Counts(*(whole - above for whole, above in zip(counts, count(headings), strict=True)))
+    sizes = np.array([len(text) - len(above) for text, above in zip(texts, headings, strict=True)]) - here.space
+    formal = ["$" in text or "\\" in text for text in texts]
+    words = count([MATH.sub("", _solid(part)) if has else "" for part, has in zip(lines, formal, strict=True)])
+    han, latin = np.where(formal, words.han, here.han), np.where(formal, words.latin, here.latin)
+    foreign = (han < MIN_HAN) | (han < MIN_HAN_SHARE * (han + latin))
+    return list(map(_reason, lines, sizes.tolist(), here.suspect.tolist(), foreign.tolist()))
+
+
+def _reason(lines: list[str], size: int, suspect: int, foreign: bool) -> str | None:
+    if suspect:
+        broken = sum(map(len, _BROKEN.findall(_solid(lines))))
         if broken > MAX_GARBLED_SHARE * size and broken > 1:
             return "garbled"
     if size < MIN_CHARACTERS:
         return "too short"
-    if "$" in text or "\\" in text:
-        here = count(code_points(MATH.sub("", "".join("".join(lines).split()))))
-    if here.han < MIN_HAN or here.han < MIN_HAN_SHARE * (here.han + here.latin):
+    if foreign:
         return "too little Chinese"
     return "list without sentences" if _is_bare_list(lines) else None
+
+
+def _solid(lines: list[str]) -> str:
+    """Lines as one, without white space."""
+    return "".join("".join(lines).split())
 
 
 def _is_bare_list(lines: list[str]) -> bool:

@@ -28,6 +28,8 @@ _SPAN_START = re.compile("|".join(opening for opening, _ in _SPANS))
 _SPAN_ENDS = dict(_SPANS)
 _NUMBERED = re.compile(r"(\d{1,3})[.)] ")
 _LABEL = re.compile(r"^\s*:label:\s*(\S+)\s*$")
+LABELLED = ("$$", ")=", ":label:")
+"""One of them stands in a text that has labels."""
 _EQUATION_LABEL = re.compile(r"\$\$[ \t]*\(([\w:.\-]+)\)\s*$")
 
 

@@ -9,6 +9,7 @@ from .inline import inline
 from .lines import (
     DIRECTIVE,
     FENCE,
+    LABELLED,
     NAMED,
     TARGET,
     TOC_LEADER,
@@ -34,6 +35,8 @@ _ITEM = re.compile(r"^([ \t]*)([-*+•]|\d{1,3}[.)])[ \t]+(?=\S)(.*)$")
 _MARK_ALONE = re.compile(r"(?:(?:-|\d+[.)])\s*)?")
 _BOX = re.compile(r"\[[ xX]\]\s+")
 _DELIMITER = frozenset("|:- \t")
+_MARKS = ("|", "<", "](", "$$", "***")
+"""What no line of prose holds. Most files lack most of them: one look at the file spares a look at each line."""
 _LONG_LINE = 5000
 """Longer lines are prose: formulas in them are found by `inline`, none is taken out as a block."""
 _MAX_DEPTH = 12
@@ -70,8 +73,9 @@ def read_markdown(text: str) -> list[Block]:
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     lines, title = front_matter(text.split("\n"))
-    names = labels(lines) if ":label:" in text or ")=" in text or "$$" in text else {}
-    reader = _Reader(without_spans(lines) if "<" in text else lines, names)
+    names = labels(lines) if any(mark[0] in text and mark in text for mark in LABELLED) else {}
+    marks = tuple(mark for mark in _MARKS if mark[0] in text)
+    reader = _Reader(without_spans(lines) if "<" in text else lines, names, marks)
     reader.run()
     blocks = reader.blocks
     title = inline(title)
@@ -83,9 +87,11 @@ def read_markdown(text: str) -> list[Block]:
 class _Reader:
     """One pass over the lines; `blocks` grows."""
 
-    def __init__(self, lines: list[str], names: dict[str, str], depth: int = 0) -> None:
+    def __init__(self, lines: list[str], names: dict[str, str], marks: tuple[str, ...], depth: int = 0) -> None:
         self.lines = lines
         self.names = names
+        self.marks = marks
+        """Those of _MARKS that the file holds."""
         self.depth = depth
         self.at = 0
         self.blocks: list[Block] = []
@@ -128,24 +134,32 @@ class _Reader:
 
     # ── reading ──
     def run(self) -> None:
-        while self.at < len(self.lines):
-            self.step()
+        lines = self.lines
+        while self.at < len(lines):
+            line = lines[self.at]
+            start = line.lstrip()
+            if not start:
+                self.at += 1
+                if self.items or self.paragraph:
+                    self.blank()
+            elif self.is_prose(line, start):
+                self.prose(line)
+            else:
+                self.step(line, start)
         self.flush()
 
-    def step(self) -> None:
-        line = self.lines[self.at]
-        start = line.lstrip()
-        if not start:
+    def prose(self, line: str) -> None:
+        """Takes in a line of prose; an empty line behind it, as after most, ends the paragraph."""
+        self.at += 1
+        if self.items:
+            self.flush()
+        self.paragraph.append(line)
+        if self.at < len(self.lines) and not self.lines[self.at].strip():
             self.at += 1
-            if self.items or self.paragraph:
-                self.blank()
-            return
-        if self.is_prose(line, start[0]):
-            self.at += 1
-            if self.items:
-                self.flush()
-            self.paragraph.append(line)
-            return
+            self.flush()
+
+    def step(self, line: str, start: str) -> None:
+        """Reads on from a line that is not plainly prose; start: the line from its first character on."""
         if start[0] in "`~:>" and (found := FENCE.match(line)) and is_code_fence(found):
             self.fence(found[1], found[2].strip())
             return
@@ -170,13 +184,15 @@ class _Reader:
             self.at += 1
             self.plain_line(line)
 
-    def is_prose(self, line: str, head: str) -> bool:
+    def is_prose(self, line: str, start: str) -> bool:
         """Whether a line is prose for certain: what most lines are, and then need no pattern."""
-        return (
-            head > "~" and head != "•" and not head.isdigit() and not (self.items and line[0] in " \t")
-            and "|" not in line and "<" not in line and "](" not in line and "$$" not in line and "***" not in line
-            and not line.rstrip()[-1].isdigit()
-        )
+        head = start[0]
+        if head <= "~" or head == "•" or head.isdigit() or (self.items and line[0] in " \t"):
+            return False
+        for mark in self.marks:
+            if mark in line:
+                return False
+        return not start.rstrip()[-1].isdigit()
 
     def blank(self) -> None:
         """An empty line ends a paragraph; it ends a list only when what follows is neither item nor indented."""
@@ -273,7 +289,7 @@ class _Reader:
             self.add(
                 "text", self.inline(f"{called}（{argument}）" if called and argument else called or argument)
             )
-        inner = _Reader(body, self.names, self.depth + 1)
+        inner = _Reader(body, self.names, self.marks, self.depth + 1)
         inner.run()
         # A title inside a note is no section of the chapter.
         self.blocks += [Block("text", b.text) if b.kind == "heading" else b for b in inner.blocks]

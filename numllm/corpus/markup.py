@@ -27,11 +27,15 @@ _NOTE_MARK = re.compile(
     r"<sup\b[^<>]*>\s*(?:<a\b[^<>]*>)?\s*\[[^\[\]<>]{1,6}\]\s*(?:</a>)?\s*</sup>", re.IGNORECASE
 )
 _RAISED = re.compile(r"<(su[bp])\b[^<>]*>(.{0,200}?)</\1\s*>", re.IGNORECASE | re.DOTALL)
-_SIMPLE = "a|b|br|center|col|colgroup|div|em|font|h[1-6]|i|li|ol|p|span|strong|table|tbody|td|th|thead|tr|u|ul"
-_SIMPLE_START = re.compile(
-    rf'<({_SIMPLE})((?:[ \t\r\n]+[A-Za-z][A-Za-z:-]*="[^"<>&]*")*)[ \t\r\n]*>', re.IGNORECASE | re.ASCII
+_ATTRIBUTES = r'(?:[ \t\r\n]+[A-Za-z][A-Za-z:-]*="[^"<>]*")*'
+_LAID_OUT = "br|center|col|colgroup|div|h[1-6]|li|ol|p|table|tbody|td|th|thead|tr|ul"
+_TOKEN = re.compile(
+    rf"</?(?:a|b|em|font|i|o:p|span|strong|u){_ATTRIBUTES}[ \t\r\n]*>"
+    rf"|<(?:/({_LAID_OUT})|({_LAID_OUT})({_ATTRIBUTES})[ \t\r\n]*)>|([^<]+)",
+    re.IGNORECASE | re.ASCII,
 )
-_SIMPLE_END = re.compile(rf"</({_SIMPLE})>", re.IGNORECASE | re.ASCII)
+"""A tag that says nothing of a table; the name of a closing tag, that of an opening tag and its attributes, or text:
+what nearly all tables consist of."""
 _ATTRIBUTE = re.compile('([A-Za-z:-]+)="([^"]*)"')
 _WHITE = re.compile(r"\s+")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
@@ -162,23 +166,25 @@ class _TableParser(HTMLParser):
         self.lifted: list[tuple[str, list[str], int]] = []
         """Open `sup` and `sub` elements: their tag, where their text goes, and from which place on."""
 
-    # Nearly all tags are of the simplest form; the standard parser looks at each with several patterns.
-
-    def parse_starttag(self, i: int) -> int:
-        found = _SIMPLE_START.match(self.rawdata, i)
-        if found is None:
-            return super().parse_starttag(i)
-        tag = found[1].lower()
-        cell = tag in ("td", "th")
-        self.handle_starttag(tag, [(n.lower(), v) for n, v in _ATTRIBUTE.findall(found[2])] if cell else [])
-        return found.end()
-
-    def parse_endtag(self, i: int) -> int:
-        found = _SIMPLE_END.match(self.rawdata, i) if self.cdata_elem is None else None
-        if found is None:
-            return super().parse_endtag(i)
-        self.handle_endtag(found[1].lower())
-        return found.end()
+    def feed(self, data: str) -> None:
+        """Reads markup; the standard parser, which looks at each tag with several patterns, from the first on that is
+        not simple."""
+        at = 0
+        for token in _TOKEN.finditer(data):
+            if token.start() > at:
+                break
+            at = token.end()
+            closed, opened, attributes, text = token.groups()
+            if text:
+                self.handle_data(html.unescape(text))
+            elif closed:
+                self.handle_endtag(closed.lower())
+            elif opened:
+                tag = opened.lower()
+                cell = tag in ("td", "th")
+                self.handle_starttag(tag, [(n.lower(), v) for n, v in _ATTRIBUTE.findall(attributes)] if cell else [])
+        if at < len(data):
+            super().feed(data[at:])
 
     def updatepos(self, i: int, j: int) -> int:
         """Counts no lines: nobody asks for them."""

@@ -6,28 +6,22 @@ import re
 from collections.abc import Callable, Iterator
 
 
-def matches(pattern: re.Pattern[str], first: re.Pattern[str], text: str, lead: str = "") -> Iterator[re.Match[str]]:
-    """`pattern.finditer(text)`, for a pattern whose matches are not empty and begin where `first` matches, or with
-    `lead`, one character that they may take along, before it."""
+def matches(pattern: re.Pattern[str], first: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """`pattern.finditer(text)`, for a pattern whose matches are not empty and begin where `first` matches."""
     at = 0
     while found := first.search(text, at):
-        start = found.start()
-        # At `at` a match has ended or a try has failed: what lies before it is out of reach.
-        with_lead = lead and start > at and text[start - 1] == lead
-        match = pattern.match(text, start - 1 if with_lead else start)
+        match = pattern.match(text, found.start())
         if match:
             yield match
             at = match.end()
         else:
-            at = start + 1
+            at = found.start() + 1
 
 
-def replace(
-    pattern: re.Pattern[str], first: re.Pattern[str], by: Callable[[re.Match[str]], str], text: str, lead: str = ""
-) -> str:
+def replace(pattern: re.Pattern[str], first: re.Pattern[str], by: Callable[[re.Match[str]], str], text: str) -> str:
     """`pattern.sub(by, text)`, for patterns as in `matches`."""
     parts, last = [], 0
-    for found in matches(pattern, first, text, lead):
+    for found in matches(pattern, first, text):
         parts += [text[last : found.start()], by(found)]
         last = found.end()
     if not parts:
