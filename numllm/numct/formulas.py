@@ -17,7 +17,8 @@ from fractions import Fraction
 from typing import NamedTuple
 
 __all__ = [
-    "Found", "Near", "Target", "Term", "finance", "like", "matches", "over", "pairs", "short", "singles", "sums", "times",
+    "Found", "Near", "Target", "Term", "finance", "like", "matches", "over", "pairs", "short", "singles", "sums",
+    "times",
 ]
 
 _WEIGHT = 1e-3  # a term smaller than this part of the other is not added to it
