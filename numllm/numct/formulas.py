@@ -53,6 +53,7 @@ class Target(NamedTuple):
     step: Fraction
     unit: str
     kind: str
+    steps: int  # in the value, without its sign
 
 
 class Term(NamedTuple):

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from ..numbers import Number
 from .arithmetic import evaluate
+from .form import significant
 from .formulas import Found, Near, Target, Term, finance, like, matches, over, pairs, short, singles, sums, times
 
 __all__ = ["Relation", "Target", "find_relation", "operand"]
@@ -87,21 +88,14 @@ class _Search:
     """The search for one target: keeps the first hit that chance does not explain. What else was tried is counted
     once there is a hit."""
 
-    def __init__(self, target: Target, text: str) -> None:
-        self.target = target
-        value, half = float(target.value), float(target.step) / 2
-        self.low, self.high = value - half * (1 + 1e-9), value + half * (1 + 1e-9)
+    def __init__(self, target: Target, limit: float, rounded: bool) -> None:
+        """limit: results as round as the target that may have been tried; rounded: whether it may be rounded."""
+        self.target, self.limit, self.rounded = target, limit, rounded
+        value, step = float(target.value), float(target.step)
+        half = step / 2 * (1 + 1e-9)
+        self.low, self.high = value - half, value + half
         self.near = min(value / 3, value * 3), max(value / 3, value * 3)
-        units = abs(target.value / target.step)
-        self.grid = units.numerator
-        zeros = 0
-        while self.grid % 10 == 0:
-            self.grid //= 10
-            zeros += 1
-        self.coarse = float(target.step) * 10**zeros
-        self.rounded = self.grid >= 100 or _ROUNDED.search(text) is not None
-        cued = _CUES.search(text) is not None
-        self.limit = 2.7 * self.grid * (CHANCE_CUED if cued else CHANCE)
+        self.coarse = step * 10 ** significant(target.steps)[1]
         self.tried: set[float] = set()  # in whole steps of the answer's last digit but zeros; others are negative
         self.round_ones = 0  # of them, as round as the answer
         self.uncounted: list[Stage] = []
@@ -201,21 +195,31 @@ class _Search:
 
     def _wanted(self, x: str, c: Term) -> Iterable[tuple[str, float, float]]:
         """(form, low, high) of what gives the target with c, for results of the unit `x`."""
-        v, low, high, wanted = c.value, self.low, self.high, self.target.unit
-        if like(x, c.unit) and matches(x, wanted):
+        v, low, high = c.value, self.low, self.high
+        added, multiplied, divided, divides = _second_steps(x, c.unit, self.target.unit)
+        if added:
             yield "{x} + {2}", low - v, high - v
             yield "{x} − {2}", low + v, high + v
             yield "{2} − {x}", v - high, v - low
         if v > 0 and v not in (1, 10, 100):
-            unit = times(x, c.unit)
-            if unit is not None and matches(unit, wanted):
+            if multiplied:
                 yield "{x} × {2}", low / v, high / v
-            unit = over(x, c.unit)
-            if unit is not None and matches(unit, wanted):
+            if divided:
                 yield "{x} ÷ {2}", low * v, high * v
-            unit = over(c.unit, x)
-            if unit is not None and matches(unit, wanted):
+            if divides:
                 yield "{2} ÷ {x}", v / high, v / low
+
+
+@functools.lru_cache(1024)
+def _second_steps(x: str, c: str, wanted: str) -> tuple[bool, bool, bool, bool]:
+    """Whether sums, products, x ÷ c and c ÷ x of the units x and c give the unit `wanted`."""
+    made = times(x, c), over(x, c), over(c, x)
+    return like(x, c) and matches(x, wanted), *(unit is not None and matches(unit, wanted) for unit in made)
+
+
+@functools.lru_cache(64)
+def _says(words: re.Pattern[str], sentence: str) -> bool:
+    return words.search(sentence) is not None
 
 
 def _written(value: Fraction) -> str:
@@ -241,11 +245,15 @@ def find_relation(
     sentence: the other numbers of the sentence, in order; context: those before it, in order; text: the sentence, in
     which words such as 半年 or 合计 stand; most: operands of the context at most, the nearest.
     """
-    if not target.value or not target.step:
+    if not target.steps or not target.step:
         return None
-    search = _Search(target, text)
-    if search.limit < 1:
+    grid, _ = significant(target.steps)
+    limit = 2.7 * grid * CHANCE_CUED
+    if limit >= 1 and not _says(_CUES, text):
+        limit = 2.7 * grid * CHANCE
+    if limit < 1:
         return None
+    search = _Search(target, limit, grid >= 100 or _says(_ROUNDED, text))
     near = _terms(sentence, _SENTENCE, [])
     wide = _terms(reversed(context), most, near)
     for terms in (near, wide) if len(wide) > len(near) else (near,):
