@@ -62,10 +62,11 @@ class Balance:
 
     def judge(self, values: Array, marks: Array, draws: Sequence[int]) -> list[Traits]:
         """What each way to guess makes of the draws of each question; draws: how many it has."""
-        ranks = np.sign(values[..., :, None] - values[..., None, :]).sum(-1)
+        by_option = np.ascontiguousarray(np.moveaxis(values, -1, 0))  # an order in which numpy is fast
+        ranks = np.moveaxis(np.sign(by_option[:, None] - by_option).sum(1), 0, -1)
         features = np.concatenate([ranks, ranks[:, :, :1] ** 2, marks], axis=2)
         features[:, :, _LOGS, :] = values[:, :, _LOGS, :]
-        features -= features.mean(-1, keepdims=True)
+        features -= features.sum(-1, keepdims=True) / self.options
         flat = values.reshape(-1, *values.shape[2:])
         hits = self._hits(flat, ranks.reshape(flat.shape)).reshape(*values.shape[:2], -1)
         return [
