@@ -87,7 +87,8 @@ class Asked:
     digits: frozenset[str]  # that stand in question or context
     several: bool = field(init=False)  # whether the answer is of several digits
     size: tuple[int, int, int] = field(init=False)  # digits before trailing zeros, digits, trailing zeros of m
-    near_to: dict[int, list[int]] = field(default_factory=dict)  # perturbed numbers by what they were made from
+    near_to: dict[int, dict[int, int]] = field(default_factory=dict)
+    """Perturbed numbers, and how often each stands in the texts, by what they were made from."""
 
     def __post_init__(self) -> None:
         s, z = significant(self.m)
@@ -114,7 +115,7 @@ class Asked:
         shown = plain if form.style == "a" else [c for c in form.render(m) if c in _SHOWN]
         digits = plain.rstrip("0")
         first, last = plain[0], digits[-1]
-        count = self.frequency.get((self.unit, m * form.scale), 0)
+        count = self.count(m)
         return (
             value,
             len(shown),
@@ -177,11 +178,11 @@ class Asked:
         """Adds to `chosen` a number that `base` may be mistaken for and returns it, or 0 when there is none left."""
         known = self.near_to.get(base)
         if known is None:
-            known = []
+            known = {}
             for draw in range(24):
                 m = _perturb(base, self.form, rng)
                 if m and m not in known and self.allowed(m):
-                    known.append(m)
+                    known[m] = self.count(m)
                 if len(known) == 6 or (draw > 9 and len(known) >= 3):
                     break
             self.near_to[base] = known
@@ -189,8 +190,9 @@ class Asked:
         if not free:
             return 0
         # a real number goes on to occur in the texts; so do most of these
-        known_best = max(free, key=self.count) if rng.random() < _REAL else 0
-        m = known_best if known_best and self.count(known_best) else free[int(rng.random() * len(free))]
+        m = max(free, key=known.__getitem__) if rng.random() < _REAL else 0
+        if not m or not known[m]:
+            m = free[int(rng.random() * len(free))]
         chosen[m] = "perturbed"
         return m
 
