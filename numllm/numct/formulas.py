@@ -17,7 +17,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 __all__ = [
-    "Found", "Near", "Target", "Term", "finance", "like", "matches", "over", "pairs", "short", "singles", "sums",
+    "DURATIONS", "Found", "Near", "Target", "Term", "like", "matches", "over", "pairs", "short", "singles", "sums",
     "times",
 ]
 
@@ -28,22 +28,8 @@ _CALENDAR = {
     ("hour", "minute"): 60, ("minute", "second"): 60,
 }  # fmt: skip
 _PERIODS = {"半年": 2, "季": 4, "月": 12, "周": 52, "日": 365, "天": 365, "360": 360}
-_YEAR = {
-    "": ((1, "{2}"),), "year": ((1, "{2}"),), "month": ((12, "{2} ÷ 12"),), "quarter": ((4, "{2} ÷ 4"),),
-    "day": ((360, "{2} ÷ 360"), (365, "{2} ÷ 365")),
-}  # parts of a year, and how years are written in them
-_SIMPLE = {
-    unit: [(part, (
-        f"{{0}} × {{1}} × {years}", f"{{0}} × (1 + {{1}} × {years})", f"{{0}} × (1 − {{1}} × {years})",
-        f"{{0}} ÷ (1 + {{1}} × {years})",
-    )) for part, years in parts]
-    for unit, parts in _YEAR.items()
-}  # the same with simple interest
-_MONTHLY = {
-    unit: (months, f"{{0}} ÷ ((1 − (1 + {{1}} ÷ 12)^(−{written})) ÷ ({{1}} ÷ 12))")
-    for unit, months, written in (("year", 12, "({2} × 12)"), ("month", 1, "{2}"))
-}  # months in a time, and the payment of a loan over it
-_DURATIONS = frozenset(("year", "quarter", "month", "week", "day", "workday", "tradingday", "hour"))
+DURATIONS = frozenset(("year", "quarter", "month", "week", "day", "workday", "tradingday", "hour"))
+"""Units of time."""
 
 
 class Target(NamedTuple):
@@ -70,9 +56,7 @@ Near = tuple[float, float]
 _PAIRS = 20_000  # pairs of operands whose results are kept
 _SHORT = 20  # characters of a formula, at least, that no second step is built on
 _TRIVIAL = frozenset((1.0, 10.0, 100.0))  # factors that change no digits
-_LONGEST = 480  # periods of compound interest
 _UNITS = 4096  # pairs of units of which it is kept what they give
-
 
 Found = tuple[float, str, str, tuple[Term, ...]]
 """(value, unit, form, terms): what terms give, and its formula, with {0} {1} {2} for the terms' texts."""
@@ -96,10 +80,10 @@ def times(a: str, b: str) -> str | None:
             return x
         if _money(x):
             if len(x) > 4:
-                return x[:3] if x[4:] == y or y in _DURATIONS else None
-            if y in _DURATIONS or not _money(y):
+                return x[:3] if x[4:] == y or y in DURATIONS else None
+            if y in DURATIONS or not _money(y):
                 return x
-        if y in _DURATIONS and x not in _DURATIONS and not _money(x):
+        if y in DURATIONS and x not in DURATIONS and not _money(x):
             return x
     return None
 
@@ -114,8 +98,8 @@ def over(a: str, b: str) -> str | None:
     if b in ("1", ""):
         return a
     if _money(a) and not _money(b):
-        return f"{a}/{b}" if len(a) == 3 and b not in _DURATIONS else a
-    if b in _DURATIONS and a not in _DURATIONS:
+        return f"{a}/{b}" if len(a) == 3 and b not in DURATIONS else a
+    if b in DURATIONS and a not in DURATIONS:
         return a
     return None
 
@@ -135,7 +119,7 @@ def singles(terms: Sequence[Term], target: Target, text: str, near: Near) -> Ite
 
 def _single(term: Term, target: Target, text: str) -> Iterable[Found]:
     v, unit, one = term.value, term.unit, (term,)
-    if unit in _DURATIONS and target.unit in _DURATIONS and unit != target.unit and v != 1:
+    if unit in DURATIONS and target.unit in DURATIONS and unit != target.unit and v != 1:
         for (long, short), count in _CALENDAR.items():
             if (unit, target.unit) == (long, short):
                 yield v * count, short, f"{{0}} × {count}", one
@@ -226,7 +210,7 @@ def _of_units(
     if (unit := over(b, a)) is not None:
         products.append((lambda x, y: y / x, unit, "{1} ÷ {0}"))
     found.append((_are_factors, products))
-    if b == "1" and a not in ("1", "") and a not in _DURATIONS:
+    if b == "1" and a not in ("1", "") and a not in DURATIONS:
         found.append((lambda x, y: -1 < y < 1, [
             (lambda x, y: x * (1 + y), a, "{0} × (1 + {1})"),
             (lambda x, y: x * (1 - y), a, "{0} × (1 − {1})"),
@@ -234,7 +218,7 @@ def _of_units(
             (lambda x, y: x / (1 - y), a, "{0} ÷ (1 − {1})"),
             (lambda x, y: x / (1 + y) * y, a, "{0} ÷ (1 + {1}) × {1}"),
         ]))
-    elif a == "1" and b not in ("1", "") and b not in _DURATIONS:
+    elif a == "1" and b not in ("1", "") and b not in DURATIONS:
         found.append((lambda x, y: -1 < x < 1, [
             (lambda x, y: y * (1 + x), b, "{1} × (1 + {0})"),
             (lambda x, y: y * (1 - x), b, "{1} × (1 − {0})"),
@@ -263,108 +247,6 @@ def _are_growth(x: float, y: float) -> bool:
 
 def _are_factors(x: float, y: float) -> bool:
     return x not in _TRIVIAL and y not in _TRIVIAL
-
-
-def finance(terms: Sequence[Term], target: Target, near: Near) -> Iterable[Found]:
-    """Results of an amount, a rate and a time, and other formulas of three operands, that are `near` enough."""
-    amounts = [t for t in terms if t.unit not in ("1", "") and t.unit not in _DURATIONS]
-    rates = [t for t in terms if t.unit == "1" and -1 < t.value < 1]
-    lengths = [t for t in terms if (t.unit in _DURATIONS or (t.unit == "" and t.value <= 60)) and t.value > 0]
-    if target.unit in _DURATIONS:
-        return
-    if target.unit == "1":
-        yield from _rates(terms, rates, near)
-        yield from _returns(amounts, lengths, near)
-        return
-    low, high = near
-    money = [t for t in amounts if matches(t.unit, target.unit)]
-    for rate, time in itertools.product(rates, lengths):
-        for formulas in (_interest, _annuity):
-            for amount in money:
-                for value, form in formulas(amount.value, rate.value, time.value, time.unit):
-                    if low <= value <= high:
-                        yield value, amount.unit, form, (amount, rate, time)
-    for i, a in enumerate(money):
-        for time in lengths:
-            for rate in rates:
-                if 0 < rate.value < 1 and low <= (value := a.value * (1 - rate.value) / time.value) <= high:
-                    yield value, a.unit, "{0} × (1 − {1}) ÷ {2}", (a, rate, time)
-            for b in money[:i] + money[i + 1 :]:
-                if a.value > b.value and low <= (value := (a.value - b.value) / time.value) <= high:
-                    yield value, a.unit, "({0} − {1}) ÷ {2}", (a, b, time)
-        for p, q in itertools.permutations(rates, 2):
-            if p.value > q.value:
-                base = p.value - q.value
-                if low <= (value := a.value / base) <= high:
-                    yield value, a.unit, "{0} ÷ ({1} − {2})", (a, p, q)
-                if low <= (value := a.value * (1 + q.value) / base) <= high:
-                    yield value, a.unit, "{0} × (1 + {2}) ÷ ({1} − {2})", (a, p, q)
-
-
-def _interest(p: float, r: float, n: float, unit: str) -> Iterable[tuple[float, str]]:
-    """Of an amount, a rate and n years or other units of time: simple interest, its sum and present value; compound
-    sum, interest and present value."""
-    for part, (simple, whole, rest, present) in _SIMPLE.get(unit, ()):
-        t = n / part
-        interest = p * r * t
-        yield interest, simple
-        yield p + interest, whole
-        yield p - interest, rest
-        if 1 + r * t:
-            yield p / (1 + r * t), present
-    if n == int(n) and 1 < n <= _LONGEST:
-        growth = (1 + r) ** n
-        yield p * growth, "{0} × (1 + {1})^{2}"
-        yield p * (growth - 1), "{0} × ((1 + {1})^{2} − 1)"
-        yield p / growth, "{0} ÷ (1 + {1})^{2}"
-        yield p * (1 - r) ** n, "{0} × (1 − {1})^{2}"
-
-
-def _annuity(p: float, r: float, n: float, unit: str) -> Iterable[tuple[float, str]]:
-    """Of a payment or a value, a rate and n periods: present and future value of an annuity, the payment, and a loan
-    paid monthly."""
-    if n != int(n) or not 1 < n <= _LONGEST or not r:
-        return
-    present, future = (1 - (1 + r) ** -n) / r, ((1 + r) ** n - 1) / r
-    if not present or not future:
-        return
-    yield p * present, "{0} × ((1 − (1 + {1})^(−{2})) ÷ {1})"
-    yield p / present, "{0} ÷ ((1 − (1 + {1})^(−{2})) ÷ {1})"
-    yield p * future, "{0} × (((1 + {1})^{2} − 1) ÷ {1})"
-    yield p / future, "{0} ÷ (((1 + {1})^{2} − 1) ÷ {1})"
-    if unit in _MONTHLY:
-        months, form = _MONTHLY[unit]
-        i = r / 12
-        yield p / ((1 - (1 + i) ** -(n * months)) / i), form
-
-
-def _rates(terms: Sequence[Term], rates: Sequence[Term], near: Near) -> Iterable[Found]:
-    """a + b × c, a + b × (c − a) and weighted means of two."""
-    low, high = near
-    factors = [(t.value, t) for t in terms if t.unit in ("1", "") and 0 < t.value < 10 and t.value != 1]
-    for a, c in itertools.permutations(rates, 2):
-        x, z = a.value, c.value
-        for y, b in factors:
-            mean, total = x + y * (z - x), x + y * z
-            if low <= mean <= high and b is not a and b is not c:
-                yield mean, "1", "{0} + {1} × ({2} − {0})", (a, b, c)
-            if low <= total <= high and b is not a and b is not c:
-                yield total, "1", "{0} + {1} × {2}", (a, b, c)
-
-
-def _returns(amounts: Sequence[Term], lengths: Sequence[Term], near: Near) -> Iterable[Found]:
-    """The yearly rate of interest or growth between two amounts."""
-    low, high = near
-    years = [(t.value / part, f"({written})", t) for t in lengths for part, written in _YEAR.get(t.unit, ())]
-    for a, b in itertools.permutations(amounts, 2):
-        if not like(a.unit, b.unit) or a.value <= 0 or b.value <= 0:
-            continue
-        part, growth = a.value / b.value, (a.value - b.value) / b.value
-        for t, written, time in years:
-            if low <= part / t <= high:
-                yield part / t, "1", "{0} ÷ {1} ÷ " + written, (a, b, time)
-            if low <= growth / t <= high:
-                yield growth / t, "1", "({0} − {1}) ÷ {1} ÷ " + written, (a, b, time)
 
 
 def sums(terms: Sequence[Term], target: Target, near: Near) -> Iterable[Found]:

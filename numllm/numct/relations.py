@@ -22,8 +22,9 @@ from typing import NamedTuple
 
 from ..numbers import Number
 from .arithmetic import evaluate
+from .finance import finance
 from .form import significant
-from .formulas import Found, Near, Target, Term, finance, like, matches, over, pairs, short, singles, sums, times
+from .formulas import Found, Near, Target, Term, like, matches, over, pairs, short, singles, sums, times
 
 __all__ = ["Relation", "Target", "find_relation", "operand"]
 
@@ -158,7 +159,10 @@ class _Search:
         return Relation(stated, frozenset((term.value, term.unit) for term in terms))
 
     def two_steps(self, terms: Sequence[Term]) -> Relation | None:
-        """(a ∘ b) ∘ c: for each c, the results of two operands are looked up that would give the target."""
+        """(a ∘ b) ∘ c: for each c, the results of two operands are looked up that would give the target.
+
+        First of a few operands, then of more: what a few give is often as much as chance needs to explain any hit.
+        """
         count = 0
         while count < len(terms):
             count = min(2 * count or _FEW, len(terms))
