@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import multiprocessing
+import queue
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,10 +51,13 @@ def serve(handle: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     gc.set_threshold(_GARBAGE)
     connection = Connection(handle)
+    taken: queue.SimpleQueue[tuple[bool, Any] | None] = queue.SimpleQueue()
+    # read all the time: the parent, sending a large item to a process that sends a large result, would wait for ever
+    threading.Thread(target=_take, args=(connection, taken), daemon=True).start()
     work: Callable[[Any], Any] | None = None
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while True:
-            is_work, value = connection.recv()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while (entry := taken.get()) is not None:
+            is_work, value = entry
             if is_work:
                 work = value
                 connection.send(None)
@@ -63,6 +68,15 @@ def serve(handle: int) -> None:
             except Exception as error:
                 answer = (False, error)
             connection.send(answer)
+
+
+def _take(connection: Connection, taken: queue.SimpleQueue[tuple[bool, Any] | None]) -> None:
+    """Puts what is received into `taken`, None at the end."""
+    try:
+        while True:
+            taken.put(connection.recv())
+    except (EOFError, ConnectionResetError):
+        taken.put(None)
 
 
 class _Worker:

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import unicodedata
 from pathlib import Path
@@ -425,6 +426,17 @@ def test_one_item_of_a_batch_is_lost_alone() -> None:
         ]
         with pytest.raises(DataError, match="negative"):
             list(workers.batched(misbehave_all, [[1], [2, -1]]))
+
+
+def test_workers_send_large_items_and_large_results_at_once() -> None:
+    items = [letter * 2_000_000 for letter in "abcdef"]
+    results: list[str | Lost] = []
+    with contextlib.closing(Workers(1)) as workers:
+        # a thread of its own: two processes that wait for each other would wait for ever
+        sending = threading.Thread(target=lambda: results.extend(workers.ordered(str.upper, items)), daemon=True)
+        sending.start()
+        sending.join(60)
+        assert results == [item.upper() for item in items]
 
 
 # ── runs taken up, changed files ─────────────────────────────────────────────────────────────────────

@@ -47,13 +47,13 @@ def _tokens(text: str) -> list[_Token] | None:
         if match is None or match.end() == at:
             return None
         at = match.end()
-        if match["number"] is not None:
-            value = Fraction(match["number"].replace(",", ""))
-            value = value * _SIZES[match["size"]] if match["size"] else value
-            value = value / _MARKS[match["mark"]] if match["mark"] else value
-            found.append(("", value, len(match["number"].partition(".")[2])))
+        number, mark, size, sign, equal = match.groups()
+        if number is not None:
+            whole, _, rest = number.replace(",", "").partition(".")
+            top, bottom = int(whole + rest) * _SIZES.get(size, 1), 10 ** len(rest) * _MARKS.get(mark, 1)
+            found.append(("", Fraction(top, bottom), len(rest)))
         else:
-            found.append((match["sign"] or match["equal"], None, 0))
+            found.append((sign or equal, None, 0))
     return found
 
 
@@ -161,6 +161,8 @@ def _value(tokens: list[_Token]) -> Fraction | None:
     return value if parser.at == len(tokens) else None
 
 
+_REACH = 160  # characters of an equation on each side of the number that are looked at
+_OPERATOR = re.compile(r"[-+×÷*/^＋－−–·⋅＊／xX\\]")  # one of which each equation has
 _RUN = r"0-9０-９.．,，%％‰()（）\[\]{}+＋\-−–－×÷*/／^=＝≈\\$ ·⋅a-zPFA万亿千百十"
 _LEFT = re.compile(rf"[{_RUN}元年月天股倍份张件吨台套人次期个]*\Z")
 _RIGHT = re.compile(rf"[{_RUN}元年月天股倍份张件吨台套人次期个]*")
@@ -172,8 +174,11 @@ def equation(left: str, answer: str, right: str) -> str | None:
     It holds when one side is a single number and the other, exactly evaluated, rounds to it. Returned as
     "expression = number" in the text's own characters; None where there is none.
     """
-    before = _LEFT.search(left[-160:])
-    after = _RIGHT.match(right[:160])
+    left, right = left[-_REACH:], right[:_REACH]
+    if _OPERATOR.search(left + answer + right) is None:
+        return None
+    before = _LEFT.search(left)
+    after = _RIGHT.match(right)
     assert before is not None and after is not None
     head, tail = before.group(), after.group()
     if not re.search("[=＝≈]|approx", head[-120:] + tail):
@@ -200,7 +205,7 @@ _RESULT = re.compile(
 def _working(left: str, answer: str, right: str) -> str | None:
     """The working that stands in brackets behind a result, `1 500万元（2 000×75%）`, where `answer` is either's and it
     holds, in the unit that the result is written in."""
-    text, start = left[-160:] + answer + right[:160], len(left[-160:])
+    text, start = left + answer + right, len(left)
     end = start + len(answer)
     for match in _RESULT.finditer(text):
         opened, depth, close = match.end(), 1, match.end()

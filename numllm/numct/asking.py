@@ -112,11 +112,12 @@ def judge(drawn: Sequence[Drawn], state: State) -> list[Traits]:
 def settle(drawn: Drawn, seen: Traits, state: State, rng: random.Random) -> Wrong | None:
     """The most balanced of the draws, counted; None where a guesser would have it too easy."""
     one, kind = drawn.one, drawn.asked.kind
-    costs = state.balance.costs(kind, seen)
+    chances = state.balance.chances(seen)
+    costs = state.balance.costs(kind, seen, chances).tolist()
     best = min(range(len(costs)), key=lambda i: costs[i] + 0.05 * rng.random())
-    if state.balance.too_easy(kind, seen, best):
+    if state.balance.too_easy(kind, seen, chances, best):
         return None
-    state.balance.add(kind, seen, best)
+    state.balance.add(kind, seen, chances, best)
     state.kinds[kind] += 1
     state.answers[one.shape][one.m] += 1
     earlier = state.earlier[one.shape]

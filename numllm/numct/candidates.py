@@ -16,7 +16,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,8 @@ _MAX_CONTEXT = 420
 _REACH, _MAX_REACH = 14, 800  # sentences, and their characters, in which the givens of an example are looked for
 _MOST_GIVENS = 14  # of their numbers that are tried, the nearest
 _ENDS = tuple("。！？；!?;")
+_Tells = Callable[[Sequence[Number], str], bool]
+"""Whether the answer stands among numbers or in a text."""
 
 
 @dataclass(slots=True)
@@ -147,7 +149,7 @@ def _candidate(
     answer = form.render(m)
     start = number.start - sentence.offset + len(form.head)
     stem, rest = text[:start], text[start + len(answer) :]
-    tells = functools.partial(_tells, number, answer, form)
+    tells = _teller(number, answer, form)
     if tells(siblings, f"{stem}\n{rest}"):
         return "stands twice in its sentence"
     last = sentences[at - 1] if at and context and sentences[at - 1].section == sentence.section else None
@@ -199,7 +201,7 @@ def _numbers(sentences: Sequence[Sentence]) -> list[Number]:
 
 
 def _before(
-    sentences: Sequence[Sentence], at: int, most: int, characters: int, tells: functools.partial[bool]
+    sentences: Sequence[Sentence], at: int, most: int, characters: int, tells: _Tells
 ) -> Iterator[Sentence]:
     """The sentences before one, in order: of its section, so many, and as long, at most, and none that tells the
     answer."""
@@ -214,7 +216,7 @@ def _before(
 
 
 def _givens(
-    target: Target, sentences: Sequence[Sentence], at: int, siblings: Sequence[Number], tells: functools.partial[bool],
+    target: Target, sentences: Sequence[Sentence], at: int, siblings: Sequence[Number], tells: _Tells,
     known: int,
 ) -> tuple[list[Sentence], str] | None:
     """(sentences, relation): how the target follows from numbers further back than the `known` sentences, and all
@@ -235,7 +237,7 @@ def _givens(
 
 
 def _told(
-    before: Sequence[Sentence], sentence: Sentence, context: int, tells: functools.partial[bool]
+    before: Sequence[Sentence], sentence: Sentence, context: int, tells: _Tells
 ) -> str:
     """What is shown before a question: its headings, in a line, and the sentences before it."""
     title = sentence.title if context and not tells((), sentence.title) else ""
@@ -262,24 +264,43 @@ def _bounds(sentence: Sentence, number: Number) -> tuple[int, int | None]:
 
 _BETWEEN = re.compile(r"\s?(?:及?以上)?(?:至|到|不满|不足|不超过|（含[^）]{0,8}）|[-－—~～])?\s?")
 _GROUPED = re.compile(r"(?<=[0-9])[ ,，\u00a0\u2009](?=[0-9]{3}(?![0-9]))")
+_DIGITS, _NUMERALS = frozenset("0123456789０１２３４５６７８９.,，"), frozenset("零一二三四五六七八九十百千万亿两")
+_TEXTS = 64  # sentences kept with their digits together
 
 
-def _tells(number: Number, answer: str, form: Form, numbers: Sequence[Number], text: str) -> bool:
-    """Whether the answer stands among the numbers or in the text, not as part of a longer number."""
+def _teller(number: Number, answer: str, form: Form) -> Callable[[Sequence[Number], str], bool]:
+    """Tells whether the answer stands among numbers or in a text, not as part of a longer number."""
     value = number.value
-    if any(n.value == value or n.low == value or n.high == value for n in numbers):
-        return True
-    if form.style == "a":
-        core = answer[: len(answer) - len(form.suffix)] if form.suffix else answer
-        if len(core) < 3 and not form.suffix.strip():
-            return False
-        wanted = _GROUPED.sub("", answer if len(core) < 3 else core)
-        edge = r"[0-9０-９.,，]"
-        if not wanted[0].isdigit():
-            return wanted in text
-        text = _GROUPED.sub("", text)
+    if form.style != "a":
+        wanted, plain, inside = answer + form.tail[:1], str, _NUMERALS
     else:
-        edge, wanted = "[零一二三四五六七八九十百千万亿两]", answer + form.tail[:1]
-    if wanted not in text:
-        return False
-    return re.search(rf"(?<!{edge}){re.escape(wanted)}(?!{edge})", text) is not None
+        core = answer.removesuffix(form.suffix)
+        wanted = _ungrouped(answer if len(core) < 3 else core)
+        plain, inside = (_ungrouped, _DIGITS) if wanted[0].isdigit() else (str, frozenset())
+        if len(core) < 3 and not form.suffix.strip():
+            wanted = ""  # a digit or two are found among the numbers only
+
+    def tells(numbers: Sequence[Number], text: str) -> bool:
+        for n in numbers:
+            if n.value == value or n.low == value or n.high == value:
+                return True
+        return bool(wanted) and _stands(wanted, plain(text), inside)
+
+    return tells
+
+
+@functools.lru_cache(_TEXTS)
+def _ungrouped(text: str) -> str:
+    """A text with the digits of its numbers together; kept, since neighbouring numbers look at the same sentences."""
+    return _GROUPED.sub("", text)
+
+
+def _stands(wanted: str, text: str, inside: frozenset[str]) -> bool:
+    """Whether `wanted` stands in a text with none of the characters `inside` a longer number beside it."""
+    at = text.find(wanted)
+    while at >= 0:
+        end = at + len(wanted)
+        if text[at - 1 : at] not in inside and text[end : end + 1] not in inside:
+            return True
+        at = text.find(wanted, at + 1)
+    return False

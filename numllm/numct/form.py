@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from decimal import Decimal
@@ -135,6 +136,7 @@ def read_form(number: Number, separator: str) -> tuple[Form, int] | None:
     return form, m
 
 
+@functools.lru_cache(4096)
 def units8(value: str) -> int | None:
     """A decimal value in units of 1e-8, or None when it is no whole number of them."""
     if "/" in value or ":" in value:

@@ -24,7 +24,6 @@ _SHOWN = frozenset("0123456789零一二三四五六七八九十百千万亿两")
 _REAL = 0.85  # of perturbed numbers are chosen for being as frequent as can be
 _MISTAKES = 4  # times a mistaken result stands among the numbers to draw from
 _DIGITS = re.compile(r"[0-9][0-9,]*(?:\.[0-9]+)?|[零一二三四五六七八九十百千万亿两]+")
-_FIRST = [tuple(float(first == digit) for digit in range(1, 10)) for first in range(10)]
 _SPREAD = 16  # a wrong option is less than so many times larger or smaller than the answer
 _PARTS = (2, 3, 3, 4, 4, 5, 6, 8, 10)  # denominators of fractions, as often as listed
 _STEPS = (1, 1, 1, 2, 2, 3, -1, -1, -1, -2, -2, -3)
@@ -86,19 +85,25 @@ class Asked:
     answers: Counter[int]
     bounds: tuple[int, int | None]  # values, in 1e-8, that the sentence sets an option between: `____元以上50万元以下`
     digits: frozenset[str]  # that stand in question or context
+    several: bool = field(init=False)  # whether the answer is of several digits
     size: tuple[int, int, int] = field(init=False)  # digits before trailing zeros, digits, trailing zeros of m
-    near_to: dict[int, list[int]] = field(default_factory=dict)  # perturbed numbers by what they were made from
+    near_to: dict[int, dict[int, int]] = field(default_factory=dict)
+    """Perturbed numbers, and how often each stands in the texts, by what they were made from."""
 
     def __post_init__(self) -> None:
         s, z = significant(self.m)
         self.size = len(str(s)), len(str(self.m)), z
+        self.several = self.m > 9 if self.form.style != "f" else self.m > 9999
 
     def count(self, m: int) -> int:
         """How often `m` stands in the texts read so far."""
         return self.frequency.get((self.unit, m * self.form.scale), 0)
 
     def look(self, m: int) -> tuple[tuple[float, ...], str]:
-        """The traits and marks of an option that do not depend on the others, as in `traits.traits`, and its digits."""
+        """What can be seen of an option by itself, as numbers, and its digits: value, length, significant digits,
+        frequencies in the texts and among earlier answers, distance to the nearest number of the text, first digit,
+        its rarity, share of digits that stand in the text; whether the last digit is 5, is even, a digit comes twice;
+        the logarithm of the first frequency; and a number that options of the same digits share."""
         form, near = self.form, self.near
         value = form.value(m)
         distance = 0.0
@@ -109,8 +114,8 @@ class Asked:
         plain = str(m) if form.style != "f" else str(m // 1000)
         shown = plain if form.style == "a" else [c for c in form.render(m) if c in _SHOWN]
         digits = plain.rstrip("0")
+        first, last = plain[0], digits[-1]
         count = self.count(m)
-        first = ord(plain[0]) - 48
         return (
             value,
             len(shown),
@@ -118,11 +123,14 @@ class Asked:
             count,
             self.answers.get(m, 0),
             distance,
-            first,
-            _RARITY[plain[0]],
+            int(first),
+            _RARITY[first],
             sum([c in self.digits for c in shown]) / max(1, len(shown)),
-            *_FIRST[first],
-            digits[-1] == "5", digits[-1] in "2468", len(set(digits)) < len(digits), not count, math.log1p(count),
+            last == "5",
+            last in "2468",
+            len(set(digits)) < len(digits),
+            math.log1p(count),
+            int("".join(sorted(plain, reverse=True))) if self.several else int(plain),
         ), plain
 
     def allowed(self, m: int) -> bool:
@@ -170,11 +178,11 @@ class Asked:
         """Adds to `chosen` a number that `base` may be mistaken for and returns it, or 0 when there is none left."""
         known = self.near_to.get(base)
         if known is None:
-            known = []
+            known = {}
             for draw in range(24):
                 m = _perturb(base, self.form, rng)
                 if m and m not in known and self.allowed(m):
-                    known.append(m)
+                    known[m] = self.count(m)
                 if len(known) == 6 or (draw > 9 and len(known) >= 3):
                     break
             self.near_to[base] = known
@@ -182,8 +190,9 @@ class Asked:
         if not free:
             return 0
         # a real number goes on to occur in the texts; so do most of these
-        known_best = max(free, key=self.count) if rng.random() < _REAL else 0
-        m = known_best if known_best and self.count(known_best) else free[int(rng.random() * len(free))]
+        m = max(free, key=known.__getitem__) if rng.random() < _REAL else 0
+        if not m or not known[m]:
+            m = free[int(rng.random() * len(free))]
         chosen[m] = "perturbed"
         return m
 

@@ -12,14 +12,19 @@ whole number s; this must stay under `CHANCE`, or `CHANCE_CUED` where the senten
 from __future__ import annotations
 
 import bisect
+import functools
+import itertools
+import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
 from ..numbers import Number
 from .arithmetic import evaluate
-from .formulas import Found, Target, Term, finance, like, matches, over, pair, single, sums, times
+from .finance import finance
+from .form import significant
+from .formulas import Found, Near, Target, Term, like, matches, over, pairs, short, singles, sums, times
 
 __all__ = ["Relation", "Target", "find_relation", "operand"]
 
@@ -31,6 +36,8 @@ _CUES = re.compile(
     r"合计|总计|总共|一共|共计?|总额|总和|之和|因此|所以|于是|可知|可见|由此|即|就是|相当于|等于|相差|差额|余下|其余|剩余|剩下|只剩|折合|"
     r"换算|扣除|减去|净|得到|得出|应为|则|变为|升至|增至|降至|升到|降到|增长|下降|上升|高出|多出|少|占|比例为|[=＝≈]"
 )
+_FEW = 4  # operands whose results are tried before those of all
+_VALUE = operator.itemgetter(0)
 _ROUNDED = re.compile("约|[≈]|左右|将近|接近")
 
 
@@ -74,38 +81,55 @@ def _terms(numbers: Iterable[Number], limit: int, known: list[Term]) -> list[Ter
     return found
 
 
+Stage = Callable[[Near], Iterable[Found]]
+"""Results of one kind that lie between two values."""
+
+
 class _Search:
-    """The search for one target: counts what was tried, and keeps the first hit that chance does not explain."""
+    """The search for one target: keeps the first hit that chance does not explain. What else was tried is counted
+    once there is a hit."""
 
-    def __init__(self, target: Target, text: str) -> None:
-        self.target = target
-        value, half = float(target.value), float(target.step) / 2
-        self.low, self.high = value - half * (1 + 1e-9), value + half * (1 + 1e-9)
-        self.near = sorted((value / 3, value * 3))
-        units = abs(target.value / target.step)
-        self.grid = units.numerator
-        zeros = 0
-        while self.grid % 10 == 0:
-            self.grid //= 10
-            zeros += 1
-        self.coarse = float(target.step) * 10**zeros
-        self.rounded = self.grid >= 100 or _ROUNDED.search(text) is not None
-        cued = _CUES.search(text) is not None
-        self.limit = 2.7 * self.grid * (CHANCE_CUED if cued else CHANCE)
-        self.tried: set[float] = set()
+    def __init__(self, target: Target, limit: float, rounded: bool) -> None:
+        """limit: results as round as the target that may have been tried; rounded: whether it may be rounded."""
+        self.target, self.limit, self.rounded = target, limit, rounded
+        value, step = float(target.value), float(target.step)
+        half = step / 2 * (1 + 1e-9)
+        self.low, self.high = value - half, value + half
+        self.near = min(value / 3, value * 3), max(value / 3, value * 3)
+        self.coarse = step * 10 ** significant(target.steps)[1]
+        self.tried: set[float] = set()  # in whole steps of the answer's last digit but zeros; others are negative
+        self.round_ones = 0  # of them, as round as the answer
+        self.uncounted: list[Stage] = []
 
-    def look(self, found: Iterable[Found]) -> Relation | None:
-        """The relation among these results, all of which are tried first: ties are settled by their order."""
-        hits = []
-        low, high = self.near
-        wanted, coarse, tried = self.target.unit, self.coarse, self.tried
-        for one in found:
-            value = one.value
-            if low <= value <= high and matches(one.unit, wanted):
-                tried.add(round(value / coarse, 3) if abs(value / coarse - round(value / coarse)) < 1e-6 else -value)
-                if self.low <= value <= self.high:
-                    hits.append(one)
+    def look(self, stage: Stage) -> Relation | None:
+        """The relation among these results, all of which count as tried: ties are settled by their order."""
+        self.uncounted.append(stage)
+        wanted = self.target.unit
+        hits = [one for one in stage((self.low, self.high)) if matches(one[1], wanted)]
+        if not hits:
+            return None
+        self.count()
         return self.best(hits, 0)
+
+    def is_chance(self, more: float = 0) -> bool:
+        """Whether what was tried explains any hit, and `more` besides."""
+        return self.round_ones + more / 2 > self.limit
+
+    def count(self) -> None:
+        """Counts what was tried by now, as far as it decides whether hits are chance."""
+        wanted, coarse, tried = self.target.unit, self.coarse, self.tried
+        for stage in self.uncounted:
+            for value, unit, _, _ in stage(self.near):
+                if matches(unit, wanted):
+                    steps = value / coarse
+                    whole = round(steps)
+                    number = whole if abs(steps - whole) < 1e-6 else -value
+                    if number not in tried:
+                        tried.add(number)
+                        self.round_ones += number > 0
+                        if self.round_ones > self.limit:
+                            return
+        self.uncounted.clear()
 
     def best(self, hits: Sequence[Found], more: int) -> Relation | None:
         """The first of the hits that exact arithmetic confirms, those without rounding before the others; None
@@ -113,19 +137,18 @@ class _Search:
 
         A hit without rounding could only come from a result as round as the answer, one with rounding from any.
         """
-        if not hits:
+        if self.is_chance(more):
             return None
         stated = [relation for one in hits if (relation := self.state(one)) is not None]
-        round_ones = sum(value > 0 for value in self.tried)
-        if round_ones + more / 2 <= self.limit:
-            exact = next((relation for relation in stated if "≈" not in relation.text), None)
-            if exact is not None:
-                return exact
+        exact = next((relation for relation in stated if "≈" not in relation.text), None)
+        if exact is not None:
+            return exact
         return stated[0] if stated and _ROUNDING * (len(self.tried) + more) <= self.limit else None
 
     def state(self, one: Found) -> Relation | None:
         """The relation in words of figures, if exact arithmetic confirms it."""
-        expression = one.form.format(*(term.text for term in one.terms))
+        _, _, form, terms = one
+        expression = form.format(*(term.text for term in terms))
         exact = evaluate(expression)
         if exact is None:
             return None
@@ -133,51 +156,74 @@ class _Search:
         if 2 * gap > self.target.step or (gap and not self.rounded):
             return None
         stated = f"{expression} {'≈' if gap else '='} {_written(self.target.value)}"
-        return Relation(stated, frozenset((term.value, term.unit) for term in one.terms))
+        return Relation(stated, frozenset((term.value, term.unit) for term in terms))
 
-    def two_steps(self, terms: Sequence[Term], results: Sequence[Found]) -> Relation | None:
-        """(a ∘ b) ∘ c: for each c, the results of two operands are looked up that would give the target."""
-        if len(self.tried) > self.limit:
+    def two_steps(self, terms: Sequence[Term]) -> Relation | None:
+        """(a ∘ b) ∘ c: for each c, the results of two operands are looked up that would give the target.
+
+        First of a few operands, then of more: what a few give is often as much as chance needs to explain any hit.
+        """
+        count = 0
+        while count < len(terms):
+            count = min(2 * count or _FEW, len(terms))
+            hits, near = self._lookups(terms[:count])
+            if self.is_chance(near):
+                return None
+        if not hits:
             return None
-        pairs: dict[str, list[tuple[float, int, Found]]] = {}
-        for one in results:
-            if one.value > 0 and len(one.form) < 20:
-                pairs.setdefault(one.unit, []).append((one.value, len(pairs), one))
-        keys = {}
-        for unit, listed in pairs.items():
-            listed.sort(key=lambda entry: entry[0])
-            keys[unit] = [entry[0] for entry in listed]
+        self.count()
+        return self.best(hits, near) if len(self.tried) <= self.limit else None
+
+    def _lookups(self, terms: Sequence[Term]) -> tuple[list[Found], int]:
+        """What two steps give that is the target, and how many results are of its size."""
+        results: dict[str, list[Found]] = {}
+        for a, b in itertools.combinations(terms, 2):
+            for one in short(a, b):
+                results.setdefault(one[1], []).append(one)
+        for listed in results.values():
+            listed.sort(key=_VALUE)
+        values = {unit: [one[0] for one in listed] for unit, listed in results.items()}
         hits: list[Found] = []
         near = 0
         for c in terms:
-            for unit, values in keys.items():
-                for form, low, high in self._wanted(Term(1.0, "", unit), c):
-                    first, last = bisect.bisect_left(values, low), bisect.bisect_right(values, high)
-                    near += bisect.bisect_right(values, 3 * high) - bisect.bisect_left(values, low / 3)
+            for unit, known in values.items():
+                for form, low, high in self._wanted(unit, c):
+                    near += bisect.bisect_right(known, 3 * high) - bisect.bisect_left(known, low / 3)
+                    first, last = bisect.bisect_left(known, low), bisect.bisect_right(known, high)
                     hits += [
-                        Found(0.0, unit, form.replace("{x}", f"({one.form})"), (*one.terms, c))
-                        for _, _, one in pairs[unit][first:last]
-                        if c not in one.terms
+                        (0.0, unit, form.replace("{x}", f"({inner})"), (*used, c))
+                        for _, _, inner, used in results[unit][first:last]
+                        if c not in used
                     ]
-        return self.best(hits, near)
+        return hits, near
 
-    def _wanted(self, x: Term, c: Term) -> Iterable[tuple[str, float, float]]:
-        """(form, low, high) of the x that give the target with c."""
-        v, low, high, wanted = c.value, self.low, self.high, self.target.unit
-        if like(x.unit, c.unit) and matches(x.unit, wanted):
+    def _wanted(self, x: str, c: Term) -> Iterable[tuple[str, float, float]]:
+        """(form, low, high) of what gives the target with c, for results of the unit `x`."""
+        v, low, high = c.value, self.low, self.high
+        added, multiplied, divided, divides = _second_steps(x, c.unit, self.target.unit)
+        if added:
             yield "{x} + {2}", low - v, high - v
             yield "{x} − {2}", low + v, high + v
             yield "{2} − {x}", v - high, v - low
         if v > 0 and v not in (1, 10, 100):
-            unit = times(x, c)
-            if unit is not None and matches(unit, wanted):
+            if multiplied:
                 yield "{x} × {2}", low / v, high / v
-            unit = over(x, c)
-            if unit is not None and matches(unit, wanted):
+            if divided:
                 yield "{x} ÷ {2}", low * v, high * v
-            unit = over(c, x)
-            if unit is not None and matches(unit, wanted):
+            if divides:
                 yield "{2} ÷ {x}", v / high, v / low
+
+
+@functools.lru_cache(1024)
+def _second_steps(x: str, c: str, wanted: str) -> tuple[bool, bool, bool, bool]:
+    """Whether sums, products, x ÷ c and c ÷ x of the units x and c give the unit `wanted`."""
+    made = times(x, c), over(x, c), over(c, x)
+    return like(x, c) and matches(x, wanted), *(unit is not None and matches(unit, wanted) for unit in made)
+
+
+@functools.lru_cache(64)
+def _says(words: re.Pattern[str], sentence: str) -> bool:
+    return words.search(sentence) is not None
 
 
 def _written(value: Fraction) -> str:
@@ -203,24 +249,29 @@ def find_relation(
     sentence: the other numbers of the sentence, in order; context: those before it, in order; text: the sentence, in
     which words such as 半年 or 合计 stand; most: operands of the context at most, the nearest.
     """
-    if not target.value or not target.step:
+    if not target.steps or not target.step:
         return None
-    search = _Search(target, text)
-    if search.limit < 1:
+    grid, _ = significant(target.steps)
+    limit = 2.7 * grid * CHANCE_CUED
+    if limit >= 1 and not _says(_CUES, text):
+        limit = 2.7 * grid * CHANCE
+    if limit < 1:
         return None
+    search = _Search(target, limit, grid >= 100 or _says(_ROUNDED, text))
     near = _terms(sentence, _SENTENCE, [])
     wide = _terms(reversed(context), most, near)
     for terms in (near, wide) if len(wide) > len(near) else (near,):
-        if found := search.look(one for term in terms for one in single(term, target, text)):
-            return found
-        pairs = [one for i, a in enumerate(terms) for b in terms[i + 1 :] for one in pair(a, b)]
-        if found := search.look(pairs):
-            return found
+        stages: list[Stage] = [
+            functools.partial(singles, terms, target, text),
+            functools.partial(pairs, terms, target.unit),
+        ]
         if len(terms) > 2:
-            if found := search.look(sums(terms, target)):
+            stages += [functools.partial(sums, terms, target), functools.partial(finance, terms, target)]
+        for stage in stages:
+            if found := search.look(stage):
                 return found
-            if found := search.look(finance(terms, target)):
-                return found
-            if found := search.two_steps(terms, pairs):
-                return found
+            if search.is_chance():
+                return None
+        if len(terms) > 2 and (found := search.two_steps(terms)):
+            return found
     return None

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from ..numbers import Number, find_numbers
 
 __all__ = ["CJK", "Sentence", "read_sentences"]
 
 
-@dataclass(frozen=True, slots=True)
-class Sentence:
+class Sentence(NamedTuple):
     """A sentence of prose with its numbers, and where it stands."""
 
     text: str
@@ -61,13 +60,15 @@ def _pieces(line: str) -> Iterator[tuple[int, int]]:
 
 
 def read_sentences(text: str, title: str = "") -> list[Sentence]:
-    """The prose sentences of a document in order, with their numbers; headings, tables and code left out.
+    """The prose sentences of a document in order, with their numbers; headings, tables and code left out, and sections
+    without a numeric variable, of which nothing can be asked.
 
     title: of the document, the heading above all of its own.
     """
     found: list[Sentence] = []
     headings = {0: title} if title else {}
     section, fenced, named = 0, False, title
+    lines: list[tuple[str, list[Number]]] = []
     for raw in text.splitlines():
         special = _SPECIAL.match(raw)
         if special is not None and special.lastgroup == "fence":
@@ -75,6 +76,8 @@ def read_sentences(text: str, title: str = "") -> list[Sentence]:
             fenced = not fenced and not closed
         elif fenced or special is not None:
             if not fenced and special is not None and special.lastgroup == "heading":
+                found += _of_section(lines, section, named)
+                lines.clear()
                 section += 1
                 if (heading := _HEADING.match(raw)) is not None:
                     level = len(heading[1])
@@ -83,29 +86,35 @@ def read_sentences(text: str, title: str = "") -> list[Sentence]:
                     path = [part for kept in headings.values() if kept for part in kept.split(" > ")]
                     named = " > ".join(dict.fromkeys([path[0], path[-1]])) if path else ""
         elif raw.count("|") < 2 and "\t" not in raw:
-            _add_line(raw, section, named, found)
+            line = _cleaned(raw)
+            lines.append((line, find_numbers(line)))
+    found += _of_section(lines, section, named)
     return found
 
 
-def _add_line(raw: str, section: int, title: str, found: list[Sentence]) -> None:
-    """Appends the sentences of one line of prose, cleaned of Markdown, to `found`."""
+def _cleaned(raw: str) -> str:
+    """A line of prose without Markdown and the mark of a list."""
     line = _LINK.sub(r"\1", raw) if "[" in raw else raw
     line = _MARKS.sub("", line).rstrip()
     mark = _LIST_MARK.match(line)
-    line = line[mark.end() :] if mark is not None else line
-    numbers = find_numbers(line)
-    at, count = 0, len(numbers)
-    begun = bool(found) and found[-1].section == section and found[-1].example
-    example = begun or _EXAMPLES.search(title) is not None
-    for start, end in _pieces(line):
-        piece = line[start:end]
-        text = piece.strip()
-        if not text:
-            continue
-        shift = start + len(piece) - len(piece.lstrip())
-        first = at
-        while at < count and numbers[at].end <= end:
-            at += 1
-        if _OPENING.match(text) is not None:
-            example = True
-        found.append(Sentence(text, shift, tuple(numbers[first:at]), section, title, example))
+    return line[mark.end() :] if mark is not None else line
+
+
+def _of_section(lines: Sequence[tuple[str, list[Number]]], section: int, title: str) -> Iterator[Sentence]:
+    """The sentences of a section, of its lines with their numbers; none where no number is a variable."""
+    if not any(number.variable for _, numbers in lines for number in numbers):
+        return
+    example = _EXAMPLES.search(title) is not None
+    for line, numbers in lines:
+        at, count = 0, len(numbers)
+        for start, end in _pieces(line):
+            piece = line[start:end]
+            text = piece.strip()
+            if not text:
+                continue
+            shift = start + len(piece) - len(piece.lstrip())
+            first = at
+            while at < count and numbers[at].end <= end:
+                at += 1
+            example = example or _OPENING.match(text) is not None
+            yield Sentence(text, shift, tuple(numbers[first:at]), section, title, example)

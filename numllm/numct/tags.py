@@ -155,4 +155,4 @@ def target_of(number: Number, m: int, scale: int, units: int) -> Target:
     """The target of a number written as the whole number `m`, each worth `scale` / `units` of the base unit."""
     step = Fraction(scale, units)
     value = m * step if not number.value.startswith("-") else -m * step
-    return Target(value, step, number.unit, number.kind)
+    return Target(value, step, number.unit, number.kind, m)

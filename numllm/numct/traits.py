@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -12,7 +14,9 @@ from .options import Asked
 
 __all__ = ["traits"]
 
-_BLANK, _ITSELF = ord(" "), np.array([0, 1, 1, 1, 0, 0])[:, None, None, None]  # an option is like itself in three ways
+_ITSELF = np.array([0, 1, 1, 1, 0, 0])[:, None, None, None]  # an option is like itself in three ways
+_FIRST = np.arange(1.0, 10.0)[:, None]  # digits
+_DIGITS = 16  # an option has fewer
 _TEN = math.log(10)
 
 
@@ -31,52 +35,53 @@ def traits(
     times larger or smaller, that add up to the whole; whether a frequency is zero, and its logarithm.
     """
     most = max(len(draws) for _, draws in questions)
-    places, looked = [], []
+    places, looks = [], []
     for asked, draws in questions:
-        place = {asked.m: 0}
-        listed = [[0, *(place.setdefault(m, len(place)) for m in wrong)] for wrong in draws]
-        places.append(listed + listed[:1] * (most - len(listed)))
-        looked.append([asked.look(m) for m in place])
-    width = max(len(looks) for looks in looked)
-    flat = [look for looks in looked for look in (*looks, *looks[:1] * (width - len(looks)))]
-    count = len(questions)
-    static = np.array([look[0] for look in flat]).reshape(count, width, -1)
-    digits = np.frombuffer("".join(look[1].ljust(16)[:16] for look in flat).encode(), np.uint8)
-    digits = digits.reshape(count, width, 16)
-    several = np.array([len(looks[0][1]) > 1 for looks in looked])[:, None, None]
-    bags = np.where(several, np.sort(np.where(digits == _BLANK, 0, digits), axis=-1), digits)
-    values, length = static[:, :, 0], static[:, :, 1]
-    size = np.log(values)
-    gap = np.abs(size[:, :, None] - size[:, None, :])
-    same = length[:, :, None] == length[:, None, :]
-    whole = np.array([1.0 if one.kind == "rate" and one.form.style != "f" else 100.0 for one, _ in questions])
-    pairs = np.empty((6, count, width, width), dtype=bool)
-    pairs[0] = same & ((digits[:, :, None] != digits[:, None, :]).sum(-1) == 1)
-    pairs[1] = same
-    pairs[2] = digits[:, :, None, 0] == digits[:, None, :, 0]
-    pairs[3] = (bags[:, :, None] == bags[:, None, :]).all(-1)
-    pairs[4] = np.abs(gap - _TEN) < 1e-9
-    pairs[5] = np.abs(values[:, :, None] + values[:, None, :] - whole[:, None, None]) < 1e-9
-
-    at = np.array(places)
+        place = {asked.m: len(looks)}
+        listed = [[len(looks), *(place.setdefault(m, len(looks) + len(place)) for m in wrong)] for wrong in draws]
+        places += listed + listed[:1] * (most - len(listed))
+        looks += [asked.look(m) for m in place]
+    at = np.array(places).reshape(len(questions), most, -1)
     options = at.shape[2]
-    one = np.arange(count)[:, None, None]
-    rows, columns, question = at[:, :, :, None], at[:, :, None, :], one[..., None]
-    gaps = gap[question, rows, columns]
-    counts = pairs[:, question, rows, columns].sum(-1) - _ITSELF
-    sizes = size[one, at]
-    ordered = np.sort(sizes, axis=-1)
-    seen = static[one, at].swapaxes(-1, -2)
+    seen = np.fromiter(itertools.chain.from_iterable(seen for seen, _ in looks), np.float64).reshape(len(looks), -1)[at]
+    digits = np.frombuffer("".join([shown.ljust(_DIGITS) for _, shown in looks]).encode(), np.uint8)
+    digits = digits.reshape(-1, _DIGITS)[at]
+    values, length, first, bags = (seen[..., i] for i in (0, 1, 6, 13))
+    sizes = np.log(values)
+    gaps = np.abs(sizes[..., :, None] - sizes[..., None, :])
+    whole = np.array([1.0 if one.kind == "rate" and one.form.style != "f" else 100.0 for one, _ in questions])
+    alike = np.empty((6, *gaps.shape), dtype=bool)
+    alike[1] = length[..., :, None] == length[..., None, :]
+    changed = (digits[..., :, None, :] != digits[..., None, :, :]).view(np.uint8)
+    alike[0] = alike[1] & (np.add.reduce(changed, axis=-1, dtype=np.uint8) == 1)
+    alike[2] = first[..., :, None] == first[..., None, :]
+    alike[3] = bags[..., :, None] == bags[..., None, :]
+    alike[4] = np.abs(gaps - _TEN) < 1e-9
+    alike[5] = np.abs(values[..., :, None] + values[..., None, :] - whole[:, None, None, None]) < 1e-9
+    counts = np.add.reduce(alike.view(np.uint8), axis=-1, dtype=np.uint8) - _ITSELF
+
+    seen = seen.swapaxes(-1, -2)
     traits = np.empty((*at.shape[:2], 15, options))
     traits[:, :, :9] = seen[:, :, :9]
-    traits[:, :, 9] = np.round((gaps + np.where(np.eye(options, dtype=bool), np.inf, 0.0)).min(-1), 9)
-    traits[:, :, 10] = np.round(gaps.sum(-1), 9)
+    traits[:, :, 9] = (gaps + _apart(options)).min(-1)
+    traits[:, :, 10] = gaps.sum(-1)
+    traits[:, :, 9:11] = np.round(traits[:, :, 9:11], 9)
     traits[:, :, 11:14] = counts[:3].transpose(1, 2, 0, 3)
     traits[:, :, 14] = sizes
     marks = np.empty((*at.shape[:2], 19, options))
-    marks[:, :, :14] = seen[:, :, 9:]
+    marks[:, :, :9] = seen[:, :, 6:7] == _FIRST
+    marks[:, :, 9:12] = seen[:, :, 9:12]
+    marks[:, :, 12] = seen[:, :, 3] == 0
+    marks[:, :, 13] = seen[:, :, 12]
+    ordered = np.sort(sizes, axis=-1)
     middle = (ordered[:, :, (options - 1) // 2] + ordered[:, :, options // 2]) / 2
     marks[:, :, 14] = np.abs(sizes - middle[..., None])
     marks[:, :, 15:18] = counts[3:].transpose(1, 2, 0, 3)
     marks[:, :, 18] = gaps.max(-1)
     return traits, marks
+
+
+@functools.lru_cache
+def _apart(options: int) -> NDArray[np.float64]:
+    """Infinity on the diagonal, so that no option is its own nearest."""
+    return np.where(np.eye(options, dtype=bool), np.inf, 0.0)
