@@ -18,7 +18,7 @@ from .methods import Delta, EntrywiseDelta
 from .rounding import Rounder, bits, nearest
 
 ROWS = 24
-"""A row block's rows are a multiple of this: products of so many at a time run at the full speed of the vector units."""
+"""Rows of a block or tile are a multiple of this: products of so many run at the full speed of the vector units."""
 
 TILE = 1 << 17
 """Elements that go through all steps of the arithmetic before the next do: in fp64, and what is made of them, they stay
