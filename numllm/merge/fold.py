@@ -20,7 +20,7 @@ from .rounding import Rounder, bits, nearest
 ROWS = 24
 """Rows of a block or tile are a multiple of this: products of so many run at the full speed of the vector units."""
 
-TILE = 1 << 17
+TILE = 1 << 16
 """Elements that go through all steps of the arithmetic before the next do: in fp64, and what is made of them, they stay
 in a core's own cache. What need not be done so often, as reading and writing, is done for a block.
 """
