@@ -60,7 +60,7 @@ class _Change:
 
     def add_to(self, x: Tensor, first: int) -> None:
         """Makes rows first.. of W' of those of W, x (rows, K), in place."""
-        last, before = first + len(x), x.clone() if self._wholes or self._dora else x
+        last, before = first + x.shape[0], x.clone() if self._wholes or self._dora else x
         if self._wholes:
             x *= self._rest
             for whole in self._wholes:
@@ -104,7 +104,7 @@ def fold(
             old, square = read.view(last - first, columns), 0.0
             for at in range(0, last - first, tile):
                 was = old[at : at + tile].to(there)
-                x = sum_[: len(was)].copy_(was)
+                x = sum_[: was.shape[0]].copy_(was)
                 flat = x.view(-1)
                 square += float(torch.dot(flat, flat))
                 change.add_to(x, first + at)

@@ -24,7 +24,7 @@ class Rounder:
 
     def put(self, x: Tensor, at: int) -> None:
         """Rounds x (n,), contiguous, to places at.. of the block."""
-        n = len(x)
+        n = x.numel()
         narrow = self._narrow[at : at + n]
         if narrow.dtype == torch.float32:
             narrow.copy_(x)
