@@ -23,10 +23,11 @@ from safetensors.torch import load_file, save_file
 
 from numllm.adapter import read_adapter, write_adapter
 from numllm.checkpoint import Checkpoint, write_safetensors
-from numllm.errors import AdapterError, MergeError, NumLLMError
+from numllm.errors import AdapterError, CheckpointError, MergeError, NumLLMError
 from numllm.merge import (
     REPORT,
     Source,
+    copy_range,
     decompose,
     merge,
     methods,
@@ -217,13 +218,7 @@ def test_rounding_at_the_middles(dtype: torch.dtype, careful: bool) -> None:
     middles = (small[1:] + small[:-1]) / 2
     nudge = middles.abs().clamp_min(2.0**-140) * 2.0**-40
     x = torch.cat([small, middles, middles + nudge, middles - nudge])
-    if careful:
-        found = rounding.nearest(x, dtype)
-    else:
-        rounder = rounding.Rounder(len(x), 1000, dtype)
-        for at in range(0, len(x), 1000):
-            rounder.put(x[at : at + 1000], at)
-        found = rounder.block(len(x))
+    found = rounding.nearest(x, dtype) if careful else rounding.Rounder(len(x), dtype)(x)
     wanted = nearest(x, dtype)
     assert torch.equal(found.double(), wanted.double())
 
@@ -461,7 +456,6 @@ def test_copies_without_range_copy(
 ) -> None:
     """Where the system has no copy_file_range between the files, or none at all, bytes are read and written."""
     merge(base, two, tmp_path / "one")
-    monkeypatch.setattr("numllm.merge.write.takes_direct", lambda _: False)
 
     def refuse(*_: Any) -> int:
         raise OSError(number, os.strerror(number))
@@ -472,6 +466,15 @@ def test_copies_without_range_copy(
         monkeypatch.setattr(os, "copy_file_range", refuse)
     merge(base, two, tmp_path / "two", verify=True)
     assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
+
+
+def test_copy_range_of_a_file_that_shrinks(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    with open(tmp_path / "a", "rb") as a, open(tmp_path / "b", "wb+") as b:
+        copy_range(a.fileno(), b.fileno(), 1, 4, 1)
+        with pytest.raises(CheckpointError, match="shorter"):
+            copy_range(a.fileno(), b.fileno(), 1, 9, 1)
+    assert (tmp_path / "b").read_bytes()[1:4] == b"234"
 
 
 @pytest.mark.parametrize(("function", "number"), [
@@ -487,7 +490,6 @@ def test_a_failed_write_leaves_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, function, fail)
-        patch.setattr("numllm.merge.write.takes_direct", lambda _: function != "copy_file_range")
         with pytest.raises(NumLLMError, match=os.strerror(number)) as caught:
             merge(base, two, tmp_path / "out")
     assert "\n" not in str(caught.value)

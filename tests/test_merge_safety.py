@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from numllm.checkpoint import INDEX, Checkpoint
 from numllm.errors import MergeError, NumLLMError
-from numllm.merge import REPORT, merge, stage, write
+from numllm.merge import REPORT, layout, merge, stage, write
 from numllm.merge.stage import MANIFEST, locked
 from scripts.merge_inputs import write_inputs
 
@@ -66,8 +66,6 @@ def test_the_disk_fails_at_every_call(
     """A dozen of a function's calls, the first and the last among them, fail in turn: one line, the whole result or
     nothing, and the inputs as they were.
     """
-    if function == "copy_file_range":
-        monkeypatch.setattr(write, "takes_direct", lambda _: False)
     counting, before = Failing(function, number, None), contents(folder)
     with monkeypatch.context() as patch:
         patch.setattr(os, function, counting)
@@ -86,6 +84,29 @@ def test_the_disk_fails_at_every_call(
         assert leftovers(folder) == ["wanted"]
     shutil.rmtree(folder / "wanted")
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, None])
+def test_room_is_reserved_where_it_can_be(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    """Before anything is written; elsewhere the result is the same."""
+    def refuse(*_: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    (folder / "room").touch()
+    handle = os.open(folder / "room", os.O_RDWR)
+    layout.reserve(handle, 1 << 20)
+    os.close(handle)
+    assert (folder / "room").stat().st_blocks * 512 >= (folder / "room").stat().st_size == 1 << 20
+    (folder / "room").unlink()
+    run(folder, "wanted")
+    if number is None:
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    run(folder, verify=True)
+    assert contents(folder / "out") == contents(folder / "wanted")
 
 
 def killed(folder: Path, last: int) -> None:

@@ -13,9 +13,9 @@ Plan (from headers) → check → write → verify. A thread holds one row block
 only a merged adapter is held whole before it is written.
 """
 
-from .disk import copy_range
 from .extraction import extract
 from .factors import compare, decompose
+from .layout import copy_range
 from .methods import METHODS, Options
 from .plan import REPORT, MergePlan, Source, plan_merge, read_weights
 from .run import merge, run_merge

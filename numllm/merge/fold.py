@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 
@@ -18,12 +19,7 @@ from .methods import Delta, EntrywiseDelta
 from .rounding import Rounder, bits, nearest
 
 ROWS = 24
-"""Rows of a block or tile are a multiple of this: products of so many run at the full speed of the vector units."""
-
-TILE = 1 << 16
-"""Elements that go through all steps of the arithmetic before the next do: in fp64, and what is made of them, they stay
-in a core's own cache. What need not be done so often, as reading and writing, is done for a block.
-"""
+"""A row block's rows are a multiple of this."""
 
 
 @dataclasses.dataclass
@@ -60,7 +56,7 @@ class _Change:
 
     def add_to(self, x: Tensor, first: int) -> None:
         """Makes rows first.. of W' of those of W, x (rows, K), in place."""
-        last, before = first + x.shape[0], x.clone() if self._wholes or self._dora else x
+        last, before = first + len(x), x.clone() if self._wholes or self._dora else x
         if self._wholes:
             x *= self._rest
             for whole in self._wholes:
@@ -89,11 +85,11 @@ def fold(
     """
     info, rows = target.info, target.info.shape[0]
     columns, dtype = math.prod(info.shape[1:]), torch_dtype(info.dtype)
+    # Products of so many rows at a time run at the full speed of the vector units.
     step = min(rows, ROWS * -(-methods.BLOCK // (ROWS * columns)))
-    tile = step if device else min(step, ROWS * max(1, TILE // (ROWS * columns)))
     there = device or torch.device("cpu")
-    change, sum_ = _Change(target, delta, there), torch.empty(tile, columns, dtype=torch.float64, device=there)
-    rounder = None if device else Rounder(step * columns, tile * columns, dtype)
+    change, sum_ = _Change(target, delta, there), torch.empty(step, columns, dtype=torch.float64, device=there)
+    round_ = functools.partial(nearest, dtype=dtype) if device else Rounder(step * columns, dtype)
     differ = np.empty((step, columns), dtype=bool)
     # No entry of Δ is larger than its Frobenius norm: blocks far from the dtype's end need no look for overflow.
     limit = 0.999 * torch.finfo(dtype).max - (delta.norm if change.known else math.inf)
@@ -101,20 +97,13 @@ def fold(
         for first in range(0, rows, step):
             last = min(first + step, rows)
             read = reader.read(first, last)
-            old, square = read.view(last - first, columns), 0.0
-            for at in range(0, last - first, tile):
-                was = old[at : at + tile].to(there)
-                x = sum_[: was.shape[0]].copy_(was)
-                flat = x.view(-1)
-                square += float(torch.dot(flat, flat))
-                change.add_to(x, first + at)
-                if rounder:
-                    rounder.put(flat, at * columns)
-                if sums is not None and not change.known:
-                    sums.change += float((x - was.double()).square().sum())
+            old = read.view(last - first, columns)
+            x = sum_[: last - first].copy_(old.to(there))
+            square = float(torch.dot(x.view(-1), x.view(-1)))
             if not math.isfinite(square):  # no finite fp32 has a square near fp64's limit
                 raise MergeError(f"{info.file}: {info.name} holds NaN or infinity; the base is damaged")
-            new = (rounder.block(old.numel()) if rounder else nearest(flat, dtype).cpu()).view(old.shape)
+            change.add_to(x, first)
+            new = round_(x.view(-1)).view(old.shape).cpu()
             safe = math.sqrt(square) <= limit
             if not safe and not all(math.isfinite(float(extreme)) for extreme in torch.aminmax(new)):
                 raise MergeError(
@@ -123,5 +112,7 @@ def fold(
                 )
             if sums is not None:
                 sums.square += square
+                if not change.known:
+                    sums.change += float((x - old.to(there).double()).square().sum())
                 sums.changed += int(np.count_nonzero(np.not_equal(bits(old), bits(new), out=differ[: last - first])))
             yield first, last, new.view(read.shape)

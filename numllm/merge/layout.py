@@ -1,20 +1,28 @@
-"""Where tensors lie in the files written."""
+"""Where tensors lie in the files written, and bytes copied to there without passing through the program."""
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import errno
 import json
+import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..checkpoint import SINGLE, Checkpoint, TensorInfo
-from ..errors import MergeError
+from ..errors import CheckpointError, MergeError
 
 PIECE = 64 << 20
 """Bytes copied by one task."""
+
+_NO_RANGE_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ETXTBSY}
+
+_NO_RESERVING = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,3 +114,68 @@ def untouched(file: OutFile, base: Checkpoint, targets: Mapping[str, object]) ->
     for source, start, place, count in [*runs, *([held] if held else [])]:
         for at in range(0, count, PIECE):
             yield source, start + at, place + at, min(PIECE, count - at)
+
+
+def reserve(handle: int, size: int) -> None:
+    """Gives a file its size and, where the file system can, its room, so that a full disk is told before the work."""
+    try:
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, size)
+            return
+    except OSError as error:
+        if error.errno not in _NO_RESERVING:
+            raise
+    os.truncate(handle, size)
+
+
+def write_all(handle: int, data: memoryview, at: int) -> None:
+    """Writes all of `data` at byte `at`."""
+    while len(data):
+        count = os.pwrite(handle, data, at)
+        data, at = data[count:], at + count
+
+
+def start_writing_back(handle: int, start: int, end: int) -> None:
+    """Asks the system to begin putting bytes start..end-1 on the disk, where it can be asked: while they are on their
+    way the merge goes on, and the fsync at the end has little left to wait for.
+    """
+    if _SYNC_FILE_RANGE is not None:
+        _SYNC_FILE_RANGE(handle, start, end - start, 2)  # SYNC_FILE_RANGE_WRITE; errors come from the fsync
+
+
+def _sync_file_range() -> Callable[..., int] | None:
+    found = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return found
+
+
+_SYNC_FILE_RANGE = _sync_file_range()
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+
+
+def copy_range(source: int, target: int, start: int, end: int, place: int) -> None:
+    """Copies bytes start..end-1 of one open file to byte `place` of another: in the kernel where it can (which
+    shares the blocks on file systems that have reflinks), else by reading and writing.
+    """
+    at = start
+    while at < end and hasattr(os, "copy_file_range"):
+        try:
+            count = os.copy_file_range(source, target, end - at, at, place + at - start)
+        except OSError as error:
+            if error.errno not in _NO_RANGE_COPY:
+                raise
+            break
+        if not count:
+            break
+        at += count
+    while at < end:
+        block = os.pread(source, min(1 << 20, end - at), at)
+        if not block:
+            raise CheckpointError("a weight file of the base became shorter while it was read")
+        write_all(target, memoryview(block), place + at - start)
+        at += len(block)

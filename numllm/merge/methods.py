@@ -35,7 +35,8 @@ METHODS = ("svd", "exact", "linear", "ties", "dare", "dare-ties", "peft-ties", "
 ENTRYWISE = ("ties", "dare", "dare-ties")
 TRIMMED = ("ties", "dare", "dare-ties", "peft-ties", "knots", "core")
 BLOCK = 1 << 19
-"""Elements of a row block: few calls a weight, so that threads seldom wait for the interpreter."""
+"""Elements of a row block: few calls a weight, so that threads seldom wait for the interpreter, and copies in fp64 and
+fp32 that fit the last cache."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ class Delta:
 
     def add_to(self, x: Tensor, first: int) -> None:
         """Adds rows first.. of Δ to x (rows, K) in place."""
-        x.addmm_(self.b[first : first + x.shape[0]], self.a)
+        x.addmm_(self.b[first : first + len(x)], self.a)
 
 
 @dataclasses.dataclass(frozen=True)

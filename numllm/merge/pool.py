@@ -13,9 +13,7 @@ from ..files import Progress
 
 
 class Pool:
-    """Runs tasks on all cores, one thread of torch each, and one thread more, so that while one waits for the disk the
-    cores have work; the first error stops the rest.
-    """
+    """Runs tasks on all cores, one thread of torch each; the first error stops the rest."""
 
     def __init__(self) -> None:
         self._stopped = threading.Event()
@@ -23,7 +21,7 @@ class Pool:
 
     def __enter__(self) -> Pool:
         self._executor = concurrent.futures.ThreadPoolExecutor(
-            self.threads + 1, "numllm-merge", initializer=torch.set_num_threads, initargs=(1,)
+            self.threads, "numllm-merge", initializer=torch.set_num_threads, initargs=(1,)
         )
         return self
 

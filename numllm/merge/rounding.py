@@ -8,45 +8,35 @@ from torch import Tensor
 
 
 class Rounder:
-    """Blocks of fp64 numbers, each put in piece by piece, to the nearest of fp32, fp16 or bf16, ties to even, in memory
-    used again. size, tile: the most numbers of a block and of a piece.
+    """x (n,) contiguous fp64 → the nearest numbers of fp32, fp16 or bf16, ties to even, in memory used again.
 
     Going through fp32, as a plain conversion does, rounds twice and errs where the fp32 number falls in the
     middle between two of the narrow dtype; those few are found by their bits and done again.
     """
 
-    def __init__(self, size: int, tile: int, dtype: torch.dtype) -> None:
-        self._narrow = torch.empty(size, dtype=dtype)
-        self._rounded = bits(self._narrow)
-        self._single = torch.empty(tile, dtype=torch.float32)
-        self._raw, self._doubtful = self._single.numpy().view(np.uint32), np.empty(tile, dtype=bool)
-        self._again: list[tuple[np.ndarray, np.ndarray]] = []
+    def __init__(self, size: int, dtype: torch.dtype) -> None:
+        self.single = torch.empty(size, dtype=torch.float32)
+        self.narrow = self.single if dtype == torch.float32 else torch.empty(size, dtype=dtype)
+        self._raw, self._rounded = self.single.numpy().view(np.uint32), bits(self.narrow)
+        self._doubtful = np.empty(size, dtype=bool)
 
-    def put(self, x: Tensor, at: int) -> None:
-        """Rounds x (n,), contiguous, to places at.. of the block."""
-        n = x.numel()
-        narrow = self._narrow[at : at + n]
-        if narrow.dtype == torch.float32:
-            narrow.copy_(x)
-            return
-        narrow.copy_(self._single[:n].copy_(x))
+    def __call__(self, x: Tensor) -> Tensor:
+        """The rounded numbers (n,); they last until the next call."""
+        n = len(x)
+        single = self.single[:n].copy_(x)
+        if self.narrow is self.single:
+            return single
+        narrow = self.narrow[:n].copy_(single)
         raw, doubtful = self._raw[:n], self._doubtful[:n]
         # The bits that go, pushed to the top over those that stay: 100…0 is the middle.
         np.left_shift(raw, 16 if narrow.dtype == torch.bfloat16 else 19, out=raw)
         np.equal(raw, 1 << 31, out=doubtful)
         if narrow.dtype == torch.float16:  # below 2⁻¹⁴ it is subnormal, and the middle not a fixed pattern of bits
-            doubtful |= (self._rounded[at : at + n] & 0x7FFF) <= 0x400
+            doubtful |= (self._rounded[:n] & 0x7FFF) <= 0x400
         where = doubtful.nonzero()[0]
         if len(where):
-            self._again.append((where + at, x.numpy()[where]))
-
-    def block(self, size: int) -> Tensor:
-        """The first numbers of the block (size,); they last until the next are put in."""
-        if self._again:
-            where, x = map(np.concatenate, zip(*self._again, strict=True))
-            self._again.clear()
-            self._rounded[where] = bits(nearest(torch.from_numpy(x), self._narrow.dtype))
-        return self._narrow[:size]
+            self._rounded[where] = bits(nearest(torch.from_numpy(x.numpy()[where]), narrow.dtype))
+        return narrow
 
 
 def nearest(x: Tensor, dtype: torch.dtype) -> Tensor:

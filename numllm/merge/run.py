@@ -28,7 +28,7 @@ from .stage import staged
 from .verify import verify_merge
 from .write import delta_for, row_of, write_as_adapter, write_model
 
-HASHING, MOVING = 0.7e-9, 0.4e-9
+HASHING, MOVING = 0.7e-9, 0.8e-9
 """Processor seconds a byte: SHA-256; reading, writing and copying."""
 
 GAP = 1e-6

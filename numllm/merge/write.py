@@ -17,10 +17,9 @@ from torch import Tensor
 from ..adapter import write_adapter
 from ..checkpoint import INDEX
 from ..files import Progress, write_json
-from .disk import OutputFile, takes_direct
 from .factors import Target
 from .fold import Sums, fold
-from .layout import OutFile, index_of, untouched
+from .layout import OutFile, as_bytes, copy_range, index_of, reserve, start_writing_back, untouched, write_all
 from .methods import Delta, EntrywiseDelta, delta_of
 from .plan import MergePlan
 from .pool import Pool
@@ -30,6 +29,9 @@ Row = dict[str, Any]
 
 PORTION = 256 << 20
 """Bytes of a file after which what is done is put on the list a killed merge is taken up from."""
+
+WRITTEN_BACK = 8 << 20
+"""Bytes of a weight after which the disk is set to work on them."""
 
 
 def delta_for(plan: MergePlan, target: Target, *, balanced: bool = False) -> Delta | EntrywiseDelta | None:
@@ -80,14 +82,14 @@ def write_model(
             sources[path] = os.open(path, os.O_RDONLY)
             opened.callback(os.close, sources[path])
         tasks: list[tuple[int, Callable[[], None]]] = []
-        direct = takes_direct(stage.folder)
         for file in files:
             if file.name not in stage.finished:
                 new = all(line["file"] != file.name for line in stage.begun)
-                out = OutputFile(stage.folder / file.name, file.size, new=new, direct=direct)
-                opened.callback(out.close)
-                out.put(file.header, 0)
-                tasks += _Writing(plan, file, out, sources, stage, pool, rows).tasks()
+                handle = os.open(stage.folder / file.name, os.O_RDWR | (os.O_CREAT | os.O_EXCL) * new, 0o666)
+                opened.callback(os.close, handle)
+                reserve(handle, file.size)
+                write_all(handle, memoryview(file.header), 0)
+                tasks += _Writing(plan, file, handle, sources, stage, pool, rows).tasks()
         tasks.sort(key=lambda task: -task[0])  # the largest first, so that the cores finish together
         pool.run([task for _, task in tasks], progress, "merging")
     for name in plan.carried:
@@ -104,10 +106,10 @@ class _Writing:
     """One weight file while its parts are written, in any order; the last part finishes it."""
 
     def __init__(
-        self, plan: MergePlan, file: OutFile, out: OutputFile, sources: Mapping[Path, int], stage: Stage, pool: Pool,
+        self, plan: MergePlan, file: OutFile, handle: int, sources: Mapping[Path, int], stage: Stage, pool: Pool,
         rows: dict[str, Row],
     ) -> None:
-        self.plan, self.file, self.out, self.sources = plan, file, out, sources
+        self.plan, self.file, self.handle, self.sources = plan, file, handle, sources
         self.stage, self.pool, self.rows = stage, pool, rows
         self._lock, self._left = threading.Lock(), 0
         begun = [line for line in stage.begun if line["file"] == file.name]
@@ -131,18 +133,21 @@ class _Writing:
 
     def _merge(self, target: Target) -> None:
         delta, sums = delta_for(self.plan, target), Sums()
-        place = self.file.places[target.info.name]
-        stream = self.out.stream(place)
-        for _, _, new in fold(target, delta, sums, self.plan.device):
+        place, row = self.file.places[target.info.name], target.info.nbytes // target.info.shape[0]
+        begun = 0
+        for first, last, new in fold(target, delta, sums, self.plan.device):
             self.pool.check()
-            stream.write(new)
-        stream.finish()
+            write_all(self.handle, as_bytes(new), place + first * row)
+            if (last - begun) * row >= WRITTEN_BACK or last == target.info.shape[0]:
+                start_writing_back(self.handle, place + begun * row, place + last * row)
+                begun = last
         found = row_of(self.plan, target, delta, sums)
         self._done(place, target.info.nbytes, {found.pop("name"): found})
 
     def _copy(self, source: Path, start: int, place: int, count: int) -> None:
         self.pool.check()
-        self.out.copy(self.sources[source], start, start + count, place)
+        copy_range(self.sources[source], self.handle, start, start + count, place)
+        start_writing_back(self.handle, place, place + count)
         self._done(place, count)
 
     def _done(self, place: int, count: int, row: Mapping[str, Row] | None = None) -> None:
@@ -157,9 +162,9 @@ class _Writing:
             self._noted |= news
             self._parts, self._news = [], {}
         if last:
-            self.stage.finish(self.out.handle, self.file.name, self._noted)
+            self.stage.finish(self.handle, self.file.name, self._noted)
         else:
-            self.stage.finish(self.out.handle, self.file.name, news, parts)
+            self.stage.finish(self.handle, self.file.name, news, parts)
 
 
 def padded(delta: Delta, rank: int) -> tuple[Tensor, Tensor]:
