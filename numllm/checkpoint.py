@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import itertools
 import math
 import os
 import re
@@ -369,7 +370,8 @@ class Checkpoint:
             if not isinstance(names, dict) or not names:
                 raise CheckpointError(f"{folder / INDEX}: has no weight_map")
             self.weight_map: dict[str, str] = names
-            paths = list(dict.fromkeys(_inside(folder, name) for name in names.values()))
+            # One look at each file: a run of tensors names the same one.
+            paths = list(dict.fromkeys(_inside(folder, name) for name, _ in itertools.groupby(names.values())))
             for path in paths:
                 if not path.is_file():
                     raise CheckpointError(f"{path}: named by the index but missing; download it again")

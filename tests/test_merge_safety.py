@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from numllm.checkpoint import INDEX, Checkpoint
 from numllm.errors import MergeError, NumLLMError
-from numllm.merge import REPORT, merge, stage, write
+from numllm.merge import REPORT, layout, merge, stage, write
 from numllm.merge.stage import MANIFEST, locked
 from scripts.merge_inputs import write_inputs
 
@@ -59,7 +59,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("function", ["pwrite", "copy_file_range", "fsync", "truncate", "replace"])
+@pytest.mark.parametrize("function", ["pwrite", "copy_file_range", "fsync", "posix_fallocate", "replace"])
 def test_the_disk_fails_at_every_call(
     folder: Path, monkeypatch: pytest.MonkeyPatch, function: str, number: int
 ) -> None:
@@ -84,6 +84,29 @@ def test_the_disk_fails_at_every_call(
         assert leftovers(folder) == ["wanted"]
     shutil.rmtree(folder / "wanted")
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, None])
+def test_room_is_reserved_where_it_can_be(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    """Before anything is written; elsewhere the result is the same."""
+    def refuse(*_: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    (folder / "room").touch()
+    handle = os.open(folder / "room", os.O_RDWR)
+    layout.reserve(handle, 1 << 20)
+    os.close(handle)
+    assert (folder / "room").stat().st_blocks * 512 >= (folder / "room").stat().st_size == 1 << 20
+    (folder / "room").unlink()
+    run(folder, "wanted")
+    if number is None:
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    run(folder, verify=True)
+    assert contents(folder / "out") == contents(folder / "wanted")
 
 
 def killed(folder: Path, last: int) -> None:

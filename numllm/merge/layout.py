@@ -22,6 +22,8 @@ PIECE = 64 << 20
 
 _NO_RANGE_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ETXTBSY}
 
+_NO_RESERVING = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+
 
 @dataclasses.dataclass(frozen=True)
 class OutFile:
@@ -112,6 +114,18 @@ def untouched(file: OutFile, base: Checkpoint, targets: Mapping[str, object]) ->
     for source, start, place, count in [*runs, *([held] if held else [])]:
         for at in range(0, count, PIECE):
             yield source, start + at, place + at, min(PIECE, count - at)
+
+
+def reserve(handle: int, size: int) -> None:
+    """Gives a file its size and, where the file system can, its room, so that a full disk is told before the work."""
+    try:
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, size)
+            return
+    except OSError as error:
+        if error.errno not in _NO_RESERVING:
+            raise
+    os.truncate(handle, size)
 
 
 def write_all(handle: int, data: memoryview, at: int) -> None:

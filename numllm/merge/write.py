@@ -19,7 +19,7 @@ from ..checkpoint import INDEX
 from ..files import Progress, write_json
 from .factors import Target
 from .fold import Sums, fold
-from .layout import OutFile, as_bytes, copy_range, index_of, start_writing_back, untouched, write_all
+from .layout import OutFile, as_bytes, copy_range, index_of, reserve, start_writing_back, untouched, write_all
 from .methods import Delta, EntrywiseDelta, delta_of
 from .plan import MergePlan
 from .pool import Pool
@@ -87,7 +87,7 @@ def write_model(
                 new = all(line["file"] != file.name for line in stage.begun)
                 handle = os.open(stage.folder / file.name, os.O_RDWR | (os.O_CREAT | os.O_EXCL) * new, 0o666)
                 opened.callback(os.close, handle)
-                os.truncate(handle, file.size)
+                reserve(handle, file.size)
                 write_all(handle, memoryview(file.header), 0)
                 tasks += _Writing(plan, file, handle, sources, stage, pool, rows).tasks()
         tasks.sort(key=lambda task: -task[0])  # the largest first, so that the cores finish together
