@@ -62,7 +62,7 @@ def test_tokens_that_follow_on_one_another_skip_the_columns_of_others(monkeypatc
     assert none == slice(0) and passes._parts(COLUMNS, ROWS.view(-1), v["x"]) is None
     found = call(v, ORDERED)
     monkeypatch.setattr(passes, "_parts", lambda *_: None)
-    assert torch.equal(found, call(v, ORDERED))
+    torch.testing.assert_close(found, call(v, ORDERED))
 
 
 def test_the_reference_gradients_are_those_of_its_formula() -> None:
