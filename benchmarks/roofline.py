@@ -56,13 +56,14 @@ class Point(NamedTuple):
 
 def lora_linear(row: Row) -> Work:
     """Label; operations of y, dX, dA and dB, the frozen linear's without the adapters'; bytes of x, w, y, dy and dx
-    once each in forward and backward, x once more for dA.
+    once each in forward and backward, x once more for dA. "out" of linears that read one x: "896 + 128 + 128".
     """
-    m, k, n = row["tokens"], row["in"], row["out"]
+    outs = [int(size) for size in str(row["out"]).split(" + ")]
+    m, k, n = row["tokens"], row["in"], sum(outs)
     adapted = row["candidate"] != "frozen linear"
-    flops = 4 * m * n * k + adapted * 6 * m * row["adapters"] * row["rank"] * (n + k)
+    flops = 4 * m * n * k + adapted * 6 * m * row["adapters"] * row["rank"] * (n + len(outs) * k)
     moved = BYTES[row["dtype"]] * (2 * (m * k + n * k + m * n) + adapted * m * k)
-    return f"linear {k} → {n}, {row['adapters']} adapter{'s' * (row['adapters'] > 1)}", flops, moved
+    return f"linear {k} → {row['out']}, {row['adapters']} adapter{'s' * (row['adapters'] > 1)}", flops, moved
 
 
 def loss(row: Row) -> Work:

@@ -437,6 +437,9 @@ def test_work_of_a_linear_is_what_its_gradients_take() -> None:
     assert frozen[1] == sum(2 * m * k * n for m, k, n in products)
     assert adapted[1] == sum(2 * m * k * n for m, k, n in products + thin)
     assert adapted[2] - frozen[2] == 2 * 7 * 3
+    together = roofline.lora_linear({**row, "out": "4 + 1", "candidate": "numllm"})  # one x, an a for each
+    again = [(7, 3, 4), (7, 4, 3), (4, 7, 3)]
+    assert together[1] - adapted[1] == sum(2 * m * k * n for m, k, n in again) and together[2] == adapted[2]
 
 
 def test_packed_rows_are_the_same_for_both_sides() -> None:

@@ -149,11 +149,12 @@ def merge(rows: Iterable[Row]) -> Iterable[str]:
 
 
 def merge_in_short(rows: Iterable[Row]) -> Iterable[str]:
-    """The full-size shapes, and what the largest of them says of larger models."""
+    """The full-size shapes on the machine where they were measured with most rounds."""
     full = sorted((row for row in rows if row["shape"] != "small"), key=lambda row: (-row["rounds"], row["bytes"]))
     if not full:
         yield "Not yet measured at full size."
         return
+    full = [row for row in full if row["device"] == full[0]["device"]]
     shapes = {row["shape"]: row["bytes"] for row in full}
     found: dict[tuple[str, str], Row] = {}
     for row in full:  # those of most rounds first
