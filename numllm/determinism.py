@@ -16,8 +16,9 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
     """Within the block, torch adds up in one order, so that the same inputs give the same bits on one device.
 
     Otherwise gradients that meet in one place, as those of a question's options do in its last common token, are added
-    in the order in which threads come to them: several threads of a CPU differ from run to run, and so does the
-    backward of CUDA's attention. torch's switch is one for the process, so it is put back at the end.
+    in the order in which threads come to them: several threads of a CPU differ from run to run, and, as torch's
+    documentation says, so does the backward of CUDA's attention. torch's switch is one for the process, so it is put
+    back at the end.
 
     cuBLAS wants its workspaces fixed for that, by an environment variable that is read once: it is set if it is not.
     An operation that torch has no such way for raises a RuntimeError that names it.

@@ -103,7 +103,7 @@ class TrainConfig:
     checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
     """What backward computes again: nothing, norms and SwiGLU, or whole layers; auto: what fits CUDA."""
     deterministic: bool = True
-    """Add up in one order, so that a run gives the same bits again; without it CUDA's attention backward is faster."""
+    """Add up in one order, so that a run gives the same bits again (see `determinism`)."""
     offload: bool = False
     """Keep what backward needs in the host's memory."""
     shard: bool = False

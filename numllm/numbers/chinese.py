@@ -83,6 +83,9 @@ def read_formal(text: str, i: int) -> tuple[Number | None, int]:
 
 
 def read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
+    """三千万元, 二〇二四年, （一）, 八五折: a Chinese numeral with what makes it a quantity, a date or a mark;
+    None for one that is part of a word.
+    """
     p = text[i - 1] if i > floor else ""
     if p == "第":
         return read_ordinal(text, i, floor)

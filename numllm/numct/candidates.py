@@ -268,7 +268,7 @@ _DIGITS, _NUMERALS = frozenset("0123456789０１２３４５６７８９.,，"),
 _TEXTS = 64  # sentences kept with their digits together
 
 
-def _teller(number: Number, answer: str, form: Form) -> Callable[[Sequence[Number], str], bool]:
+def _teller(number: Number, answer: str, form: Form) -> _Tells:
     """Tells whether the answer stands among numbers or in a text, not as part of a longer number."""
     value = number.value
     if form.style != "a":

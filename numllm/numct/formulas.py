@@ -174,6 +174,16 @@ def short(a: Term, b: Term) -> tuple[Found, ...]:
     return tuple(one for one in found if len(one[2]) < _SHORT)
 
 
+_BY_RATE: tuple[tuple[Callable[[float, float], float], str], ...] = (
+    (lambda x, r: x * (1 + r), "{0} × (1 + {1})"),
+    (lambda x, r: x * (1 - r), "{0} × (1 − {1})"),
+    (lambda x, r: x / (1 + r), "{0} ÷ (1 + {1})"),
+    (lambda x, r: x / (1 - r), "{0} ÷ (1 − {1})"),
+    (lambda x, r: x / (1 + r) * r, "{0} ÷ (1 + {1}) × {1}"),
+)
+"""What a rate makes of an amount."""
+
+
 @functools.lru_cache(_UNITS)
 def _of_units(
     a: str, b: str, wanted: str | None
@@ -211,20 +221,10 @@ def _of_units(
         products.append((lambda x, y: y / x, unit, "{1} ÷ {0}"))
     found.append((_are_factors, products))
     if b == "1" and a not in ("1", "") and a not in DURATIONS:
-        found.append((lambda x, y: -1 < y < 1, [
-            (lambda x, y: x * (1 + y), a, "{0} × (1 + {1})"),
-            (lambda x, y: x * (1 - y), a, "{0} × (1 − {1})"),
-            (lambda x, y: x / (1 + y), a, "{0} ÷ (1 + {1})"),
-            (lambda x, y: x / (1 - y), a, "{0} ÷ (1 − {1})"),
-            (lambda x, y: x / (1 + y) * y, a, "{0} ÷ (1 + {1}) × {1}"),
-        ]))
+        found.append((lambda x, y: -1 < y < 1, [(formula, a, form) for formula, form in _BY_RATE]))
     elif a == "1" and b not in ("1", "") and b not in DURATIONS:
         found.append((lambda x, y: -1 < x < 1, [
-            (lambda x, y: y * (1 + x), b, "{1} × (1 + {0})"),
-            (lambda x, y: y * (1 - x), b, "{1} × (1 − {0})"),
-            (lambda x, y: y / (1 + x), b, "{1} ÷ (1 + {0})"),
-            (lambda x, y: y / (1 - x), b, "{1} ÷ (1 − {0})"),
-            (lambda x, y: y / (1 + x) * x, b, "{1} ÷ (1 + {0}) × {0}"),
+            (lambda x, y, formula=formula: formula(y, x), b, form.format("{1}", "{0}")) for formula, form in _BY_RATE
         ]))
     kept = [
         (applies, tuple(one for one in formulas if wanted is None or matches(one[1], wanted)))
