@@ -4,14 +4,15 @@
 
 load_file maps the files into memory: it returns before anything of the weights is read, and they stay the files' own
 pages. So it is also timed with a first look at every byte, and with a copy into memory of the process's own, which is
-what load_model gives, after checking every number. The files are in the page cache. Candidates take turns.
+what load_model gives, after checking every number. The files are in the page cache. Candidates take turns, and each
+loads once in a process of its own, as a command does: later loads of one process would find memory from before.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -64,8 +65,25 @@ CANDIDATES: dict[str, Callable[[Path], Any]] = {
 OWN = "load_file, into own memory"
 
 
+def loaded_once(name: str, folder: Path) -> tuple[float, float]:
+    """Seconds and CPU seconds of a candidate in a process of its own, its imports left out."""
+    command = [sys.executable, "-m", "benchmarks.bench_load", "--once", name, str(folder)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"{name}: {run.stderr}")
+    took, used = json.loads(run.stdout)
+    return took, used
+
+
+def _load(name: str, folder: Path) -> None:
+    began, used = time.perf_counter(), time.process_time()
+    held = CANDIDATES[name](folder)
+    print(json.dumps([time.perf_counter() - began, time.process_time() - used]))
+    del held
+
+
 def bench(shape: str, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """A row for each candidate: wall time and CPU time (user and system), and the ratio of the latter to OWN's."""
+    """A row for each candidate: wall time and its ratio to OWN's, and CPU time (user and system)."""
     size = write_checkpoint(folder, SHAPES[shape])
     wall: dict[str, list[float]] = {name: [] for name in CANDIDATES}
     cpu: dict[str, list[float]] = {name: [] for name in CANDIDATES}
@@ -73,21 +91,17 @@ def bench(shape: str, folder: Path, rounds: int) -> list[dict[str, Any]]:
     for turn in range(rounds + 1):
         for step in range(len(names)):
             name = names[(turn + step) % len(names)]
-            began, used = time.perf_counter(), time.process_time()
-            held = CANDIDATES[name](folder)
-            took, used = time.perf_counter() - began, time.process_time() - used
-            del held
-            gc.collect()
+            took, used = loaded_once(name, folder)
             if turn:  # the first round warms up
                 wall[name].append(took)
                 cpu[name].append(used)
                 print(f"round {turn}: {name}: {took:.3f} s, {used:.3f} s of CPU", file=sys.stderr)
-    timings = {name: measure.Timing(seconds=tuple(values)) for name, values in cpu.items()}
+    times = {name: measure.Timing(seconds=tuple(values)) for name, values in wall.items()}
     return [
         {
             "bench": "load", "candidate": name, "shape": shape, "bytes": size, "rounds": rounds,
-            "ms": measure.Timing(seconds=tuple(wall[name])).quantiles(), "cpu_ms": timings[name].quantiles(),
-            "ratio_to_own": timings[name].ratio(timings[OWN]), **measure.provenance(torch.device("cpu")),
+            "ms": times[name].quantiles(), "cpu_ms": measure.Timing(seconds=tuple(cpu[name])).quantiles(),
+            "ratio_to_own": times[name].ratio(times[OWN]), **measure.provenance(torch.device("cpu")),
         }
         for name in names
     ]
@@ -99,8 +113,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--work", type=Path, help="folder for the checkpoint; default: a temporary one")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--once", nargs=2, metavar=("CANDIDATE", "FOLDER"), help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    if given.once:
+        return _load(given.once[0], Path(given.once[1]))
+    if given.out is None:
+        parser.error("--out is required")
     with tempfile.TemporaryDirectory(dir=given.work) as folder:
         rows = bench(given.shape, Path(folder), given.rounds)
     measure.write_rows(given.out, rows)

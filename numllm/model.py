@@ -10,10 +10,8 @@ Shapes: B rows, T positions, D hidden size, H heads, G key/value heads, E head s
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from .errors import NumLLMError
 from .files import Progress, no_progress
 from .ops import elementwise
 from .rope import frequencies, rotations
-from .weights import matched, read_weight
+from .weights import block_of, matched, read_weights
 
 PADDING = -1
 """Document number of padding positions."""
@@ -445,12 +443,6 @@ def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
     return tokens.to(device), documents.to(device), any(len(ids) < width for ids in rows)
 
 
-def _block(name: str) -> int | None:
-    """The number of the block that a weight is in."""
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found[1]) if found else None
-
-
 def load_model(
     checkpoint: Checkpoint | str | Path, *, dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu", progress: Progress = no_progress,
@@ -470,21 +462,20 @@ def load_model(
     with torch.device("meta"):
         model = Transformer(config)
     dtype = dtype or torch_dtype(weights[0][1].dtype)
-    waiting = Counter(_block(name) for name, _ in weights)
-    readers = min(torch.get_num_threads(), _READERS)
-    with ThreadPoolExecutor(readers) as pool:
-        for name, info in progress(weights, total=len(weights), description="loading", unit="tensor"):
-            owner, _, leaf = name.rpartition(".")
-            module = model.get_submodule(owner)
-            tensor = read_weight(
-                info, dtype, torch.device(device), unit_rows=isinstance(module, NormalisedHead),
-                each=pool.map if readers > 1 else map,
-            )
-            setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
-            if placed is not None and (block := _block(name)) is not None:
-                waiting[block] -= 1
-                if not waiting[block]:
-                    placed(model.model.layers[block])
+    waiting = Counter(block_of(name) for name, _ in weights)
+    normalised = {
+        name for name, _ in weights if isinstance(model.get_submodule(name.rpartition(".")[0]), NormalisedHead)
+    }
+    read = read_weights(
+        weights, dtype, torch.device(device), unit_rows=normalised, threads=min(torch.get_num_threads(), _READERS)
+    )
+    for name, weight in progress(read, total=len(weights), description="loading", unit="tensor"):
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
+        if placed is not None and (block := block_of(name)) is not None:
+            waiting[block] -= 1
+            if not waiting[block]:
+                placed(model.model.layers[block])
     if config.tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.eval()

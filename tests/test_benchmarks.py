@@ -115,7 +115,7 @@ def test_rows_of_the_evaluation_benchmark(monkeypatch, tmp_path) -> None:
 
 def test_rows_of_the_loading_benchmark(tmp_path) -> None:
     out = tmp_path / "rows.jsonl"
-    bench_load.main(["--shape", "small", "--rounds", "2", "--work", str(tmp_path), "--out", str(out)])
+    bench_load.main(["--shape", "small", "--rounds", "1", "--work", str(tmp_path), "--out", str(out)])
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["candidate"] for row in rows] == list(bench_load.CANDIDATES) and list(tmp_path.iterdir()) == [out]
     assert all(row["ms"]["p50"] > 0 and row["bytes"] > 1e5 and row["commit"] for row in rows)

@@ -78,8 +78,7 @@ def test_every_dtype_on_disk_becomes_every_dtype_wanted(stored, wanted, tmp_path
 def test_weights_of_many_blocks_read_by_several_threads(tmp_path, monkeypatch):
     folder = save(transformers_model("llama2"), tmp_path / "m")
     weights = load_file(folder / "model.safetensors")
-    monkeypatch.setattr("numllm.weights.BLOCK", 200)
-    monkeypatch.setattr("numllm.weights.AS_IT_IS", 70)
+    monkeypatch.setattr("numllm.weights.PIECE", 70)
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         model = load_model(folder)
@@ -88,6 +87,15 @@ def test_weights_of_many_blocks_read_by_several_threads(tmp_path, monkeypatch):
     write_safetensors(folder / "model.safetensors", weights)
     with pytest.raises(CheckpointError, match="up_proj.weight holds NaN or infinity as torch.float32"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("madvise", [None, lambda *_: -1], ids=["no such call", "an older kernel"])
+def test_weights_are_read_where_the_system_cannot_prepare_their_memory(madvise, tmp_path, monkeypatch):
+    folder = save(transformers_model("llama2"), tmp_path / "m")
+    monkeypatch.setattr("numllm.weights._madvise", lambda: madvise)
+    model = load_model(folder)
+    for name, weight in load_file(folder / "model.safetensors").items():
+        assert torch.equal(model.get_parameter(name), weight), name
 
 
 def test_what_overflows_in_the_wanted_dtype_is_refused(tmp_path):
