@@ -266,15 +266,25 @@ def test_a_compiler_sees_one_operator(dropped) -> None:
     (db,) = torch.autograd.grad(frozen(v["b"]), v["b"], dy)
     (wanted,) = torch.autograd.grad(call({**v, "x": v["x"].detach(), "a": v["a"].detach()}, **more), v["b"], dy)
     assert torch.equal(db, wanted)
+
+
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
-@pytest.mark.parametrize("shape", [(6,), (0, 6), (1, 6), (2, 6), (4, 1, 6), (2, 3, 6), (8, 6), (9, 6)], ids=str)
+@pytest.mark.parametrize("wide", [True, False], ids=["avx512", "other"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(6,), (0, 6), (1, 6), (2, 6), (4, 1, 6), (2, 3, 6), (8, 6), (33, 6), (64, 6), (65, 6)], ids=str
+)
 @pytest.mark.parametrize("outputs", [4, 6, 40])
-def test_linears_of_a_few_rows(outputs, shape, bias) -> None:
+def test_linears_of_a_few_rows(outputs, shape, dtype, wide, bias, monkeypatch) -> None:
+    monkeypatch.setattr(products, "AVX512", wide)
     generator = torch.Generator().manual_seed(0)
-    x, w, b = (torch.randn(size, generator=generator) for size in (shape, (outputs, 6), (outputs,)))
+    x, w, b = (torch.randn(size, generator=generator).to(dtype) for size in (shape, (outputs, 6), (outputs,)))
     b = b if bias else None
+    exact = F.linear(x.double(), w.double(), None if b is None else b.double())
     y = products.linear(x, w, b)
-    torch.testing.assert_close(y, F.linear(x, w, b), rtol=1e-6, atol=1e-6)
-    assert y.is_contiguous() and y.shape == (*shape[:-1], outputs)
+    own = max((F.linear(x, w, b).double() - exact).abs().flatten().tolist(), default=0.0)
+    assert y.dtype == dtype and y.is_contiguous() and y.shape == (*shape[:-1], outputs)
+    rounding = torch.finfo(dtype).eps * exact.abs().clamp(min=1)
+    assert ((y.double() - exact).abs() <= own + rounding).all()
     y = products.linear(x.requires_grad_(), w, b)
     torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], w.sum(0).expand(shape))
