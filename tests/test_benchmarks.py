@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -57,6 +58,15 @@ def test_rows_of_the_lora_benchmark(monkeypatch, tmp_path) -> None:
         assert row["device"] and row["torch"] == torch.__version__ and "commit" in row
         if row["candidate"] == "frozen linear":
             assert set(row["ratio_to_frozen"].values()) == {1.0}
+
+    def broken(layer: bench_lora.Layer, *, fp32_factors: bool) -> None:
+        raise TypeError("no such argument\nand more")
+
+    monkeypatch.setattr(bench_lora.Layer, "peft", broken)
+    few = bench_lora.bench(
+        32, (48,), 1, tokens=8, dtype=torch.float32, device=torch.device("cpu"), rounds=1
+    )
+    assert next(few)["skipped"] == "TypeError: no such argument" and next(few)["candidate"] == "frozen linear"
 
     table = {"lora_linear": kernels.lora_linear}
     page = render("before <!-- lora_linear -->\nold\n<!-- end lora_linear --> after", table, measured)
@@ -134,15 +144,15 @@ def test_rows_of_the_training_step_benchmark(monkeypatch, dtype) -> None:
     monkeypatch.setattr(bench_step, "LONGEST", 20)
     monkeypatch.setattr(bench_step, "peak", lambda *_: 1 << 20)  # a process of its own, of the full size
     bench = bench_step.Bench("tiny", 2, getattr(torch, dtype), torch.device("cpu"))
-    names = ["numllm", bench_step.PEER, *([f"{bench_step.PEER}, 16-bit factors"] if dtype == "bfloat16" else [])]
+    names = [bench_step.PEER, "numllm", *([f"{bench_step.PEER}, 16-bit factors"] if dtype == "bfloat16" else [])]
     for case, (count, width) in cases.items():
         rows = list(bench.rows(case, rounds=1))  # whose losses must agree
         assert [(row["candidate"], row["tokens"]) for row in rows] == [(name, count * width) for name in names]
         assert all(row["ms"]["p50"] > 0 and row["speed"]["p50"] > 0 and row["layers"] == 2 for row in rows)
-        assert set(rows[1]["speed"].values()) == {1}
+        assert set(rows[0]["speed"].values()) == {1}
         linears = 2 * (2 * 32 * 32 + 2 * 2 * 8 * 32 + 3 * 32 * 48)
         late = 3 * 32 * 48 + 64 * 32
-        assert rows[0]["flops"] == 4 * ((linears - 3 * 32 * 48) * count * width + late * rows[0]["labels"])
+        assert rows[1]["flops"] == 4 * ((linears - 3 * 32 * 48) * count * width + late * rows[1]["labels"])
         shown = "\n".join(kernels.train_step([{**row, "bench": "train_step", **WHERE} for row in rows]))
         assert f"2 layers in {dtype}" in shown and f"| {case} | {count * width} | numllm |" in shown
 
@@ -162,7 +172,11 @@ def test_losses_that_differ_are_not_timed(monkeypatch) -> None:
         list(bench.rows("text", rounds=1))
 
 
-def test_on_a_gpu_a_peer_without_memory_is_left_out(monkeypatch) -> None:
+@pytest.mark.parametrize("error, why", [
+    (torch.OutOfMemoryError("CUDA out of memory"), "out of memory"),
+    (TypeError("no argument named r\nand more"), "TypeError: no argument named r"),
+])
+def test_on_a_gpu_a_peer_that_cannot_run_is_left_out(monkeypatch, error, why) -> None:
     """The way of a GPU, with the CPU's clock and a memory that is told."""
     monkeypatch.setattr(bench_step, "SHAPES", {"tiny": {**bench_step.SHAPES["small"], **TINY}})
     monkeypatch.setattr(bench_step, "CASES", {"tiny": {"packed": (2, 64)}})
@@ -170,14 +184,17 @@ def test_on_a_gpu_a_peer_without_memory_is_left_out(monkeypatch) -> None:
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     bench = bench_step.Bench("tiny", 2, torch.float32, torch.device("cpu"))
 
-    def full(shape: dict[str, object], held: dict[str, torch.Tensor]) -> bench_step.Step:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def broken(shape: dict[str, object], held: dict[str, torch.Tensor]) -> bench_step.Step:
+        raise error
 
-    bench.makers = {"numllm": bench_step.numllm, bench_step.PEER: full}
+    bench.makers = {bench_step.PEER: broken, "numllm": bench_step.numllm}
     monkeypatch.setattr(bench, "_turns", bench._one_by_one)
-    mine, theirs = bench.rows("packed", rounds=2)
+    theirs, mine = bench.rows("packed", rounds=2)
     assert mine["peak_bytes"] == 250 and mine["speed"] is None and mine["ms"]["p50"] > 0
-    assert theirs == {"case": "packed", "candidate": bench_step.PEER, "skipped": "out of memory"}
+    assert theirs == {"case": "packed", "candidate": bench_step.PEER, "skipped": why}
+    bench.makers["numllm"] = broken
+    with pytest.raises(type(error), match="no argument") if why != "out of memory" else contextlib.nullcontext():
+        list(bench.rows("packed", rounds=2))
 
 
 def test_layers_that_a_gpu_has_room_for(monkeypatch) -> None:
