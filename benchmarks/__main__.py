@@ -1,17 +1,18 @@
-"""Measures families of benchmarks on a device, each in a process of its own, once the kernels' tests have passed.
+"""Measures families of benchmarks on a device, each in a process of its own, once the tests of what it times passed.
 
     python -m benchmarks --device cuda                            all, the most telling first
     python -m benchmarks lora step --device cpu --quick
     python -m benchmarks eval --device cpu --questions fineval/   further arguments go to the one family named
 
-Rows are added to OUT/<family>-<device>.jsonl. A family that cannot be measured here says so in one line. When a test
-fails nothing is measured. `scripts/benchmark_tables.py` shows the last run of each file.
+Rows are added to OUT/<family>-<device>.jsonl. A family that cannot be measured here, or a test of which fails, says so
+in one line, and the others are measured. `scripts/benchmark_tables.py` shows the last run of each file.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -26,6 +27,29 @@ from benchmarks import measure
 ROOT = Path(__file__).resolve().parents[1]
 
 
+class Tests(NamedTuple):
+    """Tests that are run together."""
+
+    seconds: int
+    """The most they may take on a GPU, where compiling the kernels takes most of it."""
+    places: tuple[str, ...]
+    marked: bool = False
+    """Whether they are those marked `gpu` alone."""
+
+
+OPERATIONS = Tests(0, ("tests/test_ops.py",))
+LORA = Tests(150, ("tests/kernels/test_gpu.py", "tests/kernels/test_lora_kernels.py"))
+BLOCKS = Tests(150, (
+    "tests/kernels/test_gpu_blocks.py", "tests/kernels/test_block_kernels.py", "tests/kernels/test_loss_kernels.py",
+    "tests/kernels/test_model_by_kernels.py",
+))
+MODEL = Tests(120, (
+    "tests/test_attention.py", "tests/test_evaluate.py", "tests/test_generate.py", "tests/test_memory.py",
+    "tests/test_train_guard.py",
+), marked=True)
+MERGE = Tests(60, ("tests/test_merge.py",), marked=True)
+
+
 class Family(NamedTuple):
     """A program `benchmarks.<module>`, which takes --out FILE, and --device where it runs on several."""
 
@@ -33,6 +57,8 @@ class Family(NamedTuple):
     devices: tuple[str, ...]
     seconds: int
     """The most it may take on a GPU; what it has written until then is kept."""
+    tests: tuple[Tests, ...] = ()
+    """What must have passed on a GPU; on a CPU `OPERATIONS`."""
     quick: tuple[str, ...] = ("--quick",)
     """Its arguments for a quick run."""
     wants: str = ""
@@ -42,25 +68,23 @@ class Family(NamedTuple):
 BOTH, CPU = ("cuda", "cpu"), ("cpu",)
 FAMILIES = {
     "rates": Family("bench_rates", BOTH, 30),
-    "lora": Family("bench_lora", BOTH, 130),
-    "step": Family("bench_step", BOTH, 120),
-    "loss": Family("bench_loss", BOTH, 45),
-    "blocks": Family("bench_blocks", BOTH, 45),
-    "generate": Family("bench_generate", BOTH, 60),
-    "train": Family("bench_train", BOTH, 60),
-    "eval": Family("bench_eval", BOTH, 120, quick=("--limit", "10"), wants="--questions"),
+    "lora": Family("bench_lora", BOTH, 130, (LORA,)),
+    "step": Family("bench_step", BOTH, 120, (LORA, BLOCKS)),
+    "loss": Family("bench_loss", BOTH, 45, (BLOCKS,)),
+    "generate": Family("bench_generate", BOTH, 60, (LORA, BLOCKS, MODEL)),
+    "train": Family("bench_train", BOTH, 60, (LORA, BLOCKS, MODEL)),
+    "blocks": Family("bench_blocks", BOTH, 75, (BLOCKS,)),
+    "eval": Family("bench_eval", BOTH, 120, (LORA, BLOCKS, MODEL), quick=("--limit", "10"), wants="--questions"),
     "load": Family("bench_load", CPU, 0, quick=("--shape", "small")),
     "merge": Family("bench_merge", CPU, 0, quick=("--shape", "small")),
     "traffic": Family("bench_traffic", CPU, 0, quick=("--processes", "2")),
     "numbers": Family("bench_numbers", CPU, 0, quick=()),
 }
 """In the order of what they tell of a device."""
-TESTING = 200
-"""Seconds that the tests may take on a GPU."""
-TESTS = {
-    "cuda": ("tests/kernels", "--ignore=tests/kernels/test_compile.py"),  # which needs no GPU
-    "cpu": ("tests/test_ops.py",),
-}
+BESIDES = (MERGE,)
+"""Tests on a GPU that no family's figures need, at the end."""
+WORKERS = 8
+"""Processes that share a GPU's tests, most of whose time is the compiler's."""
 
 
 def environment() -> dict[str, str]:
@@ -84,9 +108,13 @@ def ended(module: Sequence[str], seconds: float | None) -> int | None:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def tested(device: str, seconds: float | None) -> bool:
-    """Whether the tests of what is measured on this device pass, in time."""
-    return ended(["pytest", "-q", "-x", "-o", "filterwarnings=default", *TESTS[device]], seconds) == 0
+def tested(tests: Tests, device: str, seconds: float | None) -> bool:
+    """Whether the tests pass, in time. On a GPU by several processes where pytest-xdist is installed."""
+    shared = device == "cuda" and importlib.util.find_spec("xdist") is not None
+    return ended([
+        "pytest", "-q", "-o", "filterwarnings=default", "--tb=short", *(("-m", "gpu") if tests.marked else ()),
+        *(("-n", str(min(WORKERS, os.cpu_count() or 1))) if shared else ()), *tests.places,
+    ], seconds) == 0
 
 
 def measured(family: Family, arguments: Sequence[str], seconds: float | None) -> str:
@@ -124,12 +152,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         limits = [left(), seconds if given.device == "cuda" else None]
         return min((limit for limit in limits if limit is not None), default=None)
 
-    if not tested(given.device, within(TESTING)):
-        sys.exit(f"benchmarks: {' '.join(TESTS[given.device])}: a test failed, or there was no time for all; nothing "
-                 "was measured")
+    verdicts: dict[Tests, bool] = {}
+
+    def passed(tests: Tests) -> bool:
+        """Whether they pass, which is found out once."""
+        if tests not in verdicts:
+            began = time.monotonic()
+            verdicts[tests] = tested(tests, given.device, within(tests.seconds))
+            said = "passed" if verdicts[tests] else "failed, or took too long"
+            print(f"{' '.join(tests.places)}: {said}, {time.monotonic() - began:.0f} s", flush=True)
+        return verdicts[tests]
+
     failed = False
     for name in given.family or FAMILIES:
-        family, began = FAMILIES[name], time.monotonic()
+        family = FAMILIES[name]
         if given.device not in family.devices:
             print(f"{name}: not on this device, only on {' and '.join(family.devices)}", flush=True)
             continue
@@ -140,6 +176,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if left() is not None and left() < 1:
             print(f"{name}: no time left", flush=True)
             continue
+        if not all([passed(tests) for tests in (family.tests if given.device == "cuda" else (OPERATIONS,))]):
+            print(f"{name}: not measured, since a test of what it times did not pass", flush=True)
+            continue
+        began = time.monotonic()
         file = measure.results_file(given.out, name, device)
         said = measured(
             family,
@@ -149,8 +189,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         failed |= said.startswith("failed")
         print(f"{name}: {said or f'{time.monotonic() - began:.0f} s'}; {file}", flush=True)
-    if failed:
-        sys.exit("benchmarks: not every family could be measured")
+    for tests in BESIDES if given.device == "cuda" and not given.family else ():
+        passed(tests)
+    if failed or not all(verdicts.values()):
+        sys.exit("benchmarks: a test failed or took too long, or not every family could be measured")
 
 
 if __name__ == "__main__":

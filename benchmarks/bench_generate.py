@@ -70,15 +70,19 @@ def rows(name: str, ours: Transformer, theirs: Any, new: int, rounds: int) -> It
         candidates: dict[str, Callable[[], Any]] = {"numllm": by_numllm}
         first, same = by_numllm(), None
         if theirs is not None:
-            candidates["transformers"] = by_transformers
-            same = first == by_transformers()
+            try:
+                same = first == by_transformers()
+            except Exception as error:
+                yield {"case": case, "model": name, "candidate": "transformers", "skipped": measure.reason(error)}
+            else:
+                candidates["transformers"] = by_transformers
         times: dict[str, list[dict[str, float]]] = {candidate: [] for candidate in candidates}
         for turn in range(rounds):
             for candidate in list(candidates)[:: 1 if turn % 2 else -1]:
                 times[candidate].append(timed(candidates[candidate])[1])
         for candidate, taken in times.items():
             middle = {key: statistics.median(one[key] for one in taken) for key in ("seconds", "cpu_seconds")}
-            ratios = dict.fromkeys(middle) if theirs is None else {
+            ratios = dict.fromkeys(middle) if "transformers" not in candidates else {
                 key: round(statistics.median(
                     mine[key] / its[key] for mine, its in zip(taken, times["transformers"], strict=True)
                 ), 3) for key in middle
@@ -113,8 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         for row in rows(name, *pair(name, given.stories, device, dtype), new, rounds):
             measure.write_rows(given.out, [{"bench": "generate", **row, **origin}])
-            shown = ("model", "case", "candidate", "seconds", "cpu_seconds", "ratio", "cpu_ratio", "same")
-            print({key: row[key] for key in shown}, flush=True)
+            shown = ("model", "case", "candidate", "skipped", "seconds", "cpu_seconds", "ratio", "cpu_ratio", "same")
+            print({key: row[key] for key in shown if key in row}, flush=True)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ class Layer:
         return call
 
     def candidates(self) -> Iterator[tuple[str, Callable[[Batch], Any]]]:
-        """(name, call) of everything that runs here."""
+        """(name, call) of all but the peers."""
         yield "frozen linear", self.frozen
         impls = {"numllm": "auto"}
         if self.ws[0].is_cuda:
@@ -154,10 +154,15 @@ class Layer:
             yield "numllm, one by one", lambda batch: self.numllm(batch, impl="auto", by_row=False, together=False)
         else:
             yield "augmented product", self.augmented
-        if importlib.util.find_spec("peft"):
-            yield "PEFT", self.peft(fp32_factors=True)
-            if self.ws[0].dtype != torch.float32:
-                yield "PEFT, 16-bit factors", self.peft(fp32_factors=False)
+
+    def peers(self) -> dict[str, Callable[[], Callable[[Batch], Any]]]:
+        """Name → maker of the call of those that are installed."""
+        if not importlib.util.find_spec("peft"):
+            return {}
+        found = {"PEFT": lambda: self.peft(fp32_factors=True)}
+        if self.ws[0].dtype != torch.float32:
+            found["PEFT, 16-bit factors"] = lambda: self.peft(fp32_factors=False)
+        return found
 
 
 def bench(
@@ -168,7 +173,17 @@ def bench(
     layer = Layer(k, ns, adapters, tokens, dtype, device)
     n, out = sum(ns), ns[0] if len(ns) == 1 else " + ".join(map(str, ns))
     batches = measure.rotating(lambda _: layer.batch(tokens), tokens * (k + n) * dtype.itemsize, device)
-    timings = measure.compare(dict(layer.candidates()), batches, device, rounds=rounds)
+    calls = dict(layer.candidates())
+    for name, make in layer.peers().items():
+        try:
+            call = make()
+            call(batches[0])
+        except Exception as error:
+            why = measure.reason(error)
+            yield {"bench": "lora_linear", "candidate": name, "in": k, "out": out, "adapters": adapters, "skipped": why}
+        else:
+            calls[name] = call
+    timings = measure.compare(calls, batches, device, rounds=rounds)
     for name, timing in timings.items():
         ms = timing.quantiles()
         yield {
@@ -208,6 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for adapters in (1, 2):
             for row in bench(k, ns, adapters, tokens=tokens, dtype=dtype, device=device, rounds=rounds):
                 rows.append({**row, **where})
+                if "skipped" in row:
+                    print(f"bench_lora: {row['candidate']} is left out: {row['skipped']}", file=sys.stderr)
+                    continue
                 print(
                     f"{k} → {row['out']}, {adapters} adapters, {row['candidate']}: {row['ms']['p50']:.3f} ms, "
                     f"{row['ratio_to_frozen']['p50']:.3f} × frozen", file=sys.stderr,

@@ -64,6 +64,8 @@ class Data(NamedTuple):
 
 
 Step = Callable[[Data], float]
+Measured = tuple[str, measure.Timing | str, int]
+"""A candidate, its times or why there are none, its peak in bytes."""
 
 
 def data(case: str, rows: int, width: int, vocabulary: int, seed: int, device: torch.device) -> Data:
@@ -127,12 +129,13 @@ def peer(shape: dict[str, Any], held: dict[str, Tensor], *, fp32_factors: bool =
 
 
 def candidates(dtype: torch.dtype) -> dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Step]]:
-    """Name → maker of its step, of what is installed."""
-    found: dict[str, Callable[..., Step]] = {"numllm": numllm}
+    """Name → maker of its step, of what is installed; first that whose speed is the measure."""
+    found: dict[str, Callable[..., Step]] = {}
     if all(map(importlib.util.find_spec, ("transformers", "peft"))):
         found[PEER] = peer
-        if dtype != torch.float32:
-            found[f"{PEER}, 16-bit factors"] = lambda shape, held: peer(shape, held, fp32_factors=False)
+    found["numllm"] = numllm
+    if PEER in found and dtype != torch.float32:
+        found[f"{PEER}, 16-bit factors"] = lambda shape, held: peer(shape, held, fp32_factors=False)
     return found
 
 
@@ -177,10 +180,14 @@ class Bench:
         meter = Meter(models.ours(self.config, held))
         inputs = [self.data(case, seed) for seed in range(4)]
         tokens, labels = inputs[0].batch.tokens.numel(), len(inputs[0].batch.labels)
-        timed = self._turns if self.device.type == "cpu" else self._one_by_one
-        times, peaks, failed = timed(case, held, inputs, rounds)
-        base = times.get(PEER)
-        for name, timing in times.items():
+        base: measure.Timing | None = None
+        for name, timing, peak_bytes in (self._turns if self.device.type == "cpu" else self._one_by_one)(
+            case, held, inputs, rounds
+        ):
+            if isinstance(timing, str):
+                yield {"case": case, "candidate": name, "skipped": timing}
+                continue
+            base = timing if name == PEER else base
             seconds = timing.quantiles()["p50"] / 1000
             flops = meter.flops(tokens, labels)
             yield {
@@ -188,30 +195,34 @@ class Bench:
                 "labels": labels, "shape": self.name, "vocabulary": self.shape["vocab_size"],
                 "layers": self.shape["num_hidden_layers"], "width": self.shape["hidden_size"],
                 "dtype": str(self.dtype).removeprefix("torch."), "ms": timing.quantiles(),
-                "speed": base.ratio(timing) if base else None, "peak_bytes": peaks[name],
+                "speed": base.ratio(timing) if base else None, "peak_bytes": peak_bytes,
                 "weight_bytes": sum(weight.nbytes for weight in held.values()),
                 "tokens_per_second": round(tokens / seconds, 1), "flops": flops,
                 "mfu": round(flops / seconds / (meter.peak * 1e12), 4) if meter.peak else None,
             }
-        for name, why in failed.items():
-            yield {"case": case, "candidate": name, "skipped": why}
 
     def _agree(self, case: str, losses: dict[str, float]) -> None:
-        mine = losses["numllm"]
-        for name, loss in losses.items():
-            if not abs(mine - loss) <= AGREE[self.dtype] * abs(loss):
-                raise RuntimeError(f"{case}: the losses differ before any training: numllm {mine}, {name} {loss}")
+        """RuntimeError unless the last loss is the first one's."""
+        (first, wanted), (name, loss) = next(iter(losses.items())), list(losses.items())[-1]
+        if not abs(wanted - loss) <= AGREE[self.dtype] * abs(wanted):
+            raise RuntimeError(f"{case}: the losses differ before any training: {first} {wanted}, {name} {loss}")
 
-    def _turns(self, case: str, held: dict[str, Tensor], inputs: Sequence[Data], rounds: int) -> Any:
-        """(times, peaks, nothing) of candidates that take turns."""
+    def _turns(self, case: str, held: dict[str, Tensor], inputs: Sequence[Data], rounds: int) -> Iterator[Measured]:
+        """Of candidates that take turns."""
         steps = {name: make(self.shape, held) for name, make in self.makers.items()}
-        self._agree(case, {name: step(inputs[0]) for name, step in steps.items()})
+        losses: dict[str, float] = {}
+        for name, step in steps.items():
+            losses[name] = step(inputs[0])
+            self._agree(case, losses)
         times = measure.compare(steps, inputs, self.device, rounds=rounds)
-        return times, {name: peak(self.name, self.shape["num_hidden_layers"], case, name) for name in steps}, {}
+        for name in steps:
+            yield name, times[name], peak(self.name, self.shape["num_hidden_layers"], case, name)
 
-    def _one_by_one(self, case: str, held: dict[str, Tensor], inputs: Sequence[Data], rounds: int) -> Any:
-        """(times, peaks, name → why there is none): together, candidates would take the memory from each other."""
-        times, losses, peaks, failed = {}, {}, {}, {}
+    def _one_by_one(
+        self, case: str, held: dict[str, Tensor], inputs: Sequence[Data], rounds: int
+    ) -> Iterator[Measured]:
+        """Of one candidate after the other: together they would take the memory from each other."""
+        losses: dict[str, float] = {}
         for name, make in self.makers.items():
             step = None
             gc.collect()
@@ -223,11 +234,18 @@ class Bench:
                 torch.cuda.reset_peak_memory_stats(self.device)
                 before = torch.cuda.memory_allocated(self.device)
                 step(inputs[1])
-                peaks[name] = torch.cuda.max_memory_allocated(self.device) - before
-                times[name] = measure.compare({name: step}, inputs, self.device, rounds=rounds, warmup=2)[name]
+                most = torch.cuda.max_memory_allocated(self.device) - before
+                timing = measure.compare({name: step}, inputs, self.device, rounds=rounds, warmup=2)[name]
             except torch.OutOfMemoryError:
-                failed[name] = "out of memory"
-        return times, peaks, failed
+                losses.pop(name, None)
+                yield name, "out of memory", 0
+            except Exception as error:
+                if name == "numllm":
+                    raise
+                losses.pop(name, None)
+                yield name, measure.reason(error), 0
+            else:
+                yield name, timing, most
 
 
 def peak(shape: str, layers: int, case: str, name: str) -> int:
@@ -281,17 +299,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         print("bench_step: transformers or peft is not installed, the peer's rows are left out", file=sys.stderr)
     for case in CASES[bench.name]:
-        rows = [{"bench": "train_step", **row, **where} for row in
-                bench.rows(case, given.rounds or (3 if given.quick else 9))]
-        measure.write_rows(given.out, rows)
-        for row in rows:
+        for row in bench.rows(case, given.rounds or (3 if given.quick else 9)):
+            measure.write_rows(given.out, [{"bench": "train_step", **row, **where}])
             if "skipped" in row:
-                print(f"{case}, {row['candidate']}: {row['skipped']}")
+                print(f"{case}, {row['candidate']}: {row['skipped']}", flush=True)
                 continue
             against = f", {row['speed']['p50']:.2f} × the peer's speed" if row["speed"] else ""
             print(
                 f"{case}, {row['candidate']}: {row['ms']['p50']:.0f} ms, {row['tokens_per_second']:,.0f} tokens/s, "
-                f"peak {row['peak_bytes'] / 2**20:.0f} MiB{against}"
+                f"peak {row['peak_bytes'] / 2**20:.0f} MiB{against}", flush=True,
             )
 
 

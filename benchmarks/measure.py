@@ -106,6 +106,11 @@ def _gpu_clock(device: torch.device) -> Callable[[Callable[[Any], Any], Any], fl
     return clock
 
 
+def reason(error: Exception) -> str:
+    """Why a peer is left out, in one line: that it cannot be run here is no reason to measure nothing."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def device_of(name: str) -> torch.device:
     """The device of a command line, "cuda" or "cpu"; without it the program ends with one line."""
     if name == "cuda" and not torch.cuda.is_available():

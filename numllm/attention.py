@@ -22,6 +22,7 @@ from torch import Tensor
 
 BLOCK = 128
 """Queries in a block of packed rows. Rows of no more than two blocks are attended whole, with a mask."""
+_HALVES = (torch.bfloat16, torch.float16)
 TREE_BLOCK = 512
 """Queries in a block of trees, which gather the keys they see. Shorter rows are attended whole, with a mask."""
 
@@ -34,6 +35,29 @@ def _varlen() -> tuple[Callable[..., Tensor], frozenset[str]] | None:
     except ImportError:
         return None
     return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool = False) -> Tensor:
+    """softmax(q kᵀ / √E) v over what each query sees: q (B, H, T, E), k, v (B, G, S, E) → (B, H, T, E).
+
+    mask: broadcast to (B, 1, T, S), True where seen, or what is added; causal: torch's, without a mask.
+
+    On CUDA torch has a kernel for several queries' heads to a key's, in 16 bits without a mask, and one for masks and
+    fp32, but none for both: all T × S scores would be written. There keys are repeated for the latter.
+    """
+    groups = q.shape[1] // k.shape[1]
+    if groups == 1 or not q.is_cuda or (mask is None and q.dtype in _HALVES):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=groups > 1)
+    return _ungrouped(q, k, v, mask, causal)
+
+
+def _ungrouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """The same with as many heads of keys as of queries; a single query's heads become queries of their key's head."""
+    if q.shape[2] == 1 and not causal:
+        y = F.scaled_dot_product_attention(q.reshape(*k.shape[:2], -1, q.shape[3]), k, v, attn_mask=mask)
+        return y.reshape(q.shape)
+    k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
 class Ends:
@@ -106,10 +130,7 @@ class Packed:
             seen = (key <= query) & (documents[:, first:last, None] == documents[:, None, low:last])
             if window is not None:
                 seen = seen & (query - key < window)
-            parts.append(F.scaled_dot_product_attention(
-                q[:, :, first:last], k[:, :, low:last], v[:, :, low:last], attn_mask=seen[:, None],
-                enable_gqa=q.shape[1] != k.shape[1],
-            ))
+            parts.append(attend(q[:, :, first:last], k[:, :, low:last], v[:, :, low:last], seen[:, None]))
         return torch.cat(parts, dim=2)
 
 
@@ -158,19 +179,16 @@ class Trees:
             flat = [_rows_joined(part) for part in (q, k, v)]
             flat[1:] = [part[self.keys] for part in flat[1:]]
             return _rows_parted(_segments(*flat, self.ends, self.key_ends, window), q)
-        grouped = q.shape[1] != k.shape[1]
         if self.length <= TREE_BLOCK:
             if window not in self._masks:
                 index = torch.arange(self.documents.numel(), device=self.device).view(self.rows, self.length)
                 self._masks[window] = self._mask(index, index, window, q.dtype)[:, None]
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=self._masks[window], enable_gqa=grouped)
+            return attend(q, k, v, self._masks[window])
         if window not in self._parts:
             self._parts[window] = self._blocks(window, q.dtype)
         q, k, v = (part.transpose(0, 1).flatten(1, 2)[None] for part in (q, k, v))  # (1, H or G, B T, E)
         y = torch.cat([
-            F.scaled_dot_product_attention(
-                q[:, :, queries], k[:, :, keys], v[:, :, keys], attn_mask=mask, enable_gqa=grouped
-            )
+            attend(q[:, :, queries], k[:, :, keys], v[:, :, keys], mask)
             for queries, keys, mask in self._parts[window]
         ], dim=2)
         return y[0].unflatten(1, (self.rows, self.length)).transpose(0, 1)
@@ -221,21 +239,22 @@ def _path(run: Run, first: int, last: int, window: int | None) -> Tensor:
     return whole if window is None else whole[max(run.depth + first - run.start - window + 1, 0) :]
 
 
-def _takes_varlen(documents: Tensor, dtype: torch.dtype, windowed: bool) -> bool:
-    if not documents.is_cuda or dtype not in (torch.bfloat16, torch.float16) or (found := _varlen()) is None:
+def _takes_varlen(documents: Tensor, dtype: torch.dtype, size: int, windowed: bool) -> bool:
+    """FlashAttention takes heads of up to 256 features, a multiple of 8."""
+    if not documents.is_cuda or dtype not in _HALVES or size % 8 or size > 256 or (found := _varlen()) is None:
         return False
     return not windowed or "window_size" in found[1]
 
 
-def packed(documents: Tensor, dtype: torch.dtype, windowed: bool) -> Packed | None:
+def packed(documents: Tensor, dtype: torch.dtype, size: int, windowed: bool) -> Packed | None:
     """How rows of these documents attend; None where plain attention with a mask is as good.
 
-    windowed: whether a layer has a window.
+    size: of a head; windowed: whether a layer has a window.
     """
-    varlen = _takes_varlen(documents, dtype, windowed)
+    varlen = _takes_varlen(documents, dtype, size, windowed)
     return Packed(documents, varlen=varlen) if varlen or documents.shape[1] > 2 * BLOCK else None
 
 
-def trees(documents: Tensor, branches: Tensor, dtype: torch.dtype, windowed: bool) -> Trees:
+def trees(documents: Tensor, branches: Tensor, dtype: torch.dtype, size: int, windowed: bool) -> Trees:
     """How rows of these trees attend; see `packed`."""
-    return Trees(documents, branches, varlen=_takes_varlen(documents, dtype, windowed))
+    return Trees(documents, branches, varlen=_takes_varlen(documents, dtype, size, windowed))

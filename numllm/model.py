@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import products
-from .attention import packed, trees
+from .attention import attend, packed, trees
 from .checkpoint import Checkpoint, torch_dtype
 from .config import ModelConfig, Rope
 from .errors import NumLLMError
@@ -133,7 +132,7 @@ class Plan:
         if branches is not None:
             if documents is None or cache is not None:
                 raise ValueError("branches need documents, and no cache")
-            self.packed = trees(documents, branches, dtype, windowed=any(config.windows))
+            self.packed = trees(documents, branches, dtype, config.head_dim, windowed=any(config.windows))
             positions = self.packed.positions
             if rope.by_length and int(positions.max()) >= rope.original_context:
                 raise NumLLMError(
@@ -154,7 +153,7 @@ class Plan:
             long = (positions + 1).clamp(min=config.logn_context).double().log() / math.log(config.logn_context)
             self.query_scale = long[:, None, :, None].to(dtype)
         if documents is not None and branches is None and cache is None:
-            self.packed = packed(documents, dtype, windowed=any(config.windows))
+            self.packed = packed(documents, dtype, config.head_dim, windowed=any(config.windows))
         self.masks = {} if self.packed is not None else {
             window: _mask(documents, count, self.start, self.stop, window, device) for window in set(config.windows)
         }
@@ -270,10 +269,7 @@ class Attention(Part):
             y = plan.packed.attend(q, k, v, self.window)
         else:
             mask = plan.masks[self.window]
-            y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None and plan.causal,
-                enable_gqa=self.heads != self.kv_heads,
-            )
+            y = attend(q, k, v, mask, causal=mask is None and plan.causal)
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
 

@@ -128,13 +128,47 @@ def test_segments_are_laid_out_as_varlen_attention_wants_them(monkeypatch, funct
     compare(Trees(documents(), branches(), varlen=True), window, of=branches())
 
 
+@pytest.mark.parametrize("queries", [1, 6])
+def test_heads_of_a_key_as_a_gpu_attends_them(queries):
+    """Where torch has no kernel for a mask and groups of heads: the same, and the same gradients."""
+    parts = [part.detach()[:, :, :6] for part in inputs()]
+    parts[0] = parts[0][:, :, -queries:]
+    seen = documents()[:, None, 6 - queries : 6, None] >= torch.arange(6) - 3
+    ways = (attention._ungrouped, lambda *given: torch.nn.functional.scaled_dot_product_attention(
+        *given[:3], attn_mask=given[3], is_causal=given[4], enable_gqa=True))
+    for mask, causal in ((seen, False), (None, False), *([(None, True)] if queries > 1 else [])):
+        found, expected = (
+            [y := way(*(q := [part.clone().requires_grad_() for part in parts]), mask, causal),
+             *torch.autograd.grad(y.square().sum(), q)] for way in ways
+        )
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [30, 1])
+def test_a_mask_and_groups_of_heads_do_not_write_all_scores(count, dtype):
+    """The backends named have no way to; they refuse what they cannot."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    q, k, v = inputs("cuda", dtype)
+    mask = torch.ones(3, 1, count, 30, dtype=torch.bool, device="cuda")
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
+        y = attention.attend(q[:, :, :count], k, v, mask)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(part.double() for part in (q[:, :, :count], k, v)), attn_mask=mask, enable_gqa=True
+    )
+    assert (y - expected).abs().max() <= (3e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("window", [None, 5])
 def test_varlen_attention_on_cuda(window):
-    packed = attention.packed(documents().cuda(), torch.bfloat16, windowed=window is not None)
+    packed = attention.packed(documents().cuda(), torch.bfloat16, 8, windowed=window is not None)
     assert packed is not None and packed.varlen
     compare(packed, window, "cuda", torch.bfloat16, tolerance=3e-2)
-    trees = attention.trees(documents().cuda(), branches().cuda(), torch.bfloat16, windowed=window is not None)
+    trees = attention.trees(documents().cuda(), branches().cuda(), torch.bfloat16, 8, windowed=window is not None)
     assert trees.varlen
     compare(trees, window, "cuda", torch.bfloat16, tolerance=3e-2, of=branches().cuda())
 

