@@ -37,6 +37,8 @@ _ONLY_FOR = {
 }
 _VALIDATED_BY = ("corpus", "numct", "loss")
 """Of these, what a validation of the other adapter uses too."""
+_VALIDATION = ("heldout_corpus", "heldout_numct", "validation_size")
+"""What validation alone uses."""
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def _typed(key: str, value: Any, kind: Any, where: str) -> Any:
         value = ADAPTERS if value == "both" else (value,)
     form = typing.get_origin(plain(kind))
     if form in (tuple, Mapping) and isinstance(value, str):  # from the command line
-        value = tuple(part.strip() for part in value.split(","))
+        value = tuple(part.strip() for part in value.split(",") if part.strip())
         if form is Mapping:
             value = _table(key, value, typing.get_args(plain(kind))[1], where)
     if isinstance(value, list):
@@ -171,7 +173,14 @@ def combine(*layers: Layer) -> TrainConfig:
 
 
 def refuse_contradictions(flags: Layer, config: TrainConfig) -> None:
-    """ConfigError when a flag given (the layer before `checked`) is for an adapter that the run does not train."""
+    """ConfigError when a flag given (the layer before `checked`) would be ignored, being for what the run does not do."""
+    for keys, used, reason in (
+        (("rows", "questions"), config.tokens is None, f"tokens, which is {config.tokens}, takes its place"),
+        (_VALIDATION, config.validate_every > 0, "validate_every is 0, so that nothing is validated"),
+        (("letter_weight",), config.loss == "both", f"it is for --loss both, not {config.loss}"),
+    ):
+        if ignored := [key for key in keys if key in flags and not used]:
+            raise ConfigError(f"--{ignored[0].replace('_', '-')} would be ignored: {reason}; drop it or change that")
     for adapter, keys in _ONLY_FOR.items():
         if adapter in config.adapters:
             continue

@@ -121,8 +121,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("steps", "length", "rows", "questions", "save_every", "keep", "max_skips", "validation_size"):
+        for name in ("steps", "rows", "questions", "save_every", "keep", "max_skips", "validation_size"):
             _at_least(name, getattr(self, name), 1)
+        _at_least("length", self.length, 2)  # a token, and the one it is to predict
         for name in ("validate_every", "patience"):
             _at_least(name, getattr(self, name), 0)
         for name in ("tokens", "micro_tokens", *(f"{adapter}_steps" for adapter in ADAPTERS)):
@@ -188,5 +189,5 @@ class TrainConfig:
 
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
-        kind = "positive whole number" if least else "whole number of at least 0"
+        kind = "positive whole number" if least == 1 else f"whole number of at least {least}"
         raise ConfigError(f"{name} must be a {kind}, got {value}")

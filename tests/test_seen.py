@@ -127,6 +127,8 @@ def test_a_dry_run_plans_and_writes_nothing(world, capfd):
     assert 0.75 * size < found["checkpoint_bytes"] <= size  # the rest is headers, at this size
     assert found["memory"]["estimated"]["total"] > found["memory"]["estimated"]["weights"] > 0
     assert 0 < found["seconds"] == pytest.approx(50 * found["seconds_per_step"])
+    code, out, err = run(capfd, "train", *arguments, "--dry-run", "--events")
+    assert code == 0 and json.loads(out)["event"] == "plan", err
     code, _, err = run(capfd, "train", *arguments, "--dry-run", "--resume")
     assert code == 1 and "do not go together" in err
 

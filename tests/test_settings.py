@@ -114,10 +114,15 @@ def test_broken_files_are_refused(text, message, tmp_path):
     ({"adapters": "domain", "numeric_schedule": "linear"}, "--numeric-schedule is for the numeric adapter"),
     ({"adapters": "domain", "numct": "n.jsonl"}, "--numct is for the numeric adapter"),
     ({"adapters": "domain", "loss": "likelihood"}, "--loss is for the numeric adapter, which --adapters domain"),
+    ({"tokens": 2048, "rows": 4}, "--rows would be ignored: tokens, which is 2048, takes its place; drop it"),
+    ({"recipe": "qwen2.5-7b-80gb", "questions": 4}, "--questions would be ignored: tokens, which is 16384"),
+    ({"heldout_corpus": "held"}, "--heldout-corpus would be ignored: validate_every is 0"),
+    ({"loss": "likelihood", "letter_weight": 0.3}, "--letter-weight would be ignored: it is for --loss both"),
 ])
 def test_flags_that_contradict_each_other_are_refused(flags, message):
+    recipe = flags.pop("recipe", None)
     with pytest.raises(ConfigError, match=message):
-        settings_of({"model": "demo", "out": "run", **flags})
+        settings_of({"model": "demo", "out": "run", **flags}, recipe=recipe)
     settings_of({"model": "demo", "out": "run", "adapters": "numeric", "rank": 4})
     settings_of({"model": "demo", "out": "run", "adapters": "domain", "numct": "n.jsonl", "validate_every": 5})
 
@@ -162,5 +167,7 @@ def test_a_run_is_resumed_with_its_own_settings(tmp_path, capfd):
     )
     assert code == 0, err
     assert run(capfd, "train", "--out", tmp_path / "run", "--resume")[0] == 0
+    code, _, err = run(capfd, "train", "--out", tmp_path / "nowhere", "--resume")
+    assert code == 1 and "nowhere: there is no run to resume" in err
     code, _, err = run(capfd, "train", "--out", tmp_path / "run", "--resume", "--rank", "3")
     assert code == 1 and "domain.rank was 2 and is now 3" in err

@@ -185,12 +185,15 @@ def test_one_adapter_alone_is_the_same_as_beside_the_other(world):
     ({"corpus": "nowhere"}, NumLLMError, "nowhere"),
     ({"numct": "nowhere.jsonl"}, NumLLMError, "nowhere.jsonl"),
     ({"domain": LoRAConfig(targets=("nothing",))}, NumLLMError, "no linear named nothing"),
+    ({"domain": LoRAConfig(rank=100_000)}, NumLLMError, "a rank is .* at most on a weight of .* got 100000"),
+    ({"shard": True}, TrainError, "needs several processes"),
+    ({"impl": "triton"}, TrainError, "takes CUDA tensors, got cpu|needs the package triton"),
 ])
 def test_what_cannot_be_trained_is_refused(world, changes, error, message):
     with pytest.raises(error, match=message) as caught:
         list(train(config(world, **changes)))
     assert "\n" not in str(caught.value)
-    assert not (world / "run" / "adapters").exists()
+    assert not (world / "run").exists(), "what never came to be a run keeps no one from starting it right"
 
 
 def test_runs_are_not_overwritten_and_resume_checks_what_changed(world):

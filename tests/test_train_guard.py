@@ -73,7 +73,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_the_other_adapter_takes_its_ow
 
 def test_a_run_that_skips_every_step_stops_and_keeps_its_batch(world):
     events = []
-    with pytest.raises(TrainError, match="skipped 3 steps in a row .* lower its rate") as caught:
+    with pytest.raises(TrainError, match="skipped 3 steps in a row .* lower rate") as caught:
         for event in train(tiny.settings(world, domain_rate=1e30, clip=1e30, warmup=0.0, max_skips=3)):
             events.append(event)
     assert "\n" not in str(caught.value)

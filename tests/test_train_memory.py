@@ -13,8 +13,8 @@ from numllm.errors import TrainError
 from numllm.memory import Memory
 from numllm.model import load_model
 from numllm.tokenizer import Tokenizer
-from numllm.train import Trainer
-from numllm.train.fit import choose
+from numllm.train import Trainer, inputs, train
+from numllm.train.fit import choose, ran_out
 
 
 def trainer(world, **changes):
@@ -52,6 +52,34 @@ def test_the_least_checkpointing_that_fits_is_chosen():
     assert choose(needs, free=1000) == "none"
     assert choose(needs, free=300) == "selective"
     assert choose(needs, free=100) == choose(needs, free=1) == "full"
+
+
+HOST = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+
+
+def fail(*_, **__):
+    raise RuntimeError(HOST)
+
+
+def test_memory_that_runs_out_anywhere_is_told_in_one_line(world, monkeypatch):
+    """For the optimizer's moments, for the model; other errors of torch stay what they are."""
+    made = trainer(world)
+    with monkeypatch.context() as patch:
+        patch.setattr(made.optimizers["domain"], "step", fail)
+        with pytest.raises(TrainError, match="step 1: out of memory: a step is estimated to need .* helps: "):
+            made.advance()
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "load_model", fail)
+        with pytest.raises(TrainError, match="out of memory outside of a step: .* helps: --dtype bfloat16"):
+            list(train(tiny.settings(world)))
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "load_model", lambda *_, **__: torch.ones(2) @ torch.ones(3))
+        with pytest.raises(RuntimeError, match="size"):
+            list(train(tiny.settings(world)))
+    try:
+        torch.empty(1 << 50)
+    except RuntimeError as error:
+        assert ran_out(error), "torch words it in another way now"
 
 
 @pytest.mark.parametrize("changes, wanted, unwanted", [

@@ -43,6 +43,7 @@ def test_adapters_have_their_own_ends_and_schedules(world):
 @pytest.mark.parametrize("changes, message", [
     ({"numeric_steps": 20}, "numeric_steps is 20, more than the run's 12"),
     ({"domain_schedule": "square"}, "domain_schedule must be cosine, linear or constant"),
+    ({"length": 1}, "length must be a whole number of at least 2, got 1"),
     ({"micro_tokens": 50}, "micro_tokens must hold at least one row of 96"),
     ({"save_minutes": 0.0}, "save_minutes must be a positive"),
     ({"orthogonality": 1.0, "adapters": ("domain",)}, "between two adapters"),

@@ -121,7 +121,9 @@ def train(
             else:
                 tell = {"tell": _print_event} if events else {}
                 result, text = run_training(config, resume=resume, world=world, **tell)
-            if world.first and not events:
+            if world.first and dry_run and events:
+                _print_event(result)
+            elif world.first and not events:
                 finish(result, text, as_json)
     if result["event"] == "interrupted":
         sys.exit(130)
@@ -162,8 +164,10 @@ def settings_of(
     named = settings.pop("recipe", None)
     recipe = recipe or named
     layers = [{"device": "auto"}, find_recipe(recipe).layer if recipe else {}, settings, flags]
-    for key in ("model", "out"):
+    for key in ("out", "model"):
         if not any(key in layer for layer in layers):
+            if resume and key == "model":
+                raise ConfigError(f"{given['out']}: there is no run to resume; begin one without --resume")
             raise click.UsageError(f"Missing option '--{key}'")
     config = combine(*layers)
     refuse_contradictions(given, config)

@@ -61,7 +61,7 @@ class ChoiceBatches:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         self._questions = [question for question in questions if question.answer is not None]
         if not self._questions:
-            raise DataError("there are no questions with an answer to train on")
+            raise DataError("there are no questions with an answer to train on; a question needs its answer's letter")
         self._tokenizer = tokenizer
         self.size, self.length, self.loss, self.text, self.seed = size, length, loss, text, seed
         self.cut: set[str] = set()

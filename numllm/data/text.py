@@ -33,7 +33,7 @@ class TextBatches:
             for first in range(begin, max(end - 1, begin), length - 1)
         ]
         if not self._pieces:
-            raise DataError("the corpus has no text to train on")
+            raise DataError("the corpus has no text to train on: none of its documents is of the split train")
         sizes = [end - begin for begin, end in self._pieces]
         self._rows = pack(sizes, length)
         self.rows, self.length, self.tokens = rows, length, sum(sizes)

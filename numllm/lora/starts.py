@@ -38,6 +38,8 @@ def begin(start: str, w: Tensor, rank: int, scale: float, generator: torch.Gener
         found = _pissa(exact, rank, scale) if start == "pissa" else _olora(exact, rank)
         a, b = (part.float() for part in found)
         return (a, b), (a.clone(), b.clone())
+    if rank > max(n, k):  # a typing slip, that would take all memory before anything else is found wrong
+        raise ValueError(f"a rank is {max(n, k)} at most on a weight of {n} × {k}, got {rank}")
     if start == "orthogonal":
         q = torch.linalg.qr(torch.randn(rank, rank, generator=generator)).Q
         a = torch.randn(k, rank // 2, generator=generator) @ q[0::2] / 10

@@ -63,6 +63,11 @@ def choose(needs: Mapping[str, Memory], free: int) -> str:
     return next(fitting, "full")
 
 
+def ran_out(error: RuntimeError) -> bool:
+    """Whether it is torch's for memory that is not to be had, of a GPU or of the host."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
 def out_of_memory(needed: Memory, config: TrainConfig, checkpointing: str) -> str:
     """One line for a step that found no memory: what takes most, and the flag that helps."""
     largest = needed.largest

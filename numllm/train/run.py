@@ -12,6 +12,7 @@ from ..errors import TrainError
 from ..files import Progress, no_progress
 from ..train_config import TrainConfig
 from .board import Board
+from .fit import ran_out
 from .inputs import Inputs
 from .marks import Watch
 from .meter import Meter
@@ -51,8 +52,8 @@ def train(
     board = None
     try:
         inputs.read(folder.tokens, world, progress)
-        folder.begin()
         trainer = Trainer(config, inputs.load(world, progress), inputs.batches, world)
+        folder.begin()  # not before all settings have proved possible: what is refused leaves no run behind
         meter = Meter(trainer.model, config.peak_tflops, world.size)
         if resume:
             yield from folder.take_up(trainer)
@@ -76,6 +77,13 @@ def train(
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         raise TrainError(f"{place}{error.strerror or error}; mend that and continue with --resume") from error
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        raise TrainError(
+            "out of memory outside of a step: for the model, a validation or a checkpoint; what helps: "
+            "--dtype bfloat16, a shorter --length, a smaller --rank, or --shard over several GPUs"
+        ) from error
     finally:
         if board is not None:
             board.close()
@@ -166,6 +174,6 @@ def _stuck(trainer: Trainer, folder: RunFolder | NoFolder, name: str, rows: list
     (row,) = (row for row in rows if row["adapter"] == name)
     return TrainError(
         f"step {row['step']}: the {name} adapter skipped {trainer.guards[name].skipped} steps in a row (loss "
-        f"{row['loss']}, gradient {row['grad_norm']}: {row['skipped']}); its batch is in {path}; lower its rate, or "
-        "train in another --dtype"
+        f"{row['loss']}, gradient {row['grad_norm']}: {row['skipped']}); its batch is in {path}; start a new run "
+        "with a lower rate for it, or in another --dtype"
     )

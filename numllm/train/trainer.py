@@ -20,9 +20,10 @@ from ..errors import TrainError
 from ..lora import attach
 from ..memory import Memory
 from ..model import Transformer
+from ..ops.implementations import LORA_IMPLEMENTATIONS, by_kernels
 from ..train_config import TrainConfig
 from .activations import keep_less
-from .fit import choose, need, out_of_memory
+from .fit import choose, need, out_of_memory, ran_out
 from .guard import Guard
 from .losses import forward_losses
 from .penalty import add_penalty
@@ -74,6 +75,10 @@ class Trainer:
     ) -> None:
         self.config, self.model, self.sources = config, model, sources
         self.world = world or World(device=model.device)
+        try:
+            by_kernels(config.impl, torch.empty(0, dtype=model.dtype, device=model.device), LORA_IMPLEMENTATIONS)
+        except (TypeError, ValueError) as error:
+            raise TrainError(str(error)) from error
         self.adapters = attach(
             model, {name: config.lora(name) for name in config.adapters}, seed=config.seed, impl=config.impl
         )
@@ -137,16 +142,21 @@ class Trainer:
         A row's "skipped" tells why the adapter's step was not taken, or is None. A step that finds no memory is a
         TrainError that says what takes most.
         """
-        began = time.perf_counter()
-        self.batches = {name: self.sources[name](self.step) for name in self.active}
         try:
-            found = self._gradients(self.batches)
-        except torch.OutOfMemoryError as error:
+            return self._advance()
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
             needed = self.need(self.checkpointing)
             if needed is None:
                 raise TrainError(f"step {self.step + 1}: out of memory; lower micro_tokens") from error
             told = out_of_memory(needed, self.config, self.checkpointing)
             raise TrainError(f"step {self.step + 1}: {told}") from error
+
+    def _advance(self) -> list[Event]:
+        began = time.perf_counter()
+        self.batches = {name: self.sources[name](self.step) for name in self.active}
+        found = self._gradients(self.batches)
         if len(found) > 1 and not all(map(math.isfinite, (value for pair in found.values() for value in pair))):
             # 0 · NaN is NaN: an adapter's zeroed columns do not shield it from what the other's rows gave.
             self._forget()

@@ -60,10 +60,12 @@ class Validation:
         self.protocol = "letters" if config.loss == "letter" else "likelihood"
         self.texts = _some(_texts(config), config.validation_size)
         self.questions = _some(_questions(config), config.validation_size)
-        for adapter, found, what in (("domain", self.texts, "text"), ("numeric", self.questions, "questions")):
+        for adapter, found, what, flag in (
+            ("domain", self.texts, "is no held-out text", "--heldout-corpus"),
+            ("numeric", self.questions, "are no held-out questions", "--heldout-numct"),
+        ):
             if adapter in config.adapters and not found:
-                flag = "--heldout-corpus" if what == "text" else "--heldout-numct"
-                raise TrainError(f"there are no held-out {what} to validate the {adapter} adapter on; give {flag}")
+                raise TrainError(f"there {what} to validate the {adapter} adapter on; give {flag}")
 
     def __call__(
         self, model: Transformer, adapters: AdapterSet, name: str, progress: Progress = no_progress
