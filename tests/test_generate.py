@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
+import shutil
 
 import pytest
 import torch
@@ -126,6 +127,26 @@ def test_the_space_a_continuation_begins_with_is_kept(shared_data, tmp_path, mon
     rows = iter([*(tokenizer.token_id(piece) for piece in ("▁world", "s", "▁end")), tokenizer.eos_id])
     monkeypatch.setattr("numllm.generate.next_tokens", lambda logits, draws, **options: torch.tensor([next(rows)]))
     assert generate(model, tokenizer, ["Hello"], max_new_tokens=9) == [" worlds end"]
+
+
+@pytest.mark.parametrize("file", ["tokenizer.model", "tokenizer.json"])
+def test_characters_in_bytes_stay_whole_beside_broken_ones(file, shared_data, tmp_path, monkeypatch):
+    original = shared_data / "tokenizers" / "llama2"
+    for name in (file, "tokenizer_config.json"):
+        shutil.copy(original / name, tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    model = load_model(save(transformers_model("llama2", vocab_size=tokenizer.vocab_size), tmp_path / "m"))
+    ids = tokenizer.encode("龘靐的")[1:]
+    assert len(ids) == 7
+    for count, wanted in ((7, "龘靐的"), (5, "龘\ufffd\ufffd")):
+        rows, pieces = iter([*ids, tokenizer.eos_id]), []
+        monkeypatch.setattr("numllm.generate.next_tokens", lambda *_, rows=rows, **options: torch.tensor([next(rows)]))
+        # The prompt ends in more bytes than are decoded with the continuation.
+        (found,) = generate(
+            model, tokenizer, ["利率龘靐齉"], max_new_tokens=count,
+            stream=lambda index, piece, pieces=pieces: pieces.append(piece),
+        )
+        assert found == wanted == "".join(pieces)
 
 
 def test_bos_alone_can_begin(stories):

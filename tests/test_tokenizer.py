@@ -48,6 +48,21 @@ def test_ids_and_texts_are_those_of_the_original(name, peers, texts):
     assert ours.encode_batch(texts[:50]) == [ours.encode(text) for text in texts[:50]]
 
 
+@pytest.mark.parametrize("name", ["Llama 2", "Mistral"])
+def test_bytes_of_no_character_leave_those_beside_them_whole(name, peers):
+    ours, encode, decode = next(peers[key] for key in peers if key.startswith(name))
+    ids = encode("利率龘靐🙂齉的")
+    for first, last in itertools.combinations(range(len(ids) + 1), 2):
+        assert ours.decode(ids[first:last]) == decode(ids[first:last]), (first, last)
+    assert ours.decode(encode("龘靐")[:-1]) == "龘\ufffd\ufffd"
+    zero = ours.token_id("<0x00>")
+    for broken in (b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80", b"a\xe5\xe5\xe9\xbe\x98"):
+        cut = [*encode("甲"), *(zero + byte for byte in broken)]
+        assert ours.decode(cut) == decode(cut)
+    broken = [*encode("龘")[:-1], ours.eos_id]
+    assert ours.decode(broken) == "\ufffd\ufffd" and ours.decode(broken, skip_special=False) == "\ufffd\ufffd</s>"
+
+
 # Sentencepiece models of the tests' own
 
 

@@ -18,7 +18,7 @@ from ..errors import DataError, TokenizerError, short
 from ..files import read_json
 from .byte_level import from_tiktoken, from_vocab_and_merges
 from .protobuf import SentencePiece, read_sentencepiece
-from .sentencepiece import Spaces, from_sentencepiece
+from .sentencepiece import BROKEN, Spaces, from_sentencepiece, whole_characters
 
 FILES = "tokenizer.json, vocab.json + merges.txt, qwen.tiktoken or tokenizer.model"
 _TIKTOKEN = "qwen.tiktoken"
@@ -224,8 +224,26 @@ class Tokenizer:
         ]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """The text of ids."""
-        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        """The text of ids; each byte piece that is part of no character is a replacement character."""
+        text = self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        if BROKEN not in text or not self._byte_pieces:
+            return text
+        # The backend gives up a whole run of byte pieces for one that is broken.
+        left_out = self._control_ids if skip_special else ()
+        names = [name for id_ in ids if id_ not in left_out and (name := self._backend.id_to_token(id_)) is not None]
+        return self._backend.decoder.decode(whole_characters(names))
+
+    @functools.cached_property
+    def _byte_pieces(self) -> bool:
+        """Whether pieces stand for bytes of characters that have none of their own."""
+        letter = self._backend.token_to_id("<0x41>")
+        return letter is not None and self._backend.decode([letter], skip_special_tokens=False) == "A"
+
+    @functools.cached_property
+    def _control_ids(self) -> frozenset[int]:
+        return frozenset(
+            id_ for id_, token in self._backend.get_added_tokens_decoder().items() if token.special
+        )
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its name in the vocabulary, or None."""
