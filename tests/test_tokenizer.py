@@ -324,6 +324,30 @@ def test_broken_tokenizers_are_one_line(content, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("file, key", [
+    ("tokenizer_config.json", "additional_special_tokens"), ("tokenizer_config.json", "extra_special_tokens"),
+    ("tokenizer_config.json", "added_tokens_decoder"), ("tokenizer_config.json", "eos_token"),
+    ("special_tokens_map.json", "bos_token"), ("added_tokens.json", "<x>"), ("config.json", "eos_token_id"),
+    ("config.json", "bos_token_id"), ("generation_config.json", "eos_token_id"), ("tokenizer.json", "model"),
+    ("tokenizer.json", "decoder"), ("tokenizer.json", "added_tokens"),
+])
+def test_whatever_stands_in_a_file_is_read_or_refused_in_one_line(file, key, tmp_path):
+    whole = json.loads(Backend(models.BPE({"甲": 0, "<eos>": 1}, [])).to_str())
+    read = 0
+    for value in (None, True, -1, 1, 2, 10**30, 1.5, "x" * 10_000, [], [[1]], [1, None, "a"], {}, {"1": {}}, {"a": 1}):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+        given = {**(whole if file == "tokenizer.json" else {}), key: value}
+        (tmp_path / file).write_text(json.dumps(given))
+        try:
+            tokenizer = Tokenizer(tmp_path)
+        except TokenizerError as error:
+            assert "\n" not in str(error) and len(str(error)) < 400 + len(str(tmp_path))
+            continue
+        read += 1
+        assert tokenizer.encode("甲") == [0] and all(isinstance(id_, int) for id_ in tokenizer.eos_ids)
+    assert read > 0 or key == "model"
+
+
 def test_folder_without_tokenizer(tmp_path):
     with pytest.raises(TokenizerError, match="has no tokenizer"):
         Tokenizer(tmp_path)
