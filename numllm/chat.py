@@ -15,8 +15,8 @@ from typing import Any
 
 from .checkpoint import resolve
 from .errors import TokenizerError, short
-from .files import read_json, read_text
-from .tokenizer import Tokenizer
+from .files import read_text
+from .tokenizer import Tokenizer, read_settings
 
 
 class Chat:
@@ -37,9 +37,7 @@ class Chat:
     def open(cls, name: str | Path, tokenizer: Tokenizer) -> Chat:
         """The template of a checkpoint. TokenizerError when it has none."""
         folder = resolve(name)
-        path = folder / "tokenizer_config.json"
-        settings = read_json(path) if path.is_file() else {}
-        settings = settings if isinstance(settings, dict) else {}
+        settings = read_settings(folder, tokenizer.file)
         template = settings.get("chat_template")
         if isinstance(template, list):  # several templates by name
             named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
@@ -60,10 +58,10 @@ class Chat:
         """The text of messages ({"role", "content", …}) up to where the assistant begins to speak.
 
         extra: variables for the template; enable_thinking is False unless given. TokenizerError when a message
-        holds one of the model's control tokens, or the template refuses or goes wrong.
+        holds the model's mark-up (see `Tokenizer.markup`), or the template refuses or goes wrong.
         """
         for message in messages:
-            found = self._tokenizer.controls.search(str(message.get("content") or ""))
+            found = self._tokenizer.markup.search(str(message.get("content") or ""))
             if found:
                 raise TokenizerError(f"a message holds the control token {found[0]!r}; remove it from the text")
         given = {

@@ -152,8 +152,8 @@ FAMILIES: Mapping[str, Family] = {
 # other heads use. auto_map names code beside the weights, which is never run.
 INERT = frozenset(
     """
-    _attn_implementation _from_model_config _name_or_path architectures attn_implementation auto_map
-    bad_words_ids begin_suppress_tokens bos_token_id decoder_start_token_id
+    _attn_implementation _attn_implementation_autoset _from_model_config _name_or_path architectures
+    attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id decoder_start_token_id
     diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
     gradient_checkpointing id2label

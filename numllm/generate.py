@@ -29,7 +29,9 @@ def next_tokens(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities = (logits.float() / temperature).softmax(-1)
+    # The largest is taken off first, and the smallest temperature fp32 can divide by is kept, so nothing is infinite.
+    likely = logits.float() - logits.float().amax(-1, keepdim=True)
+    probabilities = (likely / max(temperature, 1e-30)).softmax(-1)
     probabilities, order = probabilities.sort(stable=True, dim=-1, descending=True)
     if top_k is not None:
         probabilities, order = probabilities[:, :top_k], order[:, :top_k]
@@ -165,6 +167,12 @@ class _Text:
         return piece
 
 
+def _controls(tokenizer: Tokenizer, stop: Sequence[str]) -> set[int]:
+    """Ids of the stop strings that are tokens of their own: control tokens do not appear in a text."""
+    known = tokenizer.special_ids()
+    return {known[text] for text in stop if text in known}
+
+
 def generate(
     model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str | Sequence[int]], *, max_new_tokens: int,
     temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
@@ -196,7 +204,7 @@ def generate(
 
     found = generate_ids(
         model, rows, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-        repetition_penalty=repetition_penalty, seed=seed, ends=tokenizer.eos_ids,
+        repetition_penalty=repetition_penalty, seed=seed, ends={*tokenizer.eos_ids, *_controls(tokenizer, stop)},
         watch=watch if stop or stream else None,
     )
     for index, (text, ids) in enumerate(zip(texts, found, strict=True)):

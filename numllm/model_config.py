@@ -20,6 +20,8 @@ LINEARS = (
     "mlp.down_proj",
 )
 """The seven linear maps of a block, by Llama's names, in the order they are used."""
+LARGEST = 1e30
+"""What a number of config.json stays below: no model's are near it, and nothing made of it overflows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class Rope:
         given.pop("type", None)
 
         def number(key: str, value: Any, above: float = -math.inf) -> float:
-            good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
             if not good or value <= above:
                 more = "" if above == -math.inf else f" above {above:g}"
                 raise ConfigError(f"rope scaling: {key} must be a number{more}, got {short(value)}")
@@ -152,7 +154,7 @@ class ModelConfig:
             "context",
         ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
                 raise ConfigError(f"config.json: {name} must be a positive whole number, got {short(value)}")
         if self.heads % self.kv_heads:
             raise ConfigError(f"config.json: {self.heads} heads cannot share {self.kv_heads} key/value heads")
@@ -238,7 +240,7 @@ class ModelConfig:
 
         def number(key: str, default: float) -> float:
             value = default if config.get(key) is None else config[key]
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LARGEST:
                 raise ConfigError(f"config.json: {key} must be a positive number, got {short(value)}")
             return float(value)
 
@@ -252,7 +254,7 @@ class ModelConfig:
                 raise ConfigError(f"config.json: hidden_size {hidden} is not a multiple of {heads} heads")
             head_dim = hidden // heads
         context = config.get("max_position_embeddings") or 2048
-        if isinstance(context, bool) or not isinstance(context, int):
+        if isinstance(context, bool) or not isinstance(context, int) or abs(context) >= LARGEST:
             raise ConfigError(f"config.json: max_position_embeddings must be a whole number, got {short(context)}")
         rope = Rope.from_hf(config)
         bias = bool(config.get("attention_bias", False))
@@ -285,12 +287,15 @@ def _windows(config: Mapping[str, Any], family: Family, layers: int) -> tuple[in
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
         raise ConfigError(f"config.json: sliding_window must be a positive whole number, got {short(window)}")
     if kinds is not None:
-        if not isinstance(kinds, list) or len(kinds) != layers or set(kinds) - {"full_attention", "sliding_attention"}:
+        known = ("full_attention", "sliding_attention")
+        if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
             raise ConfigError(
                 f"config.json: layer_types must name {layers} layers as full_attention or sliding_attention"
             )
         if "sliding_attention" in kinds and window is None:
             raise ConfigError("config.json: layer_types has sliding_attention but there is no sliding_window")
+        if "sliding_attention" in kinds and family.window is None:
+            raise ConfigError(f"config.json: {family.models} have no sliding_attention, which layer_types names")
         return tuple(window if kind == "sliding_attention" else None for kind in kinds)
     if family.window == EVERY:
         return (window,) * layers

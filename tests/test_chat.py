@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 
 import pytest
+from tokenizers import pre_tokenizers, trainers
 
 from numllm.chat import Chat
 from numllm.errors import TokenizerError
 from numllm.questions import Question, encode_continuations, fit_letters
-from numllm.tokenizer import Tokenizer
+from numllm.tokenizer import Tokenizer, byte_level_bpe
 
 TALKS = [
     [{"role": "user", "content": "债券的久期是什么？"}],
@@ -88,7 +90,10 @@ def test_templates_that_reach_for_python_or_go_wrong_are_refused_in_one_line(tem
 def test_a_template_that_is_not_one(tokenizer, tmp_path):
     with pytest.raises(TokenizerError, match="is not valid: "):
         Chat("{% if x %}\n{{ unclosed", {}, tokenizer)
-    for settings in ({}, [], {"chat_template": 3}, {"chat_template": [{"name": "other", "template": "x"}]}):
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(TokenizerError, match="wanted a JSON object, got list"):
+        Chat.open(tmp_path, tokenizer)
+    for settings in ({}, {"chat_template": 3}, {"chat_template": [{"name": "other", "template": "x"}]}):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
         with pytest.raises(TokenizerError, match="has no chat template"):
             Chat.open(tmp_path, tokenizer)
@@ -103,6 +108,37 @@ def test_control_tokens_in_messages_are_refused(tokenizer):
     bos = tokenizer.token_id("<bos>")
     assert chat.encode("甲<bos>乙") == [*tokenizer.encode("甲"), bos, *tokenizer.encode("乙")]
     assert chat.encode("甲<eos>")[-1] == tokenizer.eos_id
+
+
+def test_mark_up_in_messages_is_refused_and_added_letters_and_words_are_not(tmp_path):
+    backend = byte_level_bpe()
+    backend.train_from_iterator(["甲乙÷万元"] * 3, trainers.BpeTrainer(
+        vocab_size=300, show_progress=False, special_tokens=["<eos>", "END"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    ))
+    backend.add_tokens(["<think>", "[图]", "÷", "万元", "  ", "<"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    chat = Chat("{{ messages[0].content }}", {}, Tokenizer(tmp_path))
+    for text in ("100万元÷2 <3  [图", "<thin>"):
+        assert chat.render([{"role": "user", "content": text}]) == text
+    for mark in ("<eos>", "END", "<think>", "[图]"):
+        with pytest.raises(TokenizerError, match=f"the control token '{re.escape(mark)}'"):
+            chat.render([{"role": "user", "content": f"甲{mark}乙"}])
+
+
+@pytest.mark.parametrize("settings", [
+    {"special_tokens_map.json": {"bos_token": "<s>", "eos_token": {"content": "</s>"}}},
+    {"special_tokens_map.json": {"bos_token": "<no>"}, "tokenizer_config.json": {"bos_token": "<s>"}}, {},
+], ids=["map", "config-first", "file's-own"])
+def test_special_tokens_of_a_template_come_from_wherever_the_tokenizer_has_them(settings, shared_data, tmp_path):
+    shutil.copy(shared_data / "tokenizers" / "llama2" / "tokenizer.model", tmp_path)
+    for name, value in settings.items():
+        (tmp_path / name).write_text(json.dumps(value))
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}")
+    tokenizer = Tokenizer(tmp_path)
+    chat = Chat.open(tmp_path, tokenizer)
+    text = chat.render([{"role": "user", "content": "甲"}])
+    assert text == "<s>甲</s>" and chat.encode(text)[0] == tokenizer.bos_id == 1
 
 
 @pytest.mark.parametrize("legacy", [None, True])

@@ -249,6 +249,7 @@ def test_every_row_names_parts_that_exist_and_keys_that_are_known():
     ("qwen1", {"no_bias": False}, "no_bias"),
     ("qwen1", {"rms_norm_eps": 1e-5}, "does not honour: rms_norm_eps"),
     ("baichuan2", {"sliding_window": 8}, "sliding_window"),
+    ("baichuan2", {"sliding_window": 8, "layer_types": ["sliding_attention"] * 2}, "have no sliding_attention"),
     ("baichuan2", {"visual": {"image_size": 448}}, "reads more than text"),
     ("minicpm", {"scale_emb": None}, "lacks scale_emb"),
     ("minicpm", {"scale_depth": -1.0}, "scale_depth must be a positive number"),
@@ -287,7 +288,7 @@ def test_an_architecture_that_is_not_named_is_told_by_its_type():
         ModelConfig.from_hf({"model_type": "bert"})
 
 
-WEIRD = (None, True, -1, 0, 1.5, "x", [], {}, ["a"], {"a": 1}, float("nan"), 10**30)
+WEIRD = (None, True, -1, 0, 1.5, "x", [], {}, ["a"], {"a": 1}, float("nan"), 10**30, 10**400)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -299,6 +300,7 @@ def test_whatever_a_config_says_is_read_or_refused_in_one_line(name):
     cases = [{**config, key: value} for key in [*config, "layer_types", "rope_parameters"] for value in WEIRD]
     cases += [{**config, "rope_scaling": {**scaling, key: value}} for key in scaling for value in WEIRD]
     cases += [{key: value for key, value in config.items() if key != left} for left in config]
+    cases += [{**config, "layer_types": [kind] * config["num_hidden_layers"]} for kind in WEIRD]
     refused = 0
     for case in cases:
         try:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import collections
+import json
 import math
+import shutil
 
 import pytest
 import torch
 from models import FAMILIES, save, transformers_model
 from test_questions import byte_tokenizer
+from tokenizers import pre_tokenizers, trainers
 
 from numllm.errors import NumLLMError
 from numllm.generate import generate, generate_ids, next_tokens
 from numllm.model import load_model
-from numllm.tokenizer import Tokenizer
+from numllm.tokenizer import Tokenizer, byte_level_bpe
 
 PROMPTS = ["债券的久期是指", "利率", "某企业年初存货100万元，本年购进250万元，年末存货"]
 
@@ -128,6 +131,26 @@ def test_the_space_a_continuation_begins_with_is_kept(shared_data, tmp_path, mon
     assert generate(model, tokenizer, ["Hello"], max_new_tokens=9) == [" worlds end"]
 
 
+@pytest.mark.parametrize("file", ["tokenizer.model", "tokenizer.json"])
+def test_characters_in_bytes_stay_whole_beside_broken_ones(file, shared_data, tmp_path, monkeypatch):
+    original = shared_data / "tokenizers" / "llama2"
+    for name in (file, "tokenizer_config.json"):
+        shutil.copy(original / name, tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    model = load_model(save(transformers_model("llama2", vocab_size=tokenizer.vocab_size), tmp_path / "m"))
+    ids = tokenizer.encode("龘靐的")[1:]
+    assert len(ids) == 7
+    for count, wanted in ((7, "龘靐的"), (5, "龘\ufffd\ufffd")):
+        rows, pieces = iter([*ids, tokenizer.eos_id]), []
+        monkeypatch.setattr("numllm.generate.next_tokens", lambda *_, rows=rows, **options: torch.tensor([next(rows)]))
+        # The prompt ends in more bytes than are decoded with the continuation.
+        (found,) = generate(
+            model, tokenizer, ["利率龘靐齉"], max_new_tokens=count,
+            stream=lambda index, piece, pieces=pieces: pieces.append(piece),
+        )
+        assert found == wanted == "".join(pieces)
+
+
 def test_bos_alone_can_begin(stories):
     model, tokenizer = stories
     assert len(generate(model, tokenizer, [""], max_new_tokens=12)[0]) > 5
@@ -180,6 +203,14 @@ def test_zero_temperature_takes_the_first_of_equals():
     assert low == [1]
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-45, 1e-300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_temperature_next_to_zero_takes_the_largest(temperature, dtype):
+    logits = torch.tensor([[-30.0, 20.0, 4.0, -1.0], [-9.0, -7.0, -8.0, -5.0]], dtype=dtype)
+    for draw in (0.0, 0.999):
+        assert next_tokens(logits, [draw, draw], temperature=temperature, top_k=None, top_p=None).tolist() == [1, 3]
+
+
 # Stopping and streaming
 
 
@@ -189,6 +220,23 @@ def test_stop_strings_cut_the_text(model, tokenizer):
     cut = generate(model, tokenizer, PROMPTS, max_new_tokens=24, stop=[stop, "不会出现"])
     assert cut == [text.split(stop)[0] for text in whole]
     assert stop not in cut[0] and len(cut[0]) <= 4
+
+
+def test_a_control_token_stops_by_its_name(tmp_path, monkeypatch):
+    backend = byte_level_bpe()
+    backend.train_from_iterator(["年利率5%"] * 3, trainers.BpeTrainer(
+        vocab_size=300, show_progress=False, special_tokens=["<eos>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    ))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
+    tokenizer = Tokenizer(tmp_path)
+    model = load_model(save(transformers_model("qwen2", vocab_size=300), tmp_path / "m"))
+    ids = tokenizer.encode("利率<|im_end|>年<eos>", control=True)
+    for stop, wanted in ((["<|im_end|>"], "利率"), ([], "利率年")):
+        rows = iter(ids)
+        monkeypatch.setattr("numllm.generate.next_tokens", lambda *_, rows=rows, **options: torch.tensor([next(rows)]))
+        assert generate(model, tokenizer, ["5%"], max_new_tokens=20, stop=stop) == [wanted]
 
 
 @pytest.mark.parametrize("stop", [(), ("a", "wolf", "the end")], ids=["free", "stop"])

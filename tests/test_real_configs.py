@@ -56,7 +56,7 @@ def shrunk(config: dict[str, Any]) -> dict[str, Any]:
     small |= {
         "num_attention_heads": groups * ratio, "num_key_value_heads": groups, "num_hidden_layers": 2,
         "hidden_size": groups * ratio * 8, "intermediate_size": 96, "vocab_size": 160, "bos_token_id": 1,
-        "eos_token_id": 2, "max_position_embeddings": 256,
+        "eos_token_id": 2, "max_position_embeddings": 256, "_attn_implementation_autoset": True,
     }
     if "head_dim" in config:
         small["head_dim"] = 8 * config["head_dim"] * config["num_attention_heads"] // config["hidden_size"] // 2 * 2

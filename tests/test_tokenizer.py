@@ -48,6 +48,21 @@ def test_ids_and_texts_are_those_of_the_original(name, peers, texts):
     assert ours.encode_batch(texts[:50]) == [ours.encode(text) for text in texts[:50]]
 
 
+@pytest.mark.parametrize("name", ["Llama 2", "Mistral"])
+def test_bytes_of_no_character_leave_those_beside_them_whole(name, peers):
+    ours, encode, decode = next(peers[key] for key in peers if key.startswith(name))
+    ids = encode("利率龘靐🙂齉的")
+    for first, last in itertools.combinations(range(len(ids) + 1), 2):
+        assert ours.decode(ids[first:last]) == decode(ids[first:last]), (first, last)
+    assert ours.decode(encode("龘靐")[:-1]) == "龘\ufffd\ufffd"
+    zero = ours.token_id("<0x00>")
+    for broken in (b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80", b"a\xe5\xe5\xe9\xbe\x98"):
+        cut = [*encode("甲"), *(zero + byte for byte in broken)]
+        assert ours.decode(cut) == decode(cut)
+    broken = [*encode("龘")[:-1], ours.eos_id]
+    assert ours.decode(broken) == "\ufffd\ufffd" and ours.decode(broken, skip_special=False) == "\ufffd\ufffd</s>"
+
+
 # Sentencepiece models of the tests' own
 
 
@@ -307,6 +322,30 @@ def test_broken_tokenizers_are_one_line(content, tmp_path):
     with pytest.raises(TokenizerError, match="cannot be read") as error:
         Tokenizer(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file, key", [
+    ("tokenizer_config.json", "additional_special_tokens"), ("tokenizer_config.json", "extra_special_tokens"),
+    ("tokenizer_config.json", "added_tokens_decoder"), ("tokenizer_config.json", "eos_token"),
+    ("special_tokens_map.json", "bos_token"), ("added_tokens.json", "<x>"), ("config.json", "eos_token_id"),
+    ("config.json", "bos_token_id"), ("generation_config.json", "eos_token_id"), ("tokenizer.json", "model"),
+    ("tokenizer.json", "decoder"), ("tokenizer.json", "added_tokens"),
+])
+def test_whatever_stands_in_a_file_is_read_or_refused_in_one_line(file, key, tmp_path):
+    whole = json.loads(Backend(models.BPE({"甲": 0, "<eos>": 1}, [])).to_str())
+    read = 0
+    for value in (None, True, -1, 1, 2, 10**30, 1.5, "x" * 10_000, [], [[1]], [1, None, "a"], {}, {"1": {}}, {"a": 1}):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+        given = {**(whole if file == "tokenizer.json" else {}), key: value}
+        (tmp_path / file).write_text(json.dumps(given))
+        try:
+            tokenizer = Tokenizer(tmp_path)
+        except TokenizerError as error:
+            assert "\n" not in str(error) and len(str(error)) < 400 + len(str(tmp_path))
+            continue
+        read += 1
+        assert tokenizer.encode("甲") == [0] and all(isinstance(id_, int) for id_ in tokenizer.eos_ids)
+    assert read > 0 or key == "model"
 
 
 def test_folder_without_tokenizer(tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders, models, normalizers
@@ -14,6 +16,9 @@ from .protobuf import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED,
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """What sentencepiece writes for a space."""
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+"""What it writes for a byte that is part of no character."""
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _ALL = 2**31
 """As many spaces as there are, for the decoder that strips them."""
 
@@ -113,6 +118,20 @@ def _check_spaces(backend: Backend, pieces: list[Piece], where: Path) -> None:
             run[at : at + 2] = [run[at] + run[at + 1]]
         if [len(token) for token in backend.encode(" " * length, add_special_tokens=False).tokens] != run:
             raise TokenizerError(f"{where}: pieces of spaces share a score; convert it to tokenizer.json")
+
+
+def whole_characters(pieces: Sequence[str]) -> list[str]:
+    """The pieces, those of bytes that are part of no character replaced by BROKEN, as sentencepiece writes them."""
+    found: list[str] = []
+    for is_byte, run in itertools.groupby(pieces, lambda piece: _BYTE.fullmatch(piece) is not None):
+        if not is_byte:
+            found += run
+            continue
+        text = bytes(int(piece[3:5], 16) for piece in run).decode("utf-8", "surrogateescape")
+        for letter in text:
+            broken = "\udc80" <= letter <= "\udcff"
+            found += [BROKEN] if broken else (f"<0x{byte:02X}>" for byte in letter.encode())
+    return found
 
 
 class Spaces:

@@ -18,7 +18,7 @@ from ..errors import DataError, TokenizerError, short
 from ..files import read_json
 from .byte_level import from_tiktoken, from_vocab_and_merges
 from .protobuf import SentencePiece, read_sentencepiece
-from .sentencepiece import Spaces, from_sentencepiece
+from .sentencepiece import BROKEN, Spaces, from_sentencepiece, whole_characters
 
 FILES = "tokenizer.json, vocab.json + merges.txt, qwen.tiktoken or tokenizer.model"
 _TIKTOKEN = "qwen.tiktoken"
@@ -36,6 +36,14 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TokenizerError(f"{path}: wanted a JSON object, got {type(value).__name__}")
     return value
+
+
+def read_settings(folder: Path, file: str = "") -> dict[str, Any]:
+    """What special_tokens_map.json and, before it, tokenizer_config.json say; where they say nothing, what that means
+    for the `file` a tokenizer is read from.
+    """
+    said = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
+    return {**_DEFAULTS.get(file, {}), **{key: value for key, value in said.items() if value is not None}}
 
 
 def _added(folder: Path, settings: Mapping[str, Any]) -> dict[int, AddedToken]:
@@ -56,9 +64,9 @@ def _added(folder: Path, settings: Mapping[str, Any]) -> dict[int, AddedToken]:
 
 def _named(settings: Mapping[str, Any]) -> Iterator[str]:
     """Texts of the tokens that the settings call special by a name of their own."""
-    listed = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
+    listed = settings.get("additional_special_tokens") or settings.get("extra_special_tokens")
     values = [value for key, value in settings.items() if key.endswith("_token")]
-    values += listed.values() if isinstance(listed, dict) else listed
+    values += listed.values() if isinstance(listed, dict) else listed if isinstance(listed, list) else []
     for value in values:
         text = value.get("content") if isinstance(value, dict) else value
         if isinstance(text, str) and text:
@@ -107,7 +115,7 @@ class Tokenizer:
 
     def __init__(self, folder: Path) -> None:
         try:
-            settings = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
+            settings = read_settings(folder)
             added = _added(folder, settings)
             self._backend, self.file, model = _open(folder, settings, added)
             config, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
@@ -117,8 +125,9 @@ class Tokenizer:
             raise
         # The tokenizers library raises a bare Exception for every broken file.
         except Exception as error:
-            raise TokenizerError(f"{folder}: the tokenizer cannot be read: {error}") from error
-        settings = {**_DEFAULTS.get(self.file, {}), **{k: v for k, v in settings.items() if v is not None}}
+            why = " ".join(str(error).split())[:200]
+            raise TokenizerError(f"{folder}: the tokenizer cannot be read: {why}") from error
+        settings = {**_DEFAULTS.get(self.file, {}), **settings}
         self._backend.no_padding()
         self._backend.no_truncation()
         self._spaces = Spaces(model, behind_control=settings.get("legacy") is True)
@@ -136,7 +145,7 @@ class Tokenizer:
         ends = {self.eos_id} if self.eos_id is not None else set()
         for source in (config, generation):
             value = source.get("eos_token_id")
-            ends.update(value if isinstance(value, list) else [value] if isinstance(value, int) else [])
+            ends.update(id_ for id_ in (value if isinstance(value, list) else [value]) if isinstance(id_, int))
         self.eos_ids: tuple[int, ...] = tuple(sorted(ends))
         around = self._backend.encode("a", add_special_tokens=True).ids
         # What tokenizer.json puts around a text the settings may turn off; elsewhere they alone say.
@@ -157,7 +166,7 @@ class Tokenizer:
         for id_, token in added.items():
             if backend.token_to_id(token.content) != id_:
                 raise TokenizerError(
-                    f"{folder}: token {short(token.content)} should have the id {id_}, "
+                    f"{folder}: token {short(token.content)} should have the id {short(id_)}, "
                     f"got {backend.token_to_id(token.content)}; {self.file} is of another model"
                 )
         known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
@@ -181,6 +190,16 @@ class Tokenizer:
         """Finds the tokens of `special_ids` in a text, the longest where several begin."""
         names = sorted(map(re.escape, self.special_ids()), key=len, reverse=True)
         return re.compile(f"({'|'.join(names) or '(?!)'})")
+
+    @functools.cached_property
+    def markup(self) -> re.Pattern[str]:
+        """Finds what has no place in a message: control tokens, and added tokens in brackets, as <think> is. Other
+        added tokens are letters and words.
+        """
+        added = self._backend.get_added_tokens_decoder().values()
+        names = [re.escape(token.content) for token in added
+                 if token.special or re.fullmatch(r"<.+>|\[.+\]", token.content, re.DOTALL)]
+        return re.compile("|".join(sorted(names, key=len, reverse=True)) or "(?!)")
 
     def _prepare(self, text: str, *, control: bool = False) -> str:
         """What the backend reads. TokenizerError for half a character, which only damaged text has."""
@@ -224,8 +243,26 @@ class Tokenizer:
         ]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """The text of ids."""
-        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        """The text of ids; each byte piece that is part of no character is a replacement character."""
+        text = self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        if BROKEN not in text or not self._byte_pieces:
+            return text
+        # The backend gives up a whole run of byte pieces for one that is broken.
+        left_out = self._control_ids if skip_special else ()
+        names = [name for id_ in ids if id_ not in left_out and (name := self._backend.id_to_token(id_)) is not None]
+        return self._backend.decoder.decode(whole_characters(names))
+
+    @functools.cached_property
+    def _byte_pieces(self) -> bool:
+        """Whether pieces stand for bytes of characters that have none of their own."""
+        letter = self._backend.token_to_id("<0x41>")
+        return letter is not None and self._backend.decode([letter], skip_special_tokens=False) == "A"
+
+    @functools.cached_property
+    def _control_ids(self) -> frozenset[int]:
+        return frozenset(
+            id_ for id_, token in self._backend.get_added_tokens_decoder().items() if token.special
+        )
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its name in the vocabulary, or None."""
