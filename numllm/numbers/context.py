@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .core import Core
+from .core import MANY, Core
 from .letters import before_letters
 from .measures import Measure, per_at
 from .number import Number, make
@@ -95,7 +95,7 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
             variable = False
             kind = "other"
     elif core.lone and unit.grade < 3:
-        variable = unit.grade >= 2
+        variable = unit.grade >= 2 or text[core.end] in MANY  # 十来个
     return make(text, start, end, value, name, kind, variable)
 
 
@@ -109,7 +109,14 @@ _CURRENCY_WORD = re.compile("(?:港币|美金|新?台币)\\Z")
 _MONEY_WORD = re.compile("(?:人民币|港币|美金)\\Z")  # 人民币500万
 _LATIN_BEFORE = re.compile("[A-Za-z]")
 _STATED = re.compile(r"(?:[^作视认划分称级]为|等于|[升降增减]至|[^到可录]达)\s?\$?\Z")
-_SETTLEMENT = re.compile(r"(?<![A-Za-z0-9])[TD]\s?\+\Z")  # T+0
+_MONTH = re.compile(r"((?:19|20)[0-9]{2})\.(0?[1-9]|1[0-2])")
+_MONTH_FROM = re.compile(
+    r"(?:[自从]|截[至止]|(?<![升降增减涨跌收大小高低等])[至到于]|(?:日期|时间)[:：为是]?"
+    r"|(?:19|20)[0-9]{2}\.[0-9]{1,2}\s?[-–—~～])\s?\Z"
+)
+_MONTH_TO = re.compile(r"\s?(?:起|止|以?[前后]|[-–—~～至到]\s?(?:(?:19|20)[0-9]{2}\.[0-9]{1,2}(?![0-9])|今))")
+_DIVIDEND = re.compile("[0-9股][送转增配派]{1,2}\\Z")  # 10送3转2
+_SETTLEMENT = re.compile(r"(?<![A-Za-z0-9])[TDN]\s?\+\Z")  # T+0, N+3
 
 
 def _currency_word(text: str, start: int) -> str:
@@ -153,6 +160,8 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         return label
     if n and n.isascii() and (n.isalpha() or n == "_"):
         return before_letters(text, core, p, raw)
+    if not digits and 6 <= j - start <= 7 and core.style == "a" and (dated := _month_at(text, start, j, left)) is not None:
+        return dated
     whole = len(text) - (j - start) <= 16 and text.strip() == raw
     after = text[j + 1 : j + 2] if n and n in SPACE else n
     before = left[-2:-1] if p and p in SPACE else p
@@ -179,9 +188,18 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         return make(text, start, j, value, "", "other", True)
     stated = (not after or after in "，。；、,;)）$和与") and _STATED.search(text, max(0, start - 3), start) is not None
     operated = operated or stated or (p == "{" and left.endswith(("frac{", "}{")))  # stated: 180天以上为0
+    operated = operated or (bool(p) and p in "送转增配派" and _DIVIDEND.search(left) is not None)
     if p == "+" and _SETTLEMENT.search(left) is not None:
         operated = False
     return make(text, start, j, value, "", "other", bool(operated) and value != "1")
+
+
+def _month_at(text: str, start: int, end: int, left: str) -> tuple[Number, int] | None:
+    """`自2024.3起`: a month of a year where the words beside it say that it is a date."""
+    month = _MONTH.fullmatch(text, start, end)
+    if month is None or (_MONTH_FROM.search(left) is None and _MONTH_TO.match(text, end) is None):
+        return None
+    return make(text, start, end, f"{month.group(1)}-{month.group(2):0>2}", "", "date", False)
 
 
 def with_ordinal_words(text: str, start: int, end: int) -> tuple[int, int]:
