@@ -15,7 +15,7 @@ from .patterns import CALENDAR, CN_RUN, MARK_BEFORE
 from .reading import chinese_at
 from .shapes import iso_date, try_range
 from .spoken import SPOKEN, try_spoken
-from .units import NOT_BEFORE
+from .units import NOT_BEFORE, Unit
 
 __all__ = ["read_chinese", "read_formal", "read_half"]
 
@@ -187,6 +187,8 @@ def _approximate(text: str, i: int, numeral: str) -> tuple[Number, int] | None:
     end = i + len(numeral)
     core = Core(i, end, str(low), 0, False, "c", False, False, "")
     measure = measure_at(text, core)
+    if measure is None and numeral[-1] in "万亿":
+        measure = Measure(end, Unit("other", "", 0, 1))
     if measure is None or measure.unit.grade == 0 or measure.add is not None:
         return None
     unit = measure.unit

@@ -45,6 +45,8 @@ def _before(text: str, i: int, floor: int) -> tuple[int, bool, str]:
             q = text[start - 2] if start > 1 else ""
             r = text[start - 3] if start > 2 and q in " \t" else q
             closed = r.isascii() and (r.isalnum() or r in ")]}%'\"")
+            if text[i : i + 2].isdigit() and text[i] == "0":  # 记-0035
+                break
             if (r and (closed or r in "０１２３４５６７８９％）］元年月日股-—–−×")) or start - 1 < floor:
                 break
             start, negative = start - 1, True

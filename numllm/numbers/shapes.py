@@ -183,6 +183,8 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
             value = text[i : dotted.end()].translate(FOLD)
             return make(text, i, dotted.end(), value, "", "identifier", False)
     elif n in "时点 ":
+        if n == " " and j - i == 3 and text[i] == "1" and (phone := _PHONE.match(text, i)) is not None:  # 138 0013 8000
+            return make(text, i, phone.end(), phone.group(), "", "identifier", False)
         clock = _CLOCK.match(text, i)
         if clock is not None and clock.group(2) is None:  # 当Q=10时, 下调14点: no time of day
             no_clock = MOVED if n == "点" else _NO_CLOCK
@@ -274,6 +276,9 @@ def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, i
         first, second = second, first
     if Decimal(first) >= Decimal(second):
         return None
+    if measure is not None and unit.kind != "rate" and not dash and Decimal(second) > 5 * Decimal(first):
+        if MOVED.search(text, max(0, core.start - 3), core.start) is not None:  # 上涨20元至850元
+            return None
     lone = core.lone and other.lone and unit.grade < 2
     kind, name = unit.kind, unit.name
     if kind == "amount":
