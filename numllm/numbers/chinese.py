@@ -15,7 +15,7 @@ from .patterns import CALENDAR, CN_RUN, MARK_BEFORE
 from .reading import chinese_at
 from .shapes import iso_date, try_range
 from .spoken import SPOKEN, try_spoken
-from .units import NOT_BEFORE
+from .units import NOT_BEFORE, Unit
 
 __all__ = ["read_chinese", "read_formal", "read_half"]
 
@@ -24,6 +24,7 @@ _FORMAL_MONEY = re.compile(
     rf"(?P<whole>[{FORMAL}零万亿]{{1,64}})(?:人民币)?[元圆](?:零?(?P<jiao>[壹贰叁肆伍陆柒捌玖])角)?"
     rf"(?:零?(?P<fen>[壹贰叁肆伍陆柒捌玖])分)?[整正]?"
 )
+_FORMAL_COINS = re.compile("([壹贰叁肆伍陆柒捌玖])角(?:([壹贰叁肆伍陆柒捌玖])分)?[整正]?")
 _CN_DATE = re.compile(
     f"(?:(?P<y>[{CALENDAR}0０Ｏ]{{4}})年(?:(?P<ym>[一二三四五六七八九十]{{1,3}})月(?:(?P<yd>[一二三四五六七八九十]{{1,3}})[日号])?)?"
     f"|(?P<m>[一二三四五六七八九十]{{1,2}})月(?:份|(?P<d>[一二三四五六七八九十]{{1,3}})[日号])?)"
@@ -32,6 +33,7 @@ _FORMAL_DATE = re.compile(
     "(?P<y>[零〇壹贰叁肆伍陆柒捌玖]{4})年(?:(?P<ym>零?[壹贰叁肆伍陆柒捌玖拾]{1,3})月(?:(?P<yd>零?[壹贰叁肆伍陆柒捌玖拾]{1,3})日)?)?"
     "(?P<m>)(?P<d>)"
 )
+_PAIR = re.compile("(?=一两|两三|二三|三四|三五|四五|五六|六七|七八|八九|一二[十百千万])")  # 七八成, 一二十人
 _SPOKEN_RATIO = re.compile(
     "([一二三四五六七八九十百]{1,4})比([一二三四五六七八九十百]{1,4})(?![万千亿]|点[零一二三四五六七八九])"
 )
@@ -68,6 +70,10 @@ def read_formal(text: str, i: int) -> tuple[Number | None, int]:
                 cents += worth * DIGITS[digit]
         kind, unit = price_before(text, i, "CNY")
         return make(text, i, money.end(), exact_decimal(Fraction(cents, 100)), unit, kind, True)
+    if (coins := _FORMAL_COINS.match(text, i)) is not None:  # 肆角伍分
+        jiao, fen = coins.groups()
+        cents = 10 * DIGITS[jiao] + (DIGITS[fen] if fen else 0)
+        return make(text, i, coins.end(), exact_decimal(Fraction(cents, 100)), "CNY", "amount", True)
     run = _FORMAL_RUN.match(text, i)
     assert run is not None
     value = chinese_to_int(run.group())
@@ -116,7 +122,7 @@ def read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
         return None, j + 1
     core = chinese_at(text, i, floor)
     if core is None:
-        return None, j
+        return _approximate(text, i, run.group()) or (None, j)
     if n == "比" and (ratio := _SPOKEN_RATIO.match(text, i)) is not None:
         return _spoken_ratio(text, ratio)
     if n == "又" and (whole := chinese_to_int(run.group())) is not None:
@@ -142,7 +148,7 @@ def read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
             return make(text, core.start, core.end, core.value(), "", "other", True)
         if core.lone or not any(c in TENS or c in "万亿" for c in run.group()[1:]):
             return None, max(core.end, i + 1)
-        return make(text, core.start, core.end, core.value(), "", "other", any(c in "万亿" for c in run.group()))
+        return make(text, core.start, core.end, core.value(), "", "other", any(c in "百千万亿" for c in run.group()))
     if core.lone and core.digits == "1":
         grade = measure.unit.grade
         counted = grade == 2 and (
@@ -167,6 +173,28 @@ def _share_range(text: str, core: Core, whole: str) -> tuple[Number, int] | None
     if "/" in low or Fraction(low) >= Fraction(high) or text[top.end : top.end + 1] in ("分", "日", "月"):
         return None
     return Number(text[core.start : top.end], core.start, top.end, low, "1", "rate", True, low, high), top.end
+
+
+def _approximate(text: str, i: int, numeral: str) -> tuple[Number, int] | None:
+    """七八成, 三五天, 两三万元, 二十七八岁: two digits side by side name a range from the one to the other."""
+    pairs = list(_PAIR.finditer(numeral))
+    if len(pairs) != 1:
+        return None
+    k = pairs[0].start()
+    low, high = chinese_to_int(numeral[: k + 1] + numeral[k + 2 :]), chinese_to_int(numeral[:k] + numeral[k + 1 :])
+    if low is None or high is None:
+        return None
+    end = i + len(numeral)
+    core = Core(i, end, str(low), 0, False, "c", False, False, "")
+    measure = measure_at(text, core)
+    if measure is None and numeral[-1] in "万亿":
+        measure = Measure(end, Unit("other", "", 0, 1))
+    if measure is None or measure.unit.grade == 0 or measure.add is not None:
+        return None
+    unit = measure.unit
+    first, second = core.value(unit.shift), core._replace(digits=str(high)).value(unit.shift)
+    kind, name = price_before(text, i, unit.name) if unit.kind == "amount" else (unit.kind, unit.name)
+    return Number(text[i : measure.end], i, measure.end, first, name, kind, True, first, second), measure.end
 
 
 def _spoken_ratio(text: str, match: re.Match[str]) -> tuple[Number | None, int]:

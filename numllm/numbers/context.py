@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .core import Core
+from .core import MANY, Core
 from .letters import before_letters
 from .measures import Measure, per_at
 from .number import Number, make
@@ -25,7 +25,7 @@ _LABEL = re.compile(
 )
 _IDENTIFIER_CUE = re.compile(
     r"(?:电话|传真|帐号|账号|卡号|账户|帐户|编号|编码|代码|号码|邮编|ISBN|ISSN|证号|文号|科目|ID|单号|信箱|QQ|版本|KB|凭证|"
-    r"批号|序号|端口|主科目|热线|分机|验证码|(?:[0-9]|传真|电话)转)[\s:：为是（(“\"*-]{0,4}(?:[A-Z]{1,6}-)?\Z"
+    r"批号|序号|端口|主科目|热线|分机|验证码|(?:[0-9]{3}|传真|电话)转)[\s:：为是（(“\"*-]{0,4}(?:[A-Z]{1,6}-)?\Z"
 )
 _CUE = re.compile(  # the last cue decides: 边际消费倾向 is a rate
     r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|(?:现值|获利|盈利)指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|(?<!协)方差|(?<![同环相对])比(?=[约分]?[为是达：:=＝]|\Z))|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
@@ -46,6 +46,11 @@ _NUMBERED_THING = re.compile(r"[\u4e00-\u9fff]号[:：\s]{0,2}\Z")
 _SECTION_TITLE = re.compile("[.．][ \u3000]?[A-Za-z\u4e00-\u9fff★]")  # 1.2. 国民收入
 _GROUPS = re.compile("(?: [0-9]{4}){2,5}(?: [0-9]{1,3})?(?![0-9])")  # 6228 4800 1234 5678 901
 _PART = re.compile("-[0-9]{1,3}(?![0-9])")  # ISO 14064-1
+_SOFTWARE = re.compile(  # Python 3.11
+    "(?:Python|Windows|Office|Excel|Word|Java|Android|iOS|HarmonyOS|Linux|Ubuntu|Stata|SPSS|Matlab|MATLAB|EViews|Oracle|MySQL"
+    "|HTTP|TLS|SAP|GPT|ChatGPT|Basel|Web|Wi-Fi|USB) ?\\Z"
+)
+_HYPHENATED = re.compile("[A-Za-z]{2,}-\\Z")  # GPT-3.5
 _ACRONYM = re.compile(r"(?<![A-Za-z])[A-Z]{2,6} \Z")
 _LINE_START = re.compile(r"(?:^|\n)[\s>#*|\-【\[\ufeff]{0,8}\Z")
 _DAYS_AFTER = re.compile(
@@ -53,7 +58,7 @@ _DAYS_AFTER = re.compile(
     r"|年化|均线|移动平均|滚动|通知存款|逆回购|理财|[犹冷宽等]|无理由|线(?![上下]))"
 )
 _DAYS_BEFORE = re.compile(
-    r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过逾达近约隔]|[大小少多低高短长]于|至少|不足|提前|免赔|最长|为期|期限为|[算按]|每隔)\Z"
+    r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过逾达近约隔]|[大小少多低高短长]于|至少|不足|提前|延长|顺延|宽限|展期|缩短|免赔|最长|为期|期限为|[算按]|每隔)\Z"
 )
 _MONTH_BEFORE = re.compile(r"(?:月|每月|次月|月的?)\Z")
 _TEX_OPERATOR = re.compile(r"\\(?:times|div|cdot|approx|pm|[lg]eq?)(?![a-z])")
@@ -71,6 +76,8 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
         value = exact_decimal(whole - measure.add if core.negative else whole + measure.add)
     if name == "year" and text[start - 2 : start] == "民国":
         return make(text, start, end, str(1911 + int(core.digits)), "", "date", False)
+    if name == "起" and (dated := _month_at(text, start, core.end, text[max(0, start - 14) : start])) is not None:
+        return dated
     if name == "起" and (core.scaled or _COUNTED_CASES.match(text, end) is None):  # 总价100万起 counts no cases
         return make(text, start, core.end, value, "", "other", core.scaled or core.exponent < 0)
     if unit.grade == 0:
@@ -95,21 +102,28 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
             variable = False
             kind = "other"
     elif core.lone and unit.grade < 3:
-        variable = unit.grade >= 2
+        variable = unit.grade >= 2 or text[core.end] in MANY  # 十来个
     return make(text, start, end, value, name, kind, variable)
 
 
 _COUNTED_CASES = re.compile("[\u4e00-\u9fff]{0,8}(?:案|事|诉|并购|投|交易|违|件|纠纷|重组|收购|融资|罚|其中|，其|。)")
 _COUNTABLE = "章节页款集回卷级"
 _COUNT_CUE = re.compile(
-    "(?:共有?|合?计|约|逾|超过?|达|仅|推出|上线|发布|涵盖|代销|在售|新增|多达|至少|不[少多]于|全[书文套]有?)\\Z"
+    "(?:共有?|合?计|分[为成]|约|逾|超过?|达|仅|推出|上线|发布|涵盖|代销|在售|新增|多达|至少|不[少多]于|全[书文套]有?)\\Z"
 )
 _COUNT_NOUN = re.compile("款(?:产品|理财|基金|保险|车型|新品|新车|手机|游戏|软件|App|APP)")
 _CURRENCY_WORD = re.compile("(?:港币|美金|新?台币)\\Z")
 _MONEY_WORD = re.compile("(?:人民币|港币|美金)\\Z")  # 人民币500万
 _LATIN_BEFORE = re.compile("[A-Za-z]")
 _STATED = re.compile(r"(?:[^作视认划分称级]为|等于|[升降增减]至|[^到可录]达)\s?\$?\Z")
-_SETTLEMENT = re.compile(r"(?<![A-Za-z0-9])[TD]\s?\+\Z")  # T+0
+_MONTH = re.compile(r"((?:19|20)[0-9]{2})\.(0?[1-9]|1[0-2])")
+_MONTH_FROM = re.compile(
+    r"(?:[自从]|截[至止]|(?<![升降增减涨跌收大小高低等])[至到于]|(?:日期|时间)[:：为是]?"
+    r"|(?:19|20)[0-9]{2}\.[0-9]{1,2}\s?[-–—~～])\s?\Z"
+)
+_MONTH_TO = re.compile(r"\s?(?:起|止|以?[前后]|[-–—~～至到]\s?(?:(?:19|20)[0-9]{2}\.[0-9]{1,2}(?![0-9])|今))")
+_DIVIDEND = re.compile("[0-9股][送转增配派]{1,2}\\Z")  # 10送3转2
+_SETTLEMENT = re.compile(r"(?<![A-Za-z0-9])[TDN]\s?\+\Z")  # T+0, N+3
 
 
 def _currency_word(text: str, start: int) -> str:
@@ -153,6 +167,8 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         return label
     if n and n.isascii() and (n.isalpha() or n == "_"):
         return before_letters(text, core, p, raw)
+    if not digits and 6 <= j - start <= 7 and core.style == "a" and (dated := _month_at(text, start, j, left)) is not None:
+        return dated
     whole = len(text) - (j - start) <= 16 and text.strip() == raw
     after = text[j + 1 : j + 2] if n and n in SPACE else n
     before = left[-2:-1] if p and p in SPACE else p
@@ -179,9 +195,18 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         return make(text, start, j, value, "", "other", True)
     stated = (not after or after in "，。；、,;)）$和与") and _STATED.search(text, max(0, start - 3), start) is not None
     operated = operated or stated or (p == "{" and left.endswith(("frac{", "}{")))  # stated: 180天以上为0
+    operated = operated or (bool(p) and p in "送转增配派" and _DIVIDEND.search(left) is not None)
     if p == "+" and _SETTLEMENT.search(left) is not None:
         operated = False
     return make(text, start, j, value, "", "other", bool(operated) and value != "1")
+
+
+def _month_at(text: str, start: int, end: int, left: str) -> tuple[Number, int] | None:
+    """`自2024.3起`: a month of a year where the words beside it say that it is a date."""
+    month = _MONTH.fullmatch(text, start, end)
+    if month is None or (_MONTH_FROM.search(left) is None and _MONTH_TO.match(text, end) is None):
+        return None
+    return make(text, start, end, f"{month.group(1)}-{month.group(2):0>2}", "", "date", False)
 
 
 def with_ordinal_words(text: str, start: int, end: int) -> tuple[int, int]:
@@ -227,6 +252,10 @@ def label_at(text: str, core: Core, left: str, raw: str, digits: bool) -> tuple[
         tail = _GROUPS.match(text, j) or DOTTED.match(text, j) or WORD_TAIL.match(text, j)
         end = tail.end() if tail is not None else j
         return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)
+    if left[-1:] == "-" and "." in raw and _HYPHENATED.search(left) is not None:
+        return make(text, start, j, raw.translate(FOLD), "", "identifier", False)
+    if left[-1:] == " " and left[-2:-1].isalpha() and left[-2:-1].isascii() and _SOFTWARE.search(left) is not None:
+        return make(text, start, j, raw.translate(FOLD), "", "identifier", False)
     if digits and 2 <= len(raw) <= 4 and not (n.isascii() and n.isalpha()):
         if _INDEX_NAME.search(left) is not None or text.startswith("合约", j):
             return make(text, start, j, core.value(), "", "identifier", False)

@@ -17,9 +17,9 @@ from .chinese import read_chinese, read_formal, read_half
 from .context import bare_number, label_at, with_unit
 from .core import Core, magnitude_at
 from .letters import in_address, read_index
-from .measures import measure_at
+from .measures import RATIO_MEASURE, Measure, measure_at
 from .number import Number, make
-from .numerals import CN, FOLD, FORMAL, D, exact_decimal
+from .numerals import CN, FOLD, FORMAL, VULGAR, D, exact_decimal
 from .ordinals import read_ordinal
 from .patterns import AFTER_ONE, ARABIC, WORD_TAIL
 from .reading import arabic_at
@@ -31,10 +31,12 @@ __all__ = ["find_numbers"]
 
 _CIRCLED = {chr(base + i): i + 1 for base in (0x2460, 0x2474, 0x2488) for i in range(20)}
 _CIRCLED |= {chr(0x3220 + i): i + 1 for i in range(10)}
-_SEED = re.compile(rf"[<{D}{CN}{FORMAL}半①-⒛㈠-㈩](?!(?<=一)(?<!第一)[^{AFTER_ONE}])")
+_SEED = re.compile(rf"[<{D}{CN}{FORMAL}半①-⒛㈠-㈩¼-¾⅓-⅞](?!(?<=一)(?<!第一)[^{AFTER_ONE}])")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,4000}>")
 _CLINGING = frozenset("第_^\\@#{%=&/-.?−" + string.ascii_letters)
+_AREA_PHONE = re.compile(r"[(（]0[0-9]{2,3}[)）][- ]?[0-9]{7,8}(?![0-9])")  # (0755)82943100
 _EQUALS = re.compile(r"(?:[$=≈]|\\approx)\s?\Z")  # $3.5$亿元, $P=30$元, but not $T+1$年
+_SHARED = re.compile(r"(?:[/／][0-9]{1,9}(?:\.[0-9]{1,6})?){0,4}[/／](?P<last>[0-9]{1,9}(?:\.[0-9]{1,6})?)(?![0-9./／])")
 _PER_MANY = re.compile(r"(?P<many>10{1,3})万分之(?P<top>[0-9]{1,9}(?:\.[0-9]{1,9})?)")  # 10万分之3
 _PER_TEN_THOUSAND = re.compile("(?:(?:佣金|费率?|税率?|利率)[^，。；0-9]{0,4}|按)万\\Z")  # 佣金按万2.5收取
 
@@ -65,6 +67,8 @@ def find_numbers(text: str) -> list[Number]:
             continue
         elif c == "半":
             number, position = read_half(text, i)
+        elif c in VULGAR:
+            number, position = _read_vulgar(text, i)
         elif c in FORMAL:
             number, position = read_formal(text, i)
         else:
@@ -83,6 +87,8 @@ def find_numbers(text: str) -> list[Number]:
 
 def _in_list(text: str, last: Number, number: Number) -> Number:
     """A number that goes on from the one before it: 第五十条、五十一条 are ordinals, 弹性为0.3与0.7 are rates."""
+    if text[last.end] in "/／" and last.kind == "price" and f"{number.unit}/" in last.unit:  # 每股收益0.5/0.6元
+        return replace(number, unit=last.unit, kind="price") if number.kind == "amount" else number
     if text[last.end] not in "、和与至或及到,，":
         return number
     if number.kind == "count" and last.kind == "ordinal" and last.text[-1] == number.text[-1]:
@@ -127,12 +133,30 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     if ranged is not None:
         return ranged
     if measure is None:
+        if n and n in "/／" and (shared := _SHARED.match(text, j)) is not None:
+            return _read_shared(text, core, shared) or bare_number(text, core, floor)
         return bare_number(text, core, floor)
     if measure.unit.grade == 1 and not core.scaled and j - i <= 3:
         label = label_at(text, core, text[max(0, i - 14) : i], text[i:j], text[i:j].isdigit())
         if label is not None:
             return label
     return with_unit(text, core, measure)
+
+
+def _read_shared(text: str, core: Core, match: re.Match[str]) -> tuple[Number, int] | None:
+    """`5.6/7.2亿元`: the unit of the last number is the first one's too."""
+    last = arabic_at(text, match.start("last"), match.start("last"))
+    measure = measure_at(text, last)
+    if measure is None or measure.unit.kind not in ("amount", "rate", "price") or core.currency or core.scaled:
+        return None
+    _, power = magnitude_at(text, match.end())
+    return with_unit(text, core._replace(exponent=core.exponent + power), Measure(core.end, measure.unit))
+
+
+def _read_vulgar(text: str, i: int) -> tuple[Number, int]:
+    """½年, ¾: a share where no unit stands behind it."""
+    core = Core(i, i + 1, "", 0, False, "a", False, True, "", Fraction(*VULGAR[text[i]]))
+    return with_unit(text, core, measure_at(text, core) or RATIO_MEASURE._replace(end=i + 1))
 
 
 def _read_clinging(text: str, i: int, floor: int, p: str) -> tuple[Number | None, int] | None:
@@ -158,6 +182,8 @@ def _read_clinging(text: str, i: int, floor: int, p: str) -> tuple[Number | None
 def _read_enclosed(text: str, core: Core) -> tuple[Number, int] | None:
     """`(12,345.67)万元`, a negative of the accountant, and `$3.5$亿元`: the unit stands behind the closing sign."""
     i, j = core.start, core.end
+    if text[i] == "0" and (phone := _AREA_PHONE.match(text, i - 1)) is not None:
+        return make(text, i - 1, phone.end(), phone.group().translate(FOLD), "", "identifier", False)
     negative = text[j] != "$"
     if negative and (text[i - 1] not in "(（" or ("." not in text[i:j] and j - i < 3)):
         return None

@@ -17,6 +17,7 @@ _PARTS = re.compile(r"(?:\.[0-9]{1,3})+(?=\s?[条款项章节])")  # 第14.1.2�
 _WORDS = "章节条款项编部分类种个次期年季步号页回届位名卷阶层轮批方代集题组段句行列点级"
 _WORDS += "件版讲课篇册辑套家笔张只天周日月排档"
 _PAIRS = ("季度", "部分", "分编", "分册", "单元", "顺位", "梯队", "财季")
+_FIRST = ("创业", "财经", "医药", "太平", "时间", "手资", "手数", "手信", "桶金", "线", "要务", "生产力", "印象", "反应")  # names, idioms
 _NO_WORD = {"部": "门委", "周": "期", "天": "然", "家": "庭", "课": "堂", "套": "期", "日": "元", "单": "元"}
 
 
@@ -45,6 +46,8 @@ def read_ordinal(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     elif (tail := _TO_CHINESE.match(text, j)) is not None:
         j = tail.end()
     if text[j : j + 1] in tuple("方者") or text[j - 1 : j + 1] == "三人":  # 第三方, 第三者, 第三人
+        return None, j
+    if value == "1" and text[i] == "一" and text.startswith(_FIRST, j):
         return None, j
     word = j + 1 if text[j : j + 1] in SPACE and text[j : j + 1] else j
     if text.startswith(_PAIRS, word):

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from .core import MANY, Core, magnitude_at
 from .measures import unit_at
-from .numerals import DIGITS, FOLD, chinese_to_int, exact_decimal
+from .numerals import DIGITS, FOLD, VULGAR, chinese_to_int, exact_decimal
 from .patterns import ARABIC, CN_RUN
 from .units import CODES, MAGNITUDES, SIGNS, SPACE, UNITS
 
@@ -29,7 +29,7 @@ _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _HUNDRED_MILLIONS = re.compile("个[多余]?亿")  # 1.5个亿
 
 
-_FOLLOWS = frozenset("十百千万亿×✕*\\个，kKmMbBtT" + MANY)
+_FOLLOWS = frozenset("十百千万亿×✕*\\个，kKmMbBtT" + MANY).union(VULGAR)
 _GAPS = frozenset(SPACE)
 _LEADS = frozenset("-−－﹣–负").union((sign[-1] for sign in SIGNS), (code[-1] for code in CODES))
 
@@ -45,6 +45,8 @@ def _before(text: str, i: int, floor: int) -> tuple[int, bool, str]:
             q = text[start - 2] if start > 1 else ""
             r = text[start - 3] if start > 2 and q in " \t" else q
             closed = r.isascii() and (r.isalnum() or r in ")]}%'\"")
+            if text[i : i + 2].isdigit() and text[i] == "0":  # 记-0035
+                break
             if (r and (closed or r in "０１２３４５６７８９％）］元年月日股-—–−×")) or start - 1 < floor:
                 break
             start, negative = start - 1, True
@@ -133,6 +135,9 @@ def _follow(text: str, i: int, core: Core) -> Core:
     j, digits, exponent = core.end, core.digits, core.exponent
     scaled = False
     c = text[j]
+    if c in VULGAR and exponent == 0:  # 1½
+        value = int(digits) + Fraction(*VULGAR[c])
+        return core._replace(end=j + 1, scaled=True, fraction=-value if core.negative else value)
     if c == "，" and exponent == 0 and j - i <= 3 and (groups := _WIDE_COMMA.match(text, j)) is not None:  # 1，000元
         whole, _, rest = groups.group().replace("，", "").partition(".")
         j, digits, exponent = groups.end(), digits + whole + rest, -len(rest)

@@ -61,7 +61,7 @@ _SPAN_AFTER = re.compile("[（(]?不?含|以?之?内|收取|的?期限?|赎回|�
 _CURRENCY_SIGN = re.compile("(?:US|HK|NT|[ACS])?[$¥￥€£]|RMB|USD|HKD|EUR")
 _ISSUE = re.compile(r"\s?第\s?[0-9０-９]{1,6}\s?号")
 _BRACKET_ISSUE = re.compile(
-    r"[〕\]］)）】]\s?(?:(?:第\s?)?[A-Z]{0,4}[0-9０-９]{1,14}(?:-[0-9]{1,3})?\s?号|"
+    r"\\?[〕\]］)）】]\s?(?:(?:第\s?)?[A-Z]{0,4}[0-9０-９]{1,14}(?:-[0-9]{1,3})?\s?号|"
     r"[\u4e00-\u9fff0-9]{1,14}(?:[民刑行商知][初终再申监辖特]|执[恢异保]?|[破仲刑民行商]|"
     r"字)第?[0-9]{1,7}(?:-[0-9]{1,3})?号)"  # （2023）京01民初123号
 )
@@ -119,11 +119,12 @@ def try_date(text: str, i: int, j: int, n: str) -> tuple[Number, int] | None:
         if fiscal is not None and int(fiscal.group("z")) == (int(fiscal.group("y")) + 1) % 100:
             return make(text, i, fiscal.end(), fiscal.group("y"), "", "date", False)
         match = _ISO_DATE.match(text, i)
-    elif j - i == 4 and n in "〕]］)）】" and text[i - 1 : i] in tuple("〔[［(（【"):
+    elif j - i == 4 and n in "〕]］)）】\\" and text[i - 1 : i] in tuple("〔[［(（【"):
         issue = _BRACKET_ISSUE.match(text, j)
         if issue is not None:
-            span = text[i - 1 : issue.end()].translate(FOLD)
-            return make(text, i - 1, issue.end(), span, "", "identifier", False)
+            start = i - 2 if text[i - 2 : i - 1] == n == "\\" else i - 1  # \[2017\]7号
+            span = text[start : issue.end()].translate(FOLD)
+            return make(text, start, issue.end(), span, "", "identifier", False)
     return _dated(text, match) if match is not None else None
 
 
@@ -182,6 +183,8 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
             value = text[i : dotted.end()].translate(FOLD)
             return make(text, i, dotted.end(), value, "", "identifier", False)
     elif n in "时点 ":
+        if n == " " and j - i == 3 and text[i] == "1" and (phone := _PHONE.match(text, i)) is not None:  # 138 0013 8000
+            return make(text, i, phone.end(), phone.group(), "", "identifier", False)
         clock = _CLOCK.match(text, i)
         if clock is not None and clock.group(2) is None:  # 当Q=10时, 下调14点: no time of day
             no_clock = MOVED if n == "点" else _NO_CLOCK
@@ -273,6 +276,9 @@ def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, i
         first, second = second, first
     if Decimal(first) >= Decimal(second):
         return None
+    if measure is not None and unit.kind != "rate" and not dash and Decimal(second) > 5 * Decimal(first):
+        if MOVED.search(text, max(0, core.start - 3), core.start) is not None:  # 上涨20元至850元
+            return None
     lone = core.lone and other.lone and unit.grade < 2
     kind, name = unit.kind, unit.name
     if kind == "amount":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from typing import NamedTuple
 
 __all__ = ["CODES", "LONGEST", "MAGNITUDES", "NOT_BEFORE", "NOT_MAGNITUDE", "SIGNS", "SPACE", "UNITS", "Unit"]
@@ -59,7 +60,7 @@ _RATES = {
 _MEASURED = (
     "吨 公吨 万吨 公斤 千克 克 公里 千米 米 厘米 毫米 平方米 立方米 平方公里 亩 公顷 升 桶 盎司 千瓦时 千瓦 兆瓦 "
     "千伏安 蒲式耳 磅 英亩 英里 海里 人次 人月 工时 机器工时 人工工时 台时 工日 个工日 人日 人天 "
-    "标准箱 户次 车次 大卡 千卡 分贝 赫兹 "
+    "℃ 标准箱 户次 车次 大卡 千卡 分贝 赫兹 "
     "kg km mm cm ha g mg ml m² km² m³ ㎡ kW MW GW kWh MWh GWh TWh kVA MB GB TB GHz MHz Gbps Mbps TEU DWT"
 )
 _CONCRETE = "股 件 台 人 名 户 岁 辆 头 艘 架 栋 幢 手 份 张 公斤"
@@ -67,7 +68,7 @@ _ABSTRACT = (
     "个 项 种 类 次 家 位 组 批 期 笔 套 部 座 本 册 支 枚 间 步 轮 分 条 点 片 根 块 粒 箱 袋 瓶 盒 单位 只 篇 道 票 "
     "亿次 颗 副 幅 宗 场 门 层 天次 口 例 年级 起 处 单 档 席 班 株 题"
 )
-_NUMBERED = "号 章 节 级 页 楼 版 届 卷 世纪 代 年代 款 集 回 阶 号楼 号线 季度 ℃ 度 次方 元组"
+_NUMBERED = "号 章 节 级 页 楼 版 届 卷 世纪 代 年代 款 集 回 阶 号楼 号线 季度 度 次方 元组"
 # a unit word is none when one of these characters follows it
 NOT_BEFORE = {
     "元": "素件旦首老器宵勋月",
@@ -89,7 +90,7 @@ NOT_BEFORE = {
     "位": "于置数一",
     "票": "据面价房根子证款额贴息",
     "点": "击击率",
-    "条": "件款约例",
+    "条": "件款约例目",
     "分": "别为之析布录类红配部期成公行支摊",
     "期": "权货间限末初",
     "个": "人别体性",
@@ -140,6 +141,9 @@ NOT_BEFORE = {
 }
 
 
+_WIDE = {ord(c): ord(c) + 0xFEE0 for c in string.ascii_uppercase}  # ＵＳＤ
+
+
 class Unit(NamedTuple):
     """What a unit word says of its number."""
 
@@ -165,6 +169,7 @@ def _unit_table() -> dict[str, Unit]:
     table["公吨"] = Unit("count", "吨", 0, 3)
     for code, words in _CURRENCIES.items():
         add(words, "amount", code, 0, 3)
+        add(" ".join(word.translate(_WIDE) for word in words.split() if word.isascii()), "amount", code, 0, 3)
     for name, words in _DURATIONS.items():
         add(words, "duration", name, 0, 3)
     for shift, words in _RATES.items():
@@ -179,6 +184,7 @@ LONGEST: dict[str, int] = {}  # first character -> length of the longest unit wo
 for _word in UNITS:
     LONGEST[_word[0]] = max(LONGEST.get(_word[0], 0), len(_word))
 CODES = {word for words in _CURRENCIES.values() for word in words.split() if word.isascii()}
+CODES |= {word.translate(_WIDE) for word in CODES}
 SIGNS = {
     "¥": "CNY",
     "￥": "CNY",
