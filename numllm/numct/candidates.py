@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..numbers import Number
+from ..numbers import Number, find_numbers
 from .arithmetic import equation
 from .cheats import BLANK
 from .form import UNIT8, Form, Shape, read_form, significant, units8
@@ -42,6 +42,7 @@ _MAX_CONTEXT = 420
 _REACH, _MAX_REACH = 14, 800  # sentences, and their characters, in which the givens of an example are looked for
 _MOST_GIVENS = 14  # of their numbers that are tried, the nearest
 _ENDS = tuple("。！？；!?;")
+_TEXTS = 64  # sentences kept with their digits together, and headings with their numbers
 _Tells = Callable[[Sequence[Number], str], bool]
 """Whether the answer stands among numbers or in a text."""
 
@@ -176,10 +177,10 @@ def _candidate(
         tag = "derivable"
     elif is_given(text, number, digits, siblings, sentence.example):
         tag = "given"
-    told = _told(before, sentence, context, tells)
+    title = sentence.title if context and not tells(_title_numbers(sentence.title), sentence.title) else ""
     taken: set[int] = set()
     near: list[float] = []
-    for n in (*_numbers(before), *siblings):
+    for n in (*_title_numbers(title), *_numbers(before), *siblings):
         if not n.value.isdecimal() and n.kind not in _WORTH:
             continue
         for value in (n.value, n.low, n.high):
@@ -191,7 +192,7 @@ def _candidate(
     written = form.prefix + form.suffix.strip() + (form.tail if number.kind == "rate" else "")
     return Candidate(
         hashlib.sha256(f"{document}\0{text}\0{number.start}".encode()).hexdigest()[:16], number, form, m,
-        (number.kind, number.unit, form.style, form.decimals, written), tag, relation, told, stem, rest, taken,
+        (number.kind, number.unit, form.style, form.decimals, written), tag, relation, _told(title, before), stem, rest, taken,
         sorted(near), _bounds(sentence, number),
     )
 
@@ -236,11 +237,13 @@ def _givens(
     return before, found.text
 
 
-def _told(
-    before: Sequence[Sentence], sentence: Sentence, context: int, tells: _Tells
-) -> str:
+@functools.lru_cache(_TEXTS)
+def _title_numbers(title: str) -> tuple[Number, ...]:
+    return tuple(find_numbers(title))
+
+
+def _told(title: str, before: Sequence[Sentence]) -> str:
     """What is shown before a question: its headings, in a line, and the sentences before it."""
-    title = sentence.title if context and not tells((), sentence.title) else ""
     return (title + "\n" if title else "") + "".join(
         s.text if s.text.endswith(_ENDS) else s.text + "\n" for s in before
     )
@@ -265,11 +268,13 @@ def _bounds(sentence: Sentence, number: Number) -> tuple[int, int | None]:
 _BETWEEN = re.compile(r"\s?(?:及?以上)?(?:至|到|不满|不足|不超过|（含[^）]{0,8}）|[-－—~～])?\s?")
 _GROUPED = re.compile(r"(?<=[0-9])[ ,，\u00a0\u2009](?=[0-9]{3}(?![0-9]))")
 _DIGITS, _NUMERALS = frozenset("0123456789０１２３４５６７８９.,，"), frozenset("零一二三四五六七八九十百千万亿两")
-_TEXTS = 64  # sentences kept with their digits together
 
 
 def _teller(number: Number, answer: str, form: Form) -> _Tells:
-    """Tells whether the answer stands among numbers or in a text, not as part of a longer number."""
+    """Tells whether the answer stands among numbers or in a text, not as part of a longer number.
+
+    A date, an ordinal or a label of its value (第三条 beside 三年) does not tell it: wrong options may stand so too.
+    """
     value = number.value
     if form.style != "a":
         wanted, plain, inside = answer + form.tail[:1], str, _NUMERALS
@@ -282,7 +287,7 @@ def _teller(number: Number, answer: str, form: Form) -> _Tells:
 
     def tells(numbers: Sequence[Number], text: str) -> bool:
         for n in numbers:
-            if n.value == value or n.low == value or n.high == value:
+            if (n.value == value or n.low == value or n.high == value) and n.kind in _WORTH:
                 return True
         return bool(wanted) and _stands(wanted, plain(text), inside)
 
