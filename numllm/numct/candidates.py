@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..numbers import Number, find_numbers
-from .arithmetic import equation
+from .arithmetic import equation, may_be_equation
 from .cheats import BLANK
 from .form import UNIT8, Form, Shape, read_form, significant, units8
 from .relations import Target, find_relation, operand
@@ -116,10 +116,15 @@ def read(row: Mapping[str, Any], context: int) -> Reading:
         if len(text) > _MAX_SENTENCE or BLANK in text:
             reading.left_out["sentence too long"] += len(numbers)
             continue
-        prose = len(CJK.findall(text))
+        worked = may_be_equation(text)
+        if not worked:
+            unitless = sum(not number.unit for number in numbers)
+            reading.left_out["without a unit"] += unitless
+            numbers = [number for number in numbers if number.unit] if unitless else numbers
+        prose = len(CJK.findall(text)) if numbers else 0
         made = []
         for number in numbers:
-            one = _candidate(row["id"], sentences, at, number, separator, context, statute, prose)
+            one = _candidate(row["id"], sentences, at, number, separator, context, statute, prose, worked)
             if isinstance(one, str):
                 reading.left_out[one] += 1
             else:
@@ -136,9 +141,10 @@ def candidates(rows: Sequence[Mapping[str, Any]], context: int) -> list[Reading]
 
 def _candidate(
     document: str, sentences: Sequence[Sentence], at: int, number: Number, separator: str, context: int, statute: bool,
-    prose: int,
+    prose: int, worked: bool,
 ) -> Candidate | str:
-    """The number as it can be asked, or why it cannot be. prose: Chinese characters of its sentence."""
+    """The number as it can be asked, or why it cannot be. prose: Chinese characters of its sentence; worked: whether
+    it may hold a written equation."""
     parsed = read_form(number, separator)
     if parsed is None:
         return "written in a form that cannot be varied"
@@ -157,15 +163,16 @@ def _candidate(
     if last is not None and tells(last.numbers, last.text):
         return "told by the sentence before"  # without which the question may not be clear
     relation, tag, digits = None, "other", len(str(significant(m)[0]))
-    target = target_of(number, m, form.scale, UNIT8) if form.style != "f" and (siblings or context) else None
-    if target is not None and siblings:
+    derived = form.style != "f" and bool(siblings or context)
+    if worked and derived and siblings:
         relation = equation(text[: number.start - sentence.offset], number.text, text[number.end - sentence.offset :])
     if relation is None and not number.unit:
         return "without a unit"
     if prose < (_MIN_PROSE if relation is None else _MIN_WORDS):
         return "no prose"
     before = list(_before(sentences, at, context, _MAX_CONTEXT, tells))
-    if target is not None and relation is None:
+    target = target_of(number, m, form.scale, UNIT8) if derived and relation is None else None
+    if target is not None:
         found = find_relation(target, siblings, _numbers(before), text)
         relation = found.text if found is not None else None
     if relation is not None:
