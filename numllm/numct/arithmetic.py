@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-__all__ = ["equation", "evaluate"]
+__all__ = ["equation", "evaluate", "may_be_equation"]
 
 _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?"
 _UNIT = (
@@ -164,8 +164,14 @@ def _value(tokens: list[_Token]) -> Fraction | None:
 _REACH = 160  # characters of an equation on each side of the number that are looked at
 _OPERATOR = re.compile(r"[-+×÷*/^＋－−–·⋅＊／xX\\]")  # one of which each equation has
 _RUN = r"0-9０-９.．,，%％‰()（）\[\]{}+＋\-−–－×÷*/／^=＝≈\\$ ·⋅a-zPFA万亿千百十"
+_EQUATES = re.compile(r"[=＝≈(（\[［]|approx")  # of which each has one, its working in brackets where it has no sign
 _LEFT = re.compile(rf"[{_RUN}元年月天股倍份张件吨台套人次期个]*\Z")
 _RIGHT = re.compile(rf"[{_RUN}元年月天股倍份张件吨台套人次期个]*")
+
+
+def may_be_equation(text: str) -> bool:
+    """Whether a text holds the signs that each equation has; `equation` finds none in others."""
+    return _OPERATOR.search(text) is not None and _EQUATES.search(text) is not None
 
 
 def equation(left: str, answer: str, right: str) -> str | None:

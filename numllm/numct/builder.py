@@ -24,16 +24,14 @@ from typing import Any
 from ..errors import DataError, NumLLMError
 from ..files import Progress, no_progress
 from ..workers import Lost, Workers
-from .asking import Drawn, State, Wrong, draw_options, judge, settle, write
-from .candidates import KINDS, Candidate, Reading, candidates, read
+from .asking import State
+from .candidates import KINDS, Reading, candidates, read
 from .cheats import LETTERS
+from .rounds import Rounds
 from .tags import ANSWERABLE, TAGS
 
 __all__ = ["build"]
 
-_NOT_WANTED = {"given": "chosen by the writer, neither known nor to be worked out"}
-_AHEAD = "kind ahead of its weight"
-_TOGETHER = 4  # sentences whose wrong options are judged together
 _BATCH = 100_000  # characters of documents that a process reads at once
 
 
@@ -93,11 +91,11 @@ def build(
         options, context, per_sentence, frozenset(tags), random.Random(f"numct positions {seed}"), weights, propose,
         left_out if left_out is not None else Counter(),
     )
+    rounds = Rounds(state, max_per_doc, seed)
     rows = (_checked(row) for row in progress(documents, description="numct", unit="doc"))
     for reading in _readings(rows, context, jobs):
-        state.left_out.update(reading.left_out)
-        rng = random.Random(f"numct {seed} {reading.id}")
-        yield from _of_document(reading, state, max_per_doc, rng)
+        yield from rounds.add(reading)
+    yield from rounds.finish()
 
 
 def _checked(row: dict[str, Any]) -> dict[str, Any]:
@@ -130,82 +128,3 @@ def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _of_document(
-    reading: Reading, state: State, limit: int | None, rng: random.Random
-) -> Iterator[dict[str, Any]]:
-    state.frequency.update(reading.frequency)
-    order = list(range(len(reading.asked)))
-    if limit is not None:
-        rng.shuffle(order)
-    kept: list[tuple[int, Candidate, Wrong]] = []
-    while order and (limit is None or len(kept) < limit):
-        left = limit - len(kept) if limit is not None else None
-        count = min(_TOGETHER, left or _TOGETHER)
-        settled = _of_sentences(reading, order[:count], left, state, rng)
-        order = order[count:]
-        if limit is not None:
-            kept += settled
-            continue
-        for _, one, wrong in settled:
-            yield write(one, wrong, reading, state, rng)
-    for _, one, wrong in sorted(kept, key=lambda entry: entry[0]):
-        yield write(one, wrong, reading, state, rng)
-    state.left_out["enough of the document"] += sum(len(reading.asked[i][1]) for i in order)
-
-
-def _of_sentences(
-    reading: Reading, places: Sequence[int], left: int | None, state: State, rng: random.Random
-) -> list[tuple[int, Candidate, Wrong]]:
-    """What is asked of the sentences at these places, at most `left`, in their order: first what comes first in each,
-    judged together, then, of a sentence that has room, what comes next."""
-    found: list[tuple[int, Candidate, Wrong]] = []
-    waiting = {i: _wanted(reading, i, state, rng) for i in places}
-    room = dict.fromkeys(places, state.per_sentence)
-    while any(waiting.values()):
-        drawn: list[tuple[int, Drawn]] = []
-        for i, wanted in waiting.items():
-            for one in wanted[: room[i]]:
-                drawn.append((i, draw_options(one, reading, state, rng)))
-            del wanted[: room[i]]
-        state.left_out["too few wrong options"] += sum(not one.draws for _, one in drawn)
-        drawn = [(i, one) for i, one in drawn if one.draws]
-        for (i, one), seen in zip(drawn, judge([one for _, one in drawn], state), strict=True):
-            if len(found) == left:
-                state.left_out["enough of the document"] += 1
-            elif not state.wanted(one.asked.kind):
-                state.left_out[_AHEAD] += 1
-            elif (wrong := settle(one, seen, state, rng)) is None:
-                state.left_out["too easily guessed"] += 1
-            else:
-                found.append((i, one.one, wrong))
-                room[i] -= 1
-        for i, wanted in waiting.items():
-            if not room[i] or len(found) == left:
-                state.left_out["enough of the sentence" if not room[i] else "enough of the document"] += len(wanted)
-                wanted.clear()
-    found.sort(key=lambda entry: places.index(entry[0]))
-    return found
-
-
-def _wanted(reading: Reading, place: int, state: State, rng: random.Random) -> list[Candidate]:
-    """What is wanted of a sentence, the first to be asked first; nothing where it was asked before."""
-    key, made = reading.asked[place]
-    if key in state.seen:
-        state.left_out["asked before"] += len(made)
-        return []
-    state.seen.add(key)
-    wanted = []
-    for one in made:
-        if one.tag not in state.tags:
-            state.left_out[f"{one.tag}: {_NOT_WANTED.get(one.tag, 'not wanted')}"] += 1
-        elif not state.wanted(one.number.kind):
-            state.left_out[_AHEAD] += 1
-        else:
-            wanted.append(one)
-    rng.shuffle(wanted)
-    # what can be worked out or known first, then kinds seen least, so that rates, amounts, prices and durations are
-    # all there
-    wanted.sort(key=lambda one: (TAGS.index(one.tag) > 1, state.share(one.number.kind) * (0.5 + rng.random())))
-    return wanted

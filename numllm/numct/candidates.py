@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..numbers import Number
-from .arithmetic import equation
+from ..numbers import Number, find_numbers
+from .arithmetic import equation, may_be_equation
 from .cheats import BLANK
 from .form import UNIT8, Form, Shape, read_form, significant, units8
 from .relations import Target, find_relation, operand
@@ -42,6 +42,7 @@ _MAX_CONTEXT = 420
 _REACH, _MAX_REACH = 14, 800  # sentences, and their characters, in which the givens of an example are looked for
 _MOST_GIVENS = 14  # of their numbers that are tried, the nearest
 _ENDS = tuple("。！？；!?;")
+_TEXTS = 64  # sentences kept with their digits together, and headings with their numbers
 _Tells = Callable[[Sequence[Number], str], bool]
 """Whether the answer stands among numbers or in a text."""
 
@@ -115,10 +116,15 @@ def read(row: Mapping[str, Any], context: int) -> Reading:
         if len(text) > _MAX_SENTENCE or BLANK in text:
             reading.left_out["sentence too long"] += len(numbers)
             continue
-        prose = len(CJK.findall(text))
+        worked = may_be_equation(text)
+        if not worked:
+            unitless = sum(not number.unit for number in numbers)
+            reading.left_out["without a unit"] += unitless
+            numbers = [number for number in numbers if number.unit] if unitless else numbers
+        prose = len(CJK.findall(text)) if numbers else 0
         made = []
         for number in numbers:
-            one = _candidate(row["id"], sentences, at, number, separator, context, statute, prose)
+            one = _candidate(row["id"], sentences, at, number, separator, context, statute, prose, worked)
             if isinstance(one, str):
                 reading.left_out[one] += 1
             else:
@@ -135,9 +141,10 @@ def candidates(rows: Sequence[Mapping[str, Any]], context: int) -> list[Reading]
 
 def _candidate(
     document: str, sentences: Sequence[Sentence], at: int, number: Number, separator: str, context: int, statute: bool,
-    prose: int,
+    prose: int, worked: bool,
 ) -> Candidate | str:
-    """The number as it can be asked, or why it cannot be. prose: Chinese characters of its sentence."""
+    """The number as it can be asked, or why it cannot be. prose: Chinese characters of its sentence; worked: whether
+    it may hold a written equation."""
     parsed = read_form(number, separator)
     if parsed is None:
         return "written in a form that cannot be varied"
@@ -156,15 +163,16 @@ def _candidate(
     if last is not None and tells(last.numbers, last.text):
         return "told by the sentence before"  # without which the question may not be clear
     relation, tag, digits = None, "other", len(str(significant(m)[0]))
-    target = target_of(number, m, form.scale, UNIT8) if form.style != "f" and (siblings or context) else None
-    if target is not None and siblings:
+    derived = form.style != "f" and bool(siblings or context)
+    if worked and derived and siblings:
         relation = equation(text[: number.start - sentence.offset], number.text, text[number.end - sentence.offset :])
     if relation is None and not number.unit:
         return "without a unit"
     if prose < (_MIN_PROSE if relation is None else _MIN_WORDS):
         return "no prose"
     before = list(_before(sentences, at, context, _MAX_CONTEXT, tells))
-    if target is not None and relation is None:
+    target = target_of(number, m, form.scale, UNIT8) if derived and relation is None else None
+    if target is not None:
         found = find_relation(target, siblings, _numbers(before), text)
         relation = found.text if found is not None else None
     if relation is not None:
@@ -176,10 +184,10 @@ def _candidate(
         tag = "derivable"
     elif is_given(text, number, digits, siblings, sentence.example):
         tag = "given"
-    told = _told(before, sentence, context, tells)
+    title = sentence.title if context and not tells(_title_numbers(sentence.title), sentence.title) else ""
     taken: set[int] = set()
     near: list[float] = []
-    for n in (*_numbers(before), *siblings):
+    for n in (*_title_numbers(title), *_numbers(before), *siblings):
         if not n.value.isdecimal() and n.kind not in _WORTH:
             continue
         for value in (n.value, n.low, n.high):
@@ -191,7 +199,7 @@ def _candidate(
     written = form.prefix + form.suffix.strip() + (form.tail if number.kind == "rate" else "")
     return Candidate(
         hashlib.sha256(f"{document}\0{text}\0{number.start}".encode()).hexdigest()[:16], number, form, m,
-        (number.kind, number.unit, form.style, form.decimals, written), tag, relation, told, stem, rest, taken,
+        (number.kind, number.unit, form.style, form.decimals, written), tag, relation, _told(title, before), stem, rest, taken,
         sorted(near), _bounds(sentence, number),
     )
 
@@ -236,11 +244,13 @@ def _givens(
     return before, found.text
 
 
-def _told(
-    before: Sequence[Sentence], sentence: Sentence, context: int, tells: _Tells
-) -> str:
+@functools.lru_cache(_TEXTS)
+def _title_numbers(title: str) -> tuple[Number, ...]:
+    return tuple(find_numbers(title))
+
+
+def _told(title: str, before: Sequence[Sentence]) -> str:
     """What is shown before a question: its headings, in a line, and the sentences before it."""
-    title = sentence.title if context and not tells((), sentence.title) else ""
     return (title + "\n" if title else "") + "".join(
         s.text if s.text.endswith(_ENDS) else s.text + "\n" for s in before
     )
@@ -265,11 +275,13 @@ def _bounds(sentence: Sentence, number: Number) -> tuple[int, int | None]:
 _BETWEEN = re.compile(r"\s?(?:及?以上)?(?:至|到|不满|不足|不超过|（含[^）]{0,8}）|[-－—~～])?\s?")
 _GROUPED = re.compile(r"(?<=[0-9])[ ,，\u00a0\u2009](?=[0-9]{3}(?![0-9]))")
 _DIGITS, _NUMERALS = frozenset("0123456789０１２３４５６７８９.,，"), frozenset("零一二三四五六七八九十百千万亿两")
-_TEXTS = 64  # sentences kept with their digits together
 
 
 def _teller(number: Number, answer: str, form: Form) -> _Tells:
-    """Tells whether the answer stands among numbers or in a text, not as part of a longer number."""
+    """Tells whether the answer stands among numbers or in a text, not as part of a longer number.
+
+    A date, an ordinal or a label of its value (第三条 beside 三年) does not tell it: wrong options may stand so too.
+    """
     value = number.value
     if form.style != "a":
         wanted, plain, inside = answer + form.tail[:1], str, _NUMERALS
@@ -282,7 +294,7 @@ def _teller(number: Number, answer: str, form: Form) -> _Tells:
 
     def tells(numbers: Sequence[Number], text: str) -> bool:
         for n in numbers:
-            if n.value == value or n.low == value or n.high == value:
+            if (n.value == value or n.low == value or n.high == value) and n.kind in _WORTH:
                 return True
         return bool(wanted) and _stands(wanted, plain(text), inside)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 import random
 import re
@@ -27,14 +28,17 @@ _DIGITS = re.compile(r"[0-9][0-9,]*(?:\.[0-9]+)?|[零一二三四五六七八九
 _SPREAD = 16  # a wrong option is less than so many times larger or smaller than the answer
 _PARTS = (2, 3, 3, 4, 4, 5, 6, 8, 10)  # denominators of fractions, as often as listed
 _STEPS = (1, 1, 1, 2, 2, 3, -1, -1, -1, -2, -2, -3)
+_PERTURBED = 24  # perturbations of a number that are looked at
+_NEIGHBOURS = 6  # of them that may be its neighbours in one question
+_KEPT = 1 << 15  # numbers whose perturbations and figures are kept
 _STRETCH = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 1.1, 1.15, 1.2, 1.25, 1.3, 1.4, 1.5, 2.0)
 
 
-def _perturb(m: int, form: Form, rng: random.Random) -> int:
+def _perturb(m: int, style: str, percent: bool, decimals: int, rng: random.Random) -> int:
     """A number that `m` may be mistaken for, as round as `m`: a digit stepped or two exchanged, a scale of ten,
     a stretch by 10 to 50 %, the complement of a percentage. 0 when the draw gives none."""
     draw = rng.random()
-    if form.style == "f":
+    if style == "f":
         n = _PARTS[int(draw * len(_PARTS))]
         top = 1 + int(rng.random() * (n - 1))
         return top * 1000 + n if math.gcd(top, n) == 1 else 0
@@ -45,8 +49,8 @@ def _perturb(m: int, form: Form, rng: random.Random) -> int:
         if not z and count > 1:
             return 0
         return m * 10 if draw < 0.06 else (m // 10 if z else 0)
-    if draw < 0.2 and form.percent:
-        whole = 100 * 10**form.decimals
+    if draw < 0.2 and percent:
+        whole = 100 * 10**decimals
         return whole - m if m < whole and significant(whole - m)[1] == z else 0
     if count > 1 and draw < 0.35:
         i = int(rng.random() * count)
@@ -71,6 +75,27 @@ def _perturb(m: int, form: Form, rng: random.Random) -> int:
     return int(f"{digits[:i]}{digit}{digits[i + 1 :]}") * 10**z
 
 
+@functools.lru_cache(_KEPT)
+def _mistakable(m: int, form: tuple[str, bool, int]) -> tuple[int, ...]:
+    """Numbers that `m` may be mistaken for, those that `_perturb` gives more often rather than others; form: style,
+    whether it is a percentage, decimals. Kept, since the same numbers are asked about and chosen again and again."""
+    rng = random.Random(m)
+    found: dict[int, None] = {}
+    for _ in range(_PERTURBED):
+        if other := _perturb(m, *form, rng):
+            found[other] = None
+    found.pop(m, None)
+    return tuple(found)
+
+
+@functools.lru_cache(_KEPT)
+def _figure(m: int) -> tuple[int, int, int]:
+    """Digits before trailing zeros, digits, trailing zeros of a number."""
+    s, z = significant(m)
+    digits = len(str(s))
+    return digits, digits + z, z
+
+
 @dataclass(slots=True)
 class Asked:
     """A number that can be asked, with what its wrong options are judged by."""
@@ -91,8 +116,7 @@ class Asked:
     """Perturbed numbers, and how often each stands in the texts, by what they were made from."""
 
     def __post_init__(self) -> None:
-        s, z = significant(self.m)
-        self.size = len(str(s)), len(str(self.m)), z
+        self.size = _figure(self.m)
         self.several = self.m > 9 if self.form.style != "f" else self.m > 9999
 
     def count(self, m: int) -> int:
@@ -156,12 +180,13 @@ class Asked:
         """Whether `m` is as round as the answer and of about its length: neither stands out when written alike."""
         if m <= 0:
             return False
-        s, z = significant(m)
+        count, length, zeros = _figure(m)
+        own_count, own_length, own_zeros = self.size
         decimals = self.form.decimals
         return (
-            abs(len(str(s)) - self.size[0]) <= 1
-            and abs(len(str(m)) - self.size[1]) <= 2
-            and min(z, decimals) == min(self.size[2], decimals)
+            -1 <= count - own_count <= 1
+            and -2 <= length - own_length <= 2
+            and (zeros == own_zeros or min(zeros, decimals) == min(own_zeros, decimals))
         )
 
     def even(self, wrong: Iterable[int]) -> bool:
@@ -179,12 +204,14 @@ class Asked:
         known = self.near_to.get(base)
         if known is None:
             known = {}
-            for draw in range(24):
-                m = _perturb(base, self.form, rng)
-                if m and m not in known and self.allowed(m):
+            form = self.form
+            others = _mistakable(base, (form.style, form.percent, form.decimals))
+            first = int(rng.random() * len(others))
+            for m in (*others[first:], *others[:first]):
+                if self.allowed(m):
                     known[m] = self.count(m)
-                if len(known) == 6 or (draw > 9 and len(known) >= 3):
-                    break
+                    if len(known) == _NEIGHBOURS:
+                        break
             self.near_to[base] = known
         free = [m for m in known if m not in chosen]
         if not free:

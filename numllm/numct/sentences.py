@@ -60,8 +60,8 @@ def _pieces(line: str) -> Iterator[tuple[int, int]]:
 
 
 def read_sentences(text: str, title: str = "") -> list[Sentence]:
-    """The prose sentences of a document in order, with their numbers; headings, tables and code left out, and sections
-    without a numeric variable, of which nothing can be asked.
+    """The prose sentences of a document in order, with their numbers; headings, tables and code left out, and what
+    stands in a section behind its last numeric variable, of which nothing can be asked.
 
     title: of the document, the heading above all of its own.
     """
@@ -101,11 +101,12 @@ def _cleaned(raw: str) -> str:
 
 
 def _of_section(lines: Sequence[tuple[str, list[Number]]], section: int, title: str) -> Iterator[Sentence]:
-    """The sentences of a section, of its lines with their numbers; none where no number is a variable."""
-    if not any(number.variable for _, numbers in lines for number in numbers):
+    """The sentences of a section, of its lines with their numbers, up to the last line with a variable."""
+    last = next((i for i in reversed(range(len(lines))) if any(n.variable for n in lines[i][1])), None)
+    if last is None:
         return
     example = _EXAMPLES.search(title) is not None
-    for line, numbers in lines:
+    for line, numbers in lines[: last + 1]:
         at, count = 0, len(numbers)
         for start, end in _pieces(line):
             piece = line[start:end]
