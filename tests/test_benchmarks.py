@@ -233,6 +233,30 @@ def test_candidates_take_turns_on_rotating_inputs() -> None:
     assert {data for _, data in calls} == {0, 1}
 
 
+def test_a_gpu_is_busy_while_the_host_launches(monkeypatch) -> None:
+    done = []
+
+    class Event(SimpleNamespace):
+        def record(self) -> None:
+            done.append("event")
+
+        def elapsed_time(self, end: object) -> float:
+            return 3.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", done.append, raising=False)
+    monkeypatch.setattr(measure, "cache_bytes", lambda device: 1)
+    monkeypatch.setattr(measure, "_cpu_clock", lambda call, data: call(data) or 1e-3)
+    clock = measure._gpu_clock(torch.device("cpu"))
+
+    def call(data: str) -> None:
+        done.append(data)
+
+    assert clock(call, "a") == clock(call, "b") == 0.003
+    assert done == ["a", 3_000_000, "event", "a", "event", 3_000_000, "event", "b", "event"]
+
+
 def test_peft_trains_every_adapter_it_is_timed_with(monkeypatch) -> None:
     pytest.importorskip("peft")
     layer = bench_lora.Layer(24, (32, 16), 2, 8, torch.float32, torch.device("cpu"))
