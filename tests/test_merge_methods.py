@@ -222,6 +222,20 @@ def test_smallest_kept_is_the_sorted_one(kind: str) -> None:
     assert smallest_kept(blocks, 0) == math.inf
 
 
+def test_what_is_kept_does_not_hang_on_the_order_of_a_sum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    b, a = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((30, 4), (4, 40)))
+    threshold = smallest_kept(lambda: iter([b @ a]), 300)
+    found = []
+    for factor in (1.0, 1 - 2.0**-50, 1 + 2.0**-50):  # as another library's rounding
+        delta = methods.EntrywiseDelta(
+            ((b * factor, a),), (1.0,), (threshold,), Options(method="ties", density=0.25), (0,), {}, {}
+        )
+        found.append(torch.zeros(30, 40, dtype=torch.float64))
+        delta.add_to(found[-1], 0)
+    assert [int(x.count_nonzero()) for x in found] == [300] * 3
+
+
 @pytest.mark.parametrize("energy", [0.3, 0.9, 0.99, 1.0])
 def test_energy_keeps_the_fewest_that_suffice(
     tmp_path: Path, base: Path, three: list[tuple[Path, float]], energy: float

@@ -121,6 +121,10 @@ class Delta:
         x.addmm_(self.b[first : first + len(x)], self.a)
 
 
+_ROUNDED = 1 - 2.0**-40
+"""What rounding may take of an entry: a GPU sums in another order, and the smallest that is kept must be kept there."""
+
+
 @dataclasses.dataclass(frozen=True)
 class EntrywiseDelta:
     """Δ of ties, dare and dare-ties: no factors; its rows are made when asked for."""
@@ -146,7 +150,7 @@ class EntrywiseDelta:
         for index, (b, a) in enumerate(self.parts):
             value = b[first : first + len(x)] @ a
             if self.thresholds is not None:
-                value = torch.where(value.abs() >= self.thresholds[index], value, 0.0)
+                value = torch.where(value.abs() >= self.thresholds[index] * _ROUNDED, value, 0.0)
             else:
                 value = value * (self._kept(index, first, value.shape).to(x.device) / self.options.share)
             made.append(value)
