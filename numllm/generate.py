@@ -95,7 +95,7 @@ def generate_ids(
     context = model.config.context
     for index, ids in enumerate(prompts):
         if not ids:
-            raise NumLLMError(f"prompt {index + 1} is empty and the model has no bos to begin with")
+            raise NumLLMError(f"prompt {index + 1} is empty and the model has no bos to begin with; give it a text")
         if max(ids) >= model.config.vocab_size:
             raise NumLLMError(
                 f"prompt {index + 1} has the token id {max(ids)}, the model knows {model.config.vocab_size}; "
