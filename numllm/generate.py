@@ -29,9 +29,9 @@ def next_tokens(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    # The largest is taken off first, and the smallest temperature fp32 can divide by is kept, so nothing is infinite.
-    likely = logits.float() - logits.float().amax(-1, keepdim=True)
-    probabilities = (likely / max(temperature, 1e-30)).softmax(-1)
+    # Less the largest, and by no less than 1e-30, so that a temperature next to 0 gives no NaN.
+    logits = logits.float() - logits.float().amax(-1, keepdim=True)
+    probabilities = (logits / max(temperature, 1e-30)).softmax(-1)
     probabilities, order = probabilities.sort(stable=True, dim=-1, descending=True)
     if top_k is not None:
         probabilities, order = probabilities[:, :top_k], order[:, :top_k]
