@@ -125,7 +125,8 @@ def read_header(path: str | Path) -> tuple[dict[str, TensorInfo], dict[str, str]
         at = info.end
     if at != size:
         raise CheckpointError(
-            f"{path}: the tensors end at byte {at:,}, the file at {size:,}; it is truncated or has a tail"
+            f"{path}: the tensors end at byte {at:,}, the file at {size:,}; it is truncated or has a tail, "
+            "download it again"
         )
     return {info.name: info for info in found}, metadata
 
@@ -325,6 +326,8 @@ class Checkpoint:
 
     def __init__(self, folder: Path, single: str = SINGLE) -> None:
         self.folder, self._single = folder, single
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder}: has no config.json; give the folder of a checkpoint")
         try:
             self.raw_config: dict[str, Any] = read_json(folder / "config.json")
             self.files = self._weight_files()
@@ -384,7 +387,9 @@ class Checkpoint:
         )
         if pickles:
             raise CheckpointError(f"{folder}: has no safetensors; {pickles[0]} {_NO_PICKLES}")
-        raise CheckpointError(f"{folder}: has neither {SINGLE} nor {INDEX}")
+        raise CheckpointError(
+            f"{folder}: has neither {SINGLE} nor {INDEX}; give a folder that has, or the .safetensors file itself"
+        )
 
     def _check_index(self) -> None:
         claimed = set(self.weight_map)

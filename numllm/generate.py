@@ -29,9 +29,9 @@ def next_tokens(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    # The largest is taken off first, and the smallest temperature fp32 can divide by is kept, so nothing is infinite.
-    likely = logits.float() - logits.float().amax(-1, keepdim=True)
-    probabilities = (likely / max(temperature, 1e-30)).softmax(-1)
+    # Less the largest, and by no less than 1e-30, so that a temperature next to 0 gives no NaN.
+    logits = logits.float() - logits.float().amax(-1, keepdim=True)
+    probabilities = (logits / max(temperature, 1e-30)).softmax(-1)
     probabilities, order = probabilities.sort(stable=True, dim=-1, descending=True)
     if top_k is not None:
         probabilities, order = probabilities[:, :top_k], order[:, :top_k]
@@ -95,7 +95,7 @@ def generate_ids(
     context = model.config.context
     for index, ids in enumerate(prompts):
         if not ids:
-            raise NumLLMError(f"prompt {index + 1} is empty and the model has no bos to begin with")
+            raise NumLLMError(f"prompt {index + 1} is empty and the model has no bos to begin with; give it a text")
         if max(ids) >= model.config.vocab_size:
             raise NumLLMError(
                 f"prompt {index + 1} has the token id {max(ids)}, the model knows {model.config.vocab_size}; "

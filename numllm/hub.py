@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ _BESIDE = ("*.json", "*.txt", "*.tiktoken", "*.model", "*.jinja")
 """Configuration, tokenizer, chat templates. No code, no pickles, no second copy of the weights in other formats."""
 
 
+@functools.cache
 def download(name: str) -> Path:
     """The folder in the Hub's cache of `owner/name` or `owner/name@revision` (a branch, a tag or a commit).
 
+    Asked once a process, so that weights, tokenizer and template are of one commit though a branch may move.
     First what stands beside the weights, then the weight files that the index names. What is in the cache is not
     fetched again, a download that was broken off is taken up, progress is shown on stderr, and HF_HUB_OFFLINE,
     HF_HOME and the like are honoured. CheckpointError when it is not to be had.

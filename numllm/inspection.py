@@ -1,4 +1,7 @@
-"""What a checkpoint is, which linears LoRA will touch, and what training on it needs; no weight is read."""
+"""What a checkpoint is, which linears LoRA will touch, and what training on it needs, from the headers.
+
+Only a tied head that is stored beside its embedding is read, to compare the two.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,10 @@ from .files import read_json
 from .memory import estimate, linears, parameters, trained
 from .report.tables import table
 from .tokenizer import Tokenizer
+from .weights import matched
+
+DEFAULT_LENGTH = 512
+"""Tokens a row, unless the context is shorter."""
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -27,24 +34,27 @@ TERMS = {
 
 def inspect(
     checkpoint: str | Path, *, rank: int = 16, targets: tuple[str, ...] | None = None, count: int = 2, rows: int = 8,
-    length: int = 512, dtype: str | None = None, checkpointing: str = "none", device: str = "cpu",
+    length: int | None = None, dtype: str | None = None, checkpointing: str = "none", device: str = "cpu",
 ) -> dict[str, Any]:
     """A checkpoint (see `checkpoint.resolve`), or a config.json alone, as JSON can hold it.
 
-    The memory is that of a step of `count` adapters of `rank`, `rows` rows of `length` tokens for each, with frozen
-    weights in `dtype` (None: as on disk, for a config.json as it says) on a "cpu" or "cuda". NumLLMError for what
-    cannot be loaded, and for a length beyond the context.
+    The memory is that of a step of `count` adapters of `rank`, `rows` rows of `length` tokens (None: 512, or a shorter
+    context) for each, with frozen weights in `dtype` (None: as on disk, for a config.json as it says) on a "cpu" or
+    "cuda". NumLLMError for what cannot be loaded, and for a length beyond the context.
     """
     path = Path(checkpoint)
     alone = path.is_file() and path.suffix == ".json"
     opened = None if alone else Checkpoint.open(checkpoint)
     raw = read_json(path) if alone else opened.raw_config
     config = ModelConfig.from_hf(raw) if alone else opened.config
+    for _ in matched(opened, config) if opened else ():
+        pass
+    length = min(DEFAULT_LENGTH, config.context) if length is None else length
     if length > config.context:
         raise ConfigError(f"length {length} is more than the model's context of {config.context}")
     stored = collections.Counter(info.dtype for info in opened.tensors.values()) if opened else {}
     said = raw.get("torch_dtype") or raw.get("dtype")
-    on_disk = _DTYPES.get(max(stored, key=stored.get)) if stored else said
+    on_disk = _DTYPES.get(max(stored, key=stored.get)) if stored else said if isinstance(said, str) else None
     dtype = dtype or on_disk or "float32"
     lora = LoRAConfig(rank=rank, targets=targets or TARGETS)
     touched = linears(config, lora)

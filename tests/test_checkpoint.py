@@ -138,6 +138,8 @@ def test_missing_and_truncated_shards(sharded):
 
 
 def test_pickles_and_empty_folders_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="has no config.json; give the folder of a checkpoint"):
+        Checkpoint.open(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="has neither"):
         Checkpoint.open(tmp_path)
@@ -152,6 +154,17 @@ def test_names_that_are_nothing(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="got a file"):
         resolve(tmp_path / "file")
+
+
+def test_the_hub_is_asked_once_for_a_checkpoint(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path))
+    assert resolve("who/once") == resolve("who/once") == tmp_path
+    assert asked == ["who/once"] * 2  # configuration, then weights
+    resolve("who/once@v2")
+    assert len(asked) == 4
 
 
 def test_hub_failure_is_one_line(monkeypatch):

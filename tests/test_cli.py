@@ -314,6 +314,11 @@ def test_several_prompts_and_chats(chatty, capfd):
     (("--prompt", "甲", "--system", "乙"), 2, "--system needs --chat"),
     (("--prompt", "甲", "--stop", ""), 2, "--stop must not be empty"),
     (("--prompt", "甲\udcff"), 1, "the text is not UTF-8 at character 2"),
+    (("--prompt", "甲", "--temperature", "nan"), 2, "wanted a finite number, got 'nan'"),
+    (("--prompt", "甲", "--temperature", "inf"), 2, "wanted a finite number, got 'inf'"),
+    (("--prompt", "甲", "--top-p", "nan"), 2, "wanted a finite number"),
+    (("--prompt", "甲", "--repetition-penalty", "nan"), 2, "wanted a finite number"),
+    (("--prompt", "甲", "--device", "meta"), 1, "device 'meta' is not available here"),
 ])
 def test_prompts_that_are_refused(arguments, code, message, chatty, capfd):
     found, out, err = run(capfd, "generate", "--model", chatty, *arguments)

@@ -8,9 +8,11 @@ import pytest
 import tiny
 import torch
 from models import save, transformers_model
+from safetensors.torch import load_file
 
+from numllm.checkpoint import write_safetensors
 from numllm.config import LoRAConfig
-from numllm.errors import AdapterError, ConfigError, NumLLMError
+from numllm.errors import AdapterError, CheckpointError, ConfigError, NumLLMError
 from numllm.inspection import inspect, text
 from numllm.lora import attach
 from numllm.memory import estimate
@@ -54,6 +56,22 @@ def test_few_targets_and_another_dtype(tmp_path):
         inspect(folder, targets=("wq",), length=16)
     with pytest.raises(ConfigError, match="length 999999 is more than the model's context"):
         inspect(folder, length=999_999)
+
+
+def test_a_short_context_is_the_length_unless_one_is_given(tmp_path):
+    folder = save(transformers_model("qwen2", max_position_embeddings=48), tmp_path)
+    assert inspect(folder)["memory"]["length"] == 48
+    assert inspect(save(transformers_model("qwen2"), tmp_path / "long"))["memory"]["length"] == 512
+    with pytest.raises(ConfigError, match="length 49 is more than the model's context of 48"):
+        inspect(folder, length=49)
+
+
+def test_weights_that_are_not_what_the_config_says_are_told(tmp_path):
+    folder = save(transformers_model("qwen2"), tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    write_safetensors(folder / "model.safetensors", {**weights, "model.norm.weight": torch.zeros(3)})
+    with pytest.raises(CheckpointError, match=r"model.norm.weight has the shape \[3\], config.json wants \[64\]"):
+        inspect(folder)
 
 
 def test_a_tokenizer_of_another_model_is_named(tmp_path):

@@ -563,9 +563,9 @@ def refused(base: Path, adapters: list[tuple[Path, float]], out: Path, match: st
     assert not out.exists()
 
 
-@pytest.mark.parametrize("weight", [0.0, math.nan, math.inf])
+@pytest.mark.parametrize("weight", [0.0, math.nan, math.inf, 1e308, -1e40])
 def test_refuses_weights(tmp_path: Path, base: Path, two: list[tuple[Path, float]], weight: float) -> None:
-    refused(base, [two[0], (two[1][0], weight)], tmp_path / "out", "finite number other than 0")
+    refused(base, [two[0], (two[1][0], weight)], tmp_path / "out", r"a number other than 0 and smaller than 1e\+40")
 
 
 def test_refuses_options(tmp_path: Path, base: Path, two: list[tuple[Path, float]]) -> None:

@@ -90,7 +90,7 @@ def test_the_command_merges_and_tells(folder: Path) -> None:
 
 def test_the_command_extracts(folder: Path) -> None:
     merge(folder / "base", [(folder / "domain", 1.0)], folder / "tuned", method="exact")
-    run = command(folder, "--extract", str(folder / "tuned"), "--rank", "4", "--json")
+    run = command(folder, "--extract", str(folder / "tuned"), "--rank", "4", "--as", "adapter", "--json")
     assert run.exit_code == 0, run.output
     assert json.loads(run.output.splitlines()[-1])["overall"]["rank"] == 4
 
@@ -98,11 +98,19 @@ def test_the_command_extracts(folder: Path) -> None:
 @pytest.mark.parametrize("arguments", [
     (), ("--rank", "0", "--adapter", "x"), ("--rank", "best", "--adapter", "x"),
     ("--adapter", "x", "--extract", "y"), ("--adapter", "x", "--max-shard-size", "five"),
-    ("--adapter", "x", "--plot", "p.png", "--dry-run"),
+    ("--adapter", "x", "--plot", "p.png", "--dry-run"), ("--adapter", "x", "--start", "x"),
+    ("--extract", "y", "--dry-run"), ("--extract", "y", "--verify"), ("--extract", "y", "--as", "model"),
+    ("--extract", "y", "--rank", "auto"), ("--extract", "y", "--method", "svd"), ("--extract", "y", "--weights", "w"),
 ])
 def test_wrong_usage_is_exit_code_2(folder: Path, arguments: tuple[str, ...]) -> None:
     run = command(folder, *arguments)
     assert run.exit_code == 2, run.output
+    assert not (folder / "out").exists()
+
+
+def test_a_figure_that_cannot_be_drawn_is_told_before_the_merge(folder: Path) -> None:
+    run = command(folder, "--adapter", str(folder / "domain"), "--plot", str(folder / "plot.bmp"))
+    assert run.exit_code == 1 and "figures are written as .png, .svg or .pdf" in str(run.exception)
     assert not (folder / "out").exists()
 
 

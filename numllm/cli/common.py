@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,17 @@ from .. import __version__
 from ..errors import NumLLMError
 
 EXISTING = click.Path(path_type=Path)
+
+
+class Real(click.FloatRange):
+    """A number in a range; nan, which every range of click's lets through, is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; BadParameter for anything else."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"wanted a finite number, got {value!r}", param, ctx)
+        return number
 
 
 def bar(
@@ -52,7 +64,7 @@ def pick_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()  # the meta device has places for numbers and no numbers
     except (RuntimeError, AssertionError) as error:
         raise NumLLMError(f"device {name!r} is not available here; use --device cpu or auto") from error
     return name

@@ -9,6 +9,7 @@ import click
 
 from .common import (
     EXISTING,
+    Real,
     adapters_on,
     bar,
     command,
@@ -31,10 +32,10 @@ from .training import run_training
 @click.option("--chat", is_flag=True, help="The prompt is a user's message, in the checkpoint's chat template.")
 @click.option("--system", help="The system's message before it (with --chat).")
 @click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=1))
-@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(min=0), help="0: greedy.")
+@click.option("--temperature", default=0.0, show_default=True, type=Real(min=0), help="0: greedy.")
 @click.option("--top-k", type=click.IntRange(min=1))
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True))
-@click.option("--repetition-penalty", default=1.0, show_default=True, type=click.FloatRange(0, 100, min_open=True))
+@click.option("--top-p", type=Real(0, 1, min_open=True))
+@click.option("--repetition-penalty", default=1.0, show_default=True, type=Real(0, 100, min_open=True))
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text.")
 @click.option("--seed", default=0, show_default=True)
 @device_option
@@ -85,7 +86,7 @@ def generate(
 @click.option("--adapters", "count", default=2, show_default=True, type=click.IntRange(min=1),
               help="Trained side by side.")
 @click.option("--rows", default=8, show_default=True, type=click.IntRange(min=1), help="Rows of each adapter a step.")
-@click.option("--length", default=512, show_default=True, type=click.IntRange(min=1), help="Tokens a row.")
+@click.option("--length", type=click.IntRange(min=1), help="Tokens a row; default: 512, or a shorter context.")
 @click.option("--checkpointing", default="none", show_default=True, type=click.Choice(["none", "selective", "full"]),
               help="What is computed anew in backward.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]),

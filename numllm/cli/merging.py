@@ -32,6 +32,17 @@ def size(text: str) -> int:
     return int(float(number) * ((1024 if binary else 1000) ** (" KMGT".index(unit.upper()) if unit else 0)))
 
 
+_WITH_EXTRACT = {"--base", "--out", "--extract", "--rank", "--energy", "--overwrite", "--report", "--json", "--plot"}
+"""Options that --extract honours."""
+
+
+def _given() -> set[str]:
+    """The options that stand on the command line."""
+    context = click.get_current_context()
+    return {option.opts[0] for option in context.command.params
+            if context.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE}
+
+
 @command(epilog=(
     "numllm merge --base Qwen/Qwen2.5-7B --adapter run/adapters/domain --adapter run/adapters/numeric "
     "--out merged\n"
@@ -76,21 +87,29 @@ def merge(
     from ..files import write_json
     from ..merge import by_kind, by_layer, extract
     from ..merge import merge as fold
-    from ..report import plot_layers
+    from ..report import check_figure, plot_layers
 
     if rank is not None and rank != "auto" and not (rank.isdecimal() and int(rank)):
         raise click.BadParameter(f"--rank takes a whole number from 1 or auto, got {rank!r}")
     number = int(rank) if rank not in (None, "auto") else None
     if bool(tuned) == bool(adapters):
         raise click.UsageError("give either --adapter, once or more, or --extract")
+    if tuned and (strange := _given() - _WITH_EXTRACT - ({"--as"} if as_ == "adapter" else set())):
+        raise click.UsageError(f"--extract does not take {', '.join(sorted(strange))}")
+    if tuned and rank == "auto":
+        raise click.UsageError("--rank auto goes with adapters; give --extract a whole number, or --energy")
     if (plot or compare_logits) and settings["dry_run"]:
         raise click.UsageError("--plot and --compare-logits are about a result, so they do not go with --dry-run")
     if compare_logits and (tuned or settings["weights"]):
         raise click.UsageError("--compare-logits goes with adapters of one weight each")
+    if plot:
+        check_figure(plot)
     if tuned:
         result = extract(base, tuned, out, rank=number or 16, energy=energy, overwrite=overwrite, progress=bar)
     else:
         pairs = [text.rpartition("=") for text in starts]
+        if lacking := [text for text, (path, _, start) in zip(starts, pairs, strict=True) if not path or not start]:
+            raise click.BadParameter(f"--start takes PATH=START, got {lacking[0]!r}")
         result = fold(
             base, [weighted(text) for text in adapters], out, rank=number, noise=rank == "auto", energy=energy,
             starts={path: start for path, _, start in pairs}, as_=as_, sample=verify_share, overwrite=overwrite,

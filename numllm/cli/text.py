@@ -16,6 +16,7 @@ from ..errors import NumLLMError
 from ..report import interval, percent, table, write_corpus_report
 from .common import (
     EXISTING,
+    Real,
     bar,
     checkpoint_hashes,
     command,
@@ -39,7 +40,7 @@ UNREADABLE = 3
 @click.argument("sources", nargs=-1, required=True, type=EXISTING, metavar="SRC...")
 @click.option("--out", required=True, type=EXISTING,
               help="Folder to write: corpus.jsonl, dropped.jsonl, stats.json, report.html.")
-@click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), default=0.05, show_default=True,
+@click.option("--holdout", type=Real(0, 1, max_open=True), default=0.05, show_default=True,
               help="Share of the files held out.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--jobs", type=click.IntRange(1), help="Processes; default: one for each core.")

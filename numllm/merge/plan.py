@@ -13,11 +13,13 @@ import torch
 from ..adapter import AdapterFile
 from ..adapter_config import CONFIG
 from ..checkpoint import INDEX, Checkpoint, TensorInfo, read_rows, read_tensor
-from ..errors import AdapterError, DataError, MergeError
+from ..errors import AdapterError, DataError, MergeError, short
 from ..files import read_json
 from .factors import Part, Target, Whole
 from .methods import BLOCK, ENTRYWISE, Options
 
+LARGEST = 1e40
+"""What a weight stays below: no dtype holds as much, and the squares of what is merged are finite in fp64."""
 REPORT = "numllm_merge.json"
 CARD = "README.md"
 
@@ -173,8 +175,10 @@ def _check_adapters(adapters: Sequence[Source]) -> None:
     seen: dict[Path, str] = {}
     for source in adapters:
         adapter, weight, name = source.file, source.weight, source.name
-        if not math.isfinite(weight) or weight == 0:
-            raise MergeError(f"adapter {name}: its weight must be a finite number other than 0, got {weight}")
+        if not abs(weight) < LARGEST or weight == 0:
+            raise MergeError(
+                f"adapter {name}: its weight must be a number other than 0 and smaller than {LARGEST:g}, got {weight}"
+            )
         real = adapter.folder.resolve()
         if real in seen:
             raise MergeError(f"adapter {name} is given twice; give it once, with the sum of the weights")
@@ -303,8 +307,10 @@ def read_weights(path: Path, adapters: Sequence[Source]) -> tuple[Source, ...]:
         if name not in names:
             raise MergeError(f"{path}: there is no adapter {name!r}; there are: {', '.join(names)}")
         for value in weights.values() if isinstance(weights, dict) else [weights]:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise MergeError(f"{path}: a weight of {name} must be a finite number, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
+                raise MergeError(
+                    f"{path}: a weight of {name} must be a number smaller than {LARGEST:g}, got {short(value)}"
+                )
     found = []
     for source in adapters:
         weights = given.get(source.name, source.weight)

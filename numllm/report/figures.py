@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#3b6fb6", "#e08a2e", "#4a9d6f", "#b5484d", "#7d6bb0", "#8a7560")
+_NO_PLOTS = "figures need matplotlib; install it with: pip install 'numllm[plots]'"
 _INK, _GRID = "#2b2f36", "#d9dce1"
 
 
@@ -23,9 +24,24 @@ def has_plots() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
+def _kind(path: str | Path) -> str:
+    """The format of a figure, by the ending of its file."""
+    kind = Path(path).suffix.lower().lstrip(".") or "png"
+    if kind not in ("png", "svg", "pdf"):
+        raise NumLLMError(f"{path}: figures are written as .png, .svg or .pdf")
+    return kind
+
+
+def check_figure(path: str | Path) -> None:
+    """NumLLMError when a figure could not be drawn there, before the work it would show is done."""
+    _kind(path)
+    if not has_plots():
+        raise NumLLMError(_NO_PLOTS)
+
+
 def _figures(wide: float, high: float, count: int) -> tuple[Figure, list[Axes]]:
     if not has_plots():
-        raise NumLLMError("figures need matplotlib; install it with: pip install 'numllm[plots]'")
+        raise NumLLMError(_NO_PLOTS)
     # Figure without pyplot: no global state, no window, any thread.
     from matplotlib.figure import Figure
 
@@ -51,10 +67,7 @@ def _save(figure: Figure, path: str | Path) -> None:
     """Writes a PNG or SVG, by the ending, in one piece; the same figure gives the same bytes."""
     from matplotlib import rc_context
 
-    path = Path(path)
-    kind = path.suffix.lower().lstrip(".") or "png"
-    if kind not in ("png", "svg", "pdf"):
-        raise NumLLMError(f"{path}: figures are written as .png, .svg or .pdf")
+    path, kind = Path(path), _kind(path)
     stamp = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     with write_aside(path, "wb") as file, rc_context({"svg.hashsalt": "numllm"}):
         figure.savefig(file, format=kind, metadata=stamp)
