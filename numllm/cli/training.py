@@ -167,7 +167,9 @@ def settings_of(
     for key in ("out", "model"):
         if not any(key in layer for layer in layers):
             if resume and key == "model":
-                raise ConfigError(f"{given['out']}: there is no run to resume; begin one without --resume")
+                raise ConfigError(
+                    f"{given['out']}: there is no run to resume, no config.toml in it; begin one without --resume"
+                )
             raise click.UsageError(f"Missing option '--{key}'")
     config = combine(*layers)
     refuse_contradictions(given, config)
