@@ -173,7 +173,7 @@ def combine(*layers: Layer) -> TrainConfig:
 
 
 def refuse_contradictions(flags: Layer, config: TrainConfig) -> None:
-    """ConfigError when a flag given (the layer before `checked`) would be ignored, being for what the run does not do."""
+    """ConfigError when a flag given (the layer before `checked`) would be ignored, being for nothing the run does."""
     for keys, used, reason in (
         (("rows", "questions"), config.tokens is None, f"tokens, which is {config.tokens}, takes its place"),
         (_VALIDATION, config.validate_every > 0, "validate_every is 0, so that nothing is validated"),

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """What the penalty on the adapters' overlap gives on the demo: both trained with each weight of it, and merged.
 
-    python scripts/orthogonality.py --out benchmarks/results/orthogonality.jsonl --weights 0 10 100 --seeds 0 1
+    python scripts/orthogonality.py --out benchmarks/results/orthogonality.jsonl
 
-One row a weight and seed: the merged model's numeric accuracy by likelihood, and its difference in points from weight
-0 with the 95 % interval, paired; its perplexity on the held-out text; and how far the adapters' spaces share.
+The settings are the demo's: questions, steps, weights of the merge. One row a weight of the penalty: the merged model's
+numeric accuracy by likelihood, mean and spread over the seeds, and what it gains on weight 0 with the same seed, in
+points with the 95 % interval, paired; each seed's perplexity on the held-out text; how far the adapters' spaces share.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch  # noqa: E402
 from benchmarks import measure  # noqa: E402
 from numllm import demo  # noqa: E402
 from numllm.corpus import build_corpus, read_corpus  # noqa: E402
-from numllm.evaluate import compare, evaluate, perplexity  # noqa: E402
+from numllm.evaluate import across_seeds, evaluate, perplexity  # noqa: E402
 from numllm.files import write_jsonl  # noqa: E402
 from numllm.merge import merge  # noqa: E402
 from numllm.merge.summary import by_kind  # noqa: E402
@@ -67,30 +68,34 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=demo.STEPS)
     parser.add_argument("--weights", type=float, nargs="+", default=[10.0, 100.0], help="beside 0, which is always run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args(arguments)
     held, rows = read_questions([demo.NUMERIC]), []
+    plain: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         build_corpus([demo.TEXTBOOK], out / "corpus", holdout=0.0)
         build_corpus(sorted(demo.WORKBOOK.glob("cases-*.md")), out / "heldout", holdout=0.0)
         write_jsonl(out / "numct.jsonl", demo.training_questions(list(read_corpus(out / "corpus"))))
         texts = [row["text"] for row in read_corpus(out / "heldout")]
-        for seed in options.seeds:
-            plain: dict[str, Any] = {}
-            for weight in dict.fromkeys([0.0, *options.weights]):
-                report = trained(out, options.steps, seed, weight)
-                text, found = judged(out / "merged", texts, held)
-                plain = plain or found
-                pair = compare(plain, found)["numeric"]
-                rows.append({
-                    "bench": "orthogonality", "weight": weight, "seed": seed, "steps": options.steps,
-                    "questions": len(held), "accuracy": found["overall"]["accuracy"],
-                    "points": pair["difference_points"], "ci95": pair["ci95_points"], "perplexity": text,
-                    **shared(report), **measure.provenance(torch.device("cpu")),
-                })
-                print(rows[-1], flush=True)
-                measure.write_rows(options.out, rows, anew=True)
+        for weight in dict.fromkeys([0.0, *options.weights]):
+            spaces, perplexities, found = [], [], []
+            for seed in options.seeds:
+                spaces.append(shared(trained(out, options.steps, seed, weight)))
+                text, result = judged(out / "merged", texts, held)
+                perplexities.append(text)
+                found.append(result)
+            plain = plain or found
+            gain = across_seeds(plain, found)["numeric"]
+            rows.append({
+                "bench": "orthogonality", "weight": weight, "seeds": options.seeds, "steps": options.steps,
+                "questions": gain["n"], "merge": demo.WEIGHTS,
+                **{key: gain[key] for key in ("accuracy", "spread", "difference_points", "ci95_points")},
+                "perplexity": perplexities, **{key: [space[key] for space in spaces] for key in spaces[0]},
+                **measure.provenance(torch.device("cpu")),
+            })
+            print(rows[-1], flush=True)
+            measure.write_rows(options.out, rows, anew=True)
 
 
 if __name__ == "__main__":

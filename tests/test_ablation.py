@@ -34,6 +34,16 @@ def result_of(right: str, domain: str = "Finance") -> dict:
     ]}
 
 
+def test_gains_over_a_base_of_each_seed():
+    bases, runs = [result_of("++--" * 10), result_of("----" * 10)], [result_of("++-+" * 10), result_of("+---" * 10)]
+    found = across_seeds(bases, runs)
+    assert found["each"] == [0.75, 0.25] and found["difference_points"] == pytest.approx(25.0)
+    low, high = found["ci95_points"]
+    assert low < 25 < high
+    with pytest.raises(EvaluationError, match="one base or as many as runs"):
+        across_seeds(bases, runs[:1])
+
+
 def test_gains_over_seeds():
     base = result_of("++--" * 10)
     found = across_seeds(base, [result_of("++++" * 10), result_of("++-+" * 10), result_of("+--+" * 10)])

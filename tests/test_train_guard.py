@@ -9,6 +9,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
+from numllm.config import LoRAConfig
 from numllm.data import ChoiceBatches, TextBatches
 from numllm.determinism import deterministic
 from numllm.errors import TrainError
@@ -85,6 +86,20 @@ def test_a_run_that_skips_every_step_stops_and_keeps_its_batch(world):
     batch = load_file(kept)
     wanted = TextBatches(tiny.TEXTS, Tokenizer(world / "base"), rows=2, length=96)(3)
     assert torch.equal(batch["tokens"], wanted.tokens) and torch.equal(batch["labels"], wanted.labels)
+
+
+def test_an_adapter_that_its_first_step_does_not_move_stops_the_run(world):
+    made = trainer(world)
+    text = made.sources["domain"]
+    made.sources = made.sources | {"domain": lambda step: text(step).idle()}
+    with pytest.raises(TrainError, match="the domain adapter received no gradient in the first step"):
+        made.advance()
+    for start in ("default", "pissa"):  # B begins at 0, and elsewhere
+        made = trainer(world, numeric_rate=1e-30, numeric=LoRAConfig(rank=2, alpha=4.0, start=start))
+        for group in made.optimizers["numeric"].param_groups:
+            group["ratio"] = 1e-30
+        with pytest.raises(TrainError, match="the numeric adapter did not move in the first step"):
+            made.advance()
 
 
 def test_spikes_are_judged_by_the_recent_losses():

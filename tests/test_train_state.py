@@ -55,6 +55,23 @@ def test_settings_that_cannot_be_are_refused(world, changes, message):
         tiny.settings(world, **changes)
 
 
+def test_what_else_is_damaged_in_a_run_is_told(world):
+    list(train(tiny.settings(world, "whole")))
+    events = train(tiny.settings(world))
+    while next(events).get("step") != 7:
+        pass
+    events.close()
+    run = world / "run"
+    with open(run / "metrics.jsonl", "ab") as file:  # as a power cut leaves what was not yet on the disk
+        file.write(b"\0\0\xff\n[]\n{\n")
+    found = [e["message"] for e in train(tiny.settings(world), resume=True) if e["event"] == "warning"]
+    assert found == [f"{run / 'metrics.jsonl'}, line {line}: damaged, it is left out" for line in (15, 16, 17)]
+    assert tiny.metrics(world / "whole") == tiny.metrics(run)
+    (run / "config.json").write_text("{}")
+    with pytest.raises(TrainError, match="config.json: damaged, not what a run writes"):
+        list(train(tiny.settings(world), resume=True))
+
+
 def _flip(path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1

@@ -14,6 +14,7 @@ import torch
 from processes import environment, together
 from safetensors.torch import load_file
 
+from numllm.config import LoRAConfig
 from numllm.data import ChoiceBatches, TextBatches
 from numllm.errors import TrainError
 from numllm.tokenizer import Tokenizer
@@ -26,6 +27,12 @@ RUNS = {
     },
     "sharded-selective": {
         "loss": "likelihood", "shard": True, "checkpointing": "selective", "micro_tokens": 192, "validate_every": 6,
+    },
+    "sharded-kinds": {  # adapters that begin from what they sit on
+        "shard": True, "b_ratio": 4.0, "numeric": LoRAConfig(rank=2, alpha=4.0, start="pissa"),
+        "domain": LoRAConfig(
+            rank=4, alpha=8.0, dora=True, bias="lora_only", modules_to_save=("input_layernorm", "norm"),
+        ),
     },
 }
 CODE = """

@@ -73,24 +73,30 @@ def numeric_losses(rows: Iterable[Row]) -> Iterable[str]:
 
 
 def orthogonality(rows: Iterable[Row]) -> Iterable[str]:
-    """One table: a line a weight and seed."""
-    rows = sorted(rows, key=lambda row: (row["seed"], row["weight"]))
+    """One table: a line a weight of the penalty."""
+    rows = sorted(rows, key=lambda row: row["weight"])
     if not rows:
         yield "Not yet measured."
         return
-    yield "| weight | seed | shared in | shared out | cosine | numeric | points from weight 0 (95 %) | perplexity |"
-    yield "|--:|--:|--:|--:|--:|--:|--:|--:|"
+    yield "| weight | shared in | shared out | cosine | numeric | points from weight 0 (95 %) | perplexity |"
+    yield "|--:|--:|--:|--:|--:|--:|--:|"
     for row in rows:
-        low, high = row["ci95"]
-        points = f"{row['points']:+.1f} ({low:+.1f} to {high:+.1f})" if row["weight"] else "–"
+        low, high = row["ci95_points"]
+        points = f"{row['difference_points']:+.1f} ({low:+.1f} to {high:+.1f})" if row["weight"] else "–"
+        spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
+        shared_in, shared_out, cosine = (
+            statistics.mean(row[key]) for key in ("shared_input", "shared_output", "cosine")
+        )
         yield (
-            f"| {row['weight']:g} | {row['seed']} | {row['shared_input']:.4f} | {row['shared_output']:.3f} "
-            f"| {row['cosine']:+.3f} | {100 * row['accuracy']:.1f} % | {points} | {row['perplexity']:.2f} |"
+            f"| {row['weight']:g} | {shared_in:.4f} | {shared_out:.3f} | {cosine:+.3f} "
+            f"| {100 * row['accuracy']:.1f} %{spread} | {points} "
+            f"| {', '.join(f'{value:.1f}' for value in row['perplexity'])} |"
         )
     row = rows[0]
+    weights = " and ".join(f"{value:g} ({name})" for name, value in row["merge"].items())
     yield (
-        f"\n{row['steps']} steps, {row['questions']} questions; {row['device']}, torch {row['torch']}, "
-        f"commit {row['commit']}."
+        f"\n{row['steps']} steps, seeds {', '.join(map(str, row['seeds']))}, {row['questions']} questions; weights of "
+        f"the merge {weights}; {row['device']}, torch {row['torch']}, commit {row['commit']}."
     )
 
 

@@ -167,7 +167,8 @@ def settings_of(
     for key in ("out", "model"):
         if not any(key in layer for layer in layers):
             if resume and key == "model":
-                raise ConfigError(f"{given['out']}: there is no run to resume; begin one without --resume")
+                out = next(layer["out"] for layer in reversed(layers) if "out" in layer)
+                raise ConfigError(f"{out}: there is no run to resume, no config.toml in it; begin one without --resume")
             raise click.UsageError(f"Missing option '--{key}'")
     config = combine(*layers)
     refuse_contradictions(given, config)

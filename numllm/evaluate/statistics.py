@@ -245,30 +245,35 @@ def flips(result_a: Json, result_b: Json) -> list[Json]:
     return sorted(found, key=lambda row: not row["gained"])
 
 
-def across_seeds(base: Json, runs: Sequence[Json], *, seed: int = 0, resamples: int = 10_000) -> Json:
-    """What runs of one recipe with several seeds gain over the base, for all, numeric and non-numeric questions:
+def across_seeds(
+    base: Json | Sequence[Json], runs: Sequence[Json], *, seed: int = 0, resamples: int = 10_000
+) -> Json:
+    """What runs of one recipe with several seeds gain over the base, for all, numeric and non-numeric questions.
+
+    base: what all runs are compared with, or for each run its own, as that of another recipe with its seed.
 
     {"seeds", "n", "accuracy" (mean over seeds), "spread" (standard deviation over seeds, n − 1; None for one seed),
     "each" (accuracy of each seed), "difference_points" (mean gain on the base), "ci95_points"}; the interval is a
     bootstrap over questions of the gain averaged over the seeds: it tells what other questions would show, and the
     spread what other seeds would. EvaluationError when the runs are of other questions than the base.
     """
-    own = _answered(base, "first")
+    bases = [_answered(one, "first") for one in ([base] * len(runs) if isinstance(base, Mapping) else base)]
     others = [_answered(run, "second") for run in runs]
-    if not own or not others:
-        raise EvaluationError("wanted answered questions and at least one run")
-    if any(set(run) != set(own) for run in others):
+    if not others or len(bases) != len(others) or not bases[0]:
+        raise EvaluationError("wanted answered questions, at least one run, and one base or as many as runs")
+    own = bases[0]
+    if any(set(run) != set(own) for run in (*bases, *others)):
         raise EvaluationError("the runs are of other questions than the base; evaluate all on the same")
     rng = np.random.default_rng(seed)
 
     def outcome(names: list[str]) -> Json:
         if not names:
             return {"seeds": len(others), "n": 0}
-        before = np.array([own[name]["predicted"] == own[name]["answer"] for name in names], dtype=float)
-        after = np.array(
-            [[run[name]["predicted"] == run[name]["answer"] for name in names] for run in others], dtype=float
+        before, after = (
+            np.array([[run[name]["predicted"] == run[name]["answer"] for name in names] for run in found], dtype=float)
+            for found in (bases, others)
         )
-        gains = after.mean(0) - before
+        gains = after.mean(0) - before.mean(0)
         each = after.mean(1)
         # Resampling questions is a multinomial draw over the distinct gains.
         values, counts = np.unique(gains, return_counts=True)

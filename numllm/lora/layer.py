@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..errors import AdapterError
 from .low_rank import LowRank
+from .starts import gathered
 
 
 class LoRALinear(LowRank):
@@ -47,7 +48,7 @@ class LoRALinear(LowRank):
         ‖W‖² + 2 s ⟨W Aᵀ, B⟩ + s² ⟨B (A Aᵀ), B⟩ by rows: no N × K matrix is made, beyond W widened once.
         """
         if self._squares is None or self._squares.device != self.base.weight.device:
-            self._squares = self.base.weight.float().square().sum(1)
+            self._squares = gathered(self.base.weight).float().square().sum(1)
         if name is None:
             return self._squares.sqrt()
         a, b, scale = self.a[name].detach().float(), self.b[name].detach().float(), self.scale[name]

@@ -18,7 +18,7 @@ from ..errors import AdapterError
 from .embedding import LoRAEmbedding
 from .layer import LoRALinear
 from .low_rank import LowRank, Selection
-from .starts import begin
+from .starts import begin, gathered
 from .targets import biased_linears, own, own_shapes, targeted, whole_modules
 from .whole import Whole
 
@@ -75,10 +75,12 @@ class AdapterSet:
             )
         for path in biased:
             module = self._wrap(path)
-            module.add_bias(name, module.base.bias.detach().float().clone(), trainable=True)
+            module.add_bias(name, gathered(module.base.bias.detach()).float().clone(), trainable=True)
         for path in wholes:
             whole = self._wrap_whole(path)
-            values = {leaf: value.detach().float().clone() for leaf, value in whole.base.named_parameters()}
+            values = {
+                leaf: gathered(value.detach()).float().clone() for leaf, value in whole.base.named_parameters()
+            }
             whole.add(name, values, trainable=True)
         self.names = (*self.names, name)
         self.configs[name] = dataclasses.replace(config, targets=targets)

@@ -23,6 +23,11 @@ from torch import Tensor
 Pair = tuple[Tensor, Tensor]
 
 
+def gathered(weight: Tensor) -> Tensor:
+    """A weight whole, where its shards lie with several processes, all of which must ask for it."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+
+
 def begin(start: str, w: Tensor, rank: int, scale: float, generator: torch.Generator) -> tuple[Pair, Pair | None]:
     """((A, B), (A₀, B₀) or None) of an adapter of scale s on w (N, K), fp32, on the CPU.
 
@@ -34,7 +39,7 @@ def begin(start: str, w: Tensor, rank: int, scale: float, generator: torch.Gener
         if rank > min(n, k):
             raise ValueError(f"the start {start} has at most rank {min(n, k)} on a linear of {n} × {k}, got {rank}")
         # fp64 before the rounding to fp32: the library's last bits depend on where in memory w lies.
-        exact = w.to("cpu", torch.float64, copy=True)
+        exact = gathered(w).to("cpu", torch.float64, copy=True)
         found = _pissa(exact, rank, scale) if start == "pissa" else _olora(exact, rank)
         a, b = (part.float() for part in found)
         return (a, b), (a.clone(), b.clone())

@@ -73,7 +73,10 @@ class RunFolder:
         if resume and self._new:
             raise TrainError(f"{self.path}: there is no run to resume")
         if resume:
-            different = differences(read_json(self.path / "config.json")["fingerprint"], marks)
+            known = read_json(self.path / "config.json")
+            if not isinstance(known, dict) or not isinstance(known.get("fingerprint"), dict):
+                raise TrainError(f"{self.path / 'config.json'}: damaged, not what a run writes; start a new run")
+            different = differences(known["fingerprint"], marks)
             if different:
                 raise TrainError(
                     f"{self.path}: cannot resume: {'; '.join(different)}; set it back or start a new run"
@@ -147,11 +150,19 @@ class RunFolder:
                     "event": "warning",
                     "message": f"the {name} adapter's best checkpoint is gone; the next validation counts as the best",
                 })
-        # A kill or a full disk may have cut the last line.
+        # A kill or a full disk may have cut the last line, a power cut may have left anything in those since the save.
         lines = self.metrics.read_bytes().split(b"\n")[:-1] if self.metrics.exists() else []
-        rows = [parse_json(line.decode(), str(self.metrics)) for line in lines]
+        rows = []
+        for number, line in enumerate(lines, 1):
+            try:
+                row = parse_json(line.decode(), str(self.metrics))
+                rows += [row] if _before(row, trainer) else []
+            except (DataError, KeyError, TypeError, UnicodeDecodeError, AttributeError):
+                warnings.append({
+                    "event": "warning", "message": f"{self.metrics}, line {number}: damaged, it is left out",
+                })
         with write_aside(self.metrics) as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows if _before(row, trainer))
+            file.writelines(json.dumps(row) + "\n" for row in rows)
         return warnings
 
     def append(self, rows: Iterable[Event]) -> None:

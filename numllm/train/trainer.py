@@ -239,13 +239,17 @@ class Trainer:
         reason = guard.judge(loss, norm)
         if reason is None:
             if first and norm == 0:
-                raise TrainError(f"the {name} adapter received no gradient in the first step")
+                raise TrainError(
+                    f"the {name} adapter received no gradient in the first step: its loss, {loss:g}, does not depend on "
+                    "it; look at its data"
+                )
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["ratio"]
+            before = [b.detach().clone() for _, b in self.adapters.factors(name)] if first else []
             optimizer.step()
+            if first and all(map(torch.equal, before, (b for _, b in self.adapters.factors(name)))):
+                raise TrainError(f"the {name} adapter did not move in the first step; its rate is {rate:g}, raise it")
         optimizer.zero_grad()
-        if reason is None and first and not any(b.any() for _, b in self.adapters.factors(name)):
-            raise TrainError(f"the {name} adapter did not move in the first step")
         return {
             "step": self.step + 1, "kind": "train", "adapter": name, "loss": _number(loss), "lr": rate,
             "grad_norm": _number(norm), "tokens": int((self.batches[name].documents >= 0).sum()),
