@@ -16,7 +16,7 @@ from .units import SPACE, UNITS
 __all__ = ["bare_number", "cue_before", "day_at", "label_at", "price_before", "with_ordinal_words", "with_unit"]
 
 _PER_BEFORE = re.compile(
-    r"每(1|一)?(股|件|吨|桶|度|平米|台|份|张|套|辆|平方米|公斤|千克|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)[^，。；、,;：:0-9每\n]{0,10}\Z"
+    r"每(1|一)?(股|件|吨|桶|度|平米|台|份|张|套|辆|平方米|公斤|千克|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)(?:每[年月日天季])?[^，。；、,;：:0-9每\n]{0,10}\Z"
 )
 _LABEL = re.compile(
     r"(?:(?<![比条惯])例题?|公式|附件|附录|附注|步骤|习题|案例|阶段|情形|方案|版本|"
@@ -58,7 +58,7 @@ _DAYS_AFTER = re.compile(
     r"|年化|均线|移动平均|滚动|通知存款|逆回购|理财|[犹冷宽等]|无理由|线(?![上下]))"
 )
 _DAYS_BEFORE = re.compile(
-    r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过逾达近约隔]|[大小少多低高短长]于|至少|不足|提前|延长|顺延|宽限|展期|缩短|免赔|最长|为期|期限为|[算按]|每隔)\Z"
+    r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过逾达近约隔首]|(?<![之目日])前|[大小少多低高短长]于|至少|不足|提前|延长|顺延|宽限|展期|缩短|免赔|最长|为期|期限为|[算按]|每隔)\Z"
 )
 _MONTH_BEFORE = re.compile(r"(?:月|每月|次月|月的?)\Z")
 _TEX_OPERATOR = re.compile(r"\\(?:times|div|cdot|approx|pm|[lg]eq?)(?![a-z])")
@@ -211,7 +211,7 @@ def _month_at(text: str, start: int, end: int, left: str) -> tuple[Number, int] 
 
 def with_ordinal_words(text: str, start: int, end: int) -> tuple[int, int]:
     """The span of a mark in brackets, with what makes it an ordinal: 第（二）项."""
-    ordinal = text[start - 1 : start] == "第" and text[end : end + 1] in tuple("项款类条种点目")
+    ordinal = text[start - 1 : start] == "第" and text[end : end + 1] in tuple("项款类条种点目列行步题组式")
     return (start - 1, end + 1) if ordinal else (start, end)
 
 
