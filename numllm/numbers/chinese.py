@@ -34,6 +34,7 @@ _FORMAL_DATE = re.compile(
     "(?P<m>)(?P<d>)"
 )
 _PAIR = re.compile("(?=一两|两三|二三|三四|三五|四五|五六|六七|七八|八九|一二[十百千万])")  # 七八成, 一二十人
+_HOUR = re.compile("([零〇一二三四五六七八九十]{1,3})时(?:整|([一二三四五六七八九十]{1,3})分)?")
 _SPOKEN_RATIO = re.compile(
     "([一二三四五六七八九十百]{1,4})比([一二三四五六七八九十百]{1,4})(?![万千亿]|点[零一二三四五六七八九])"
 )
@@ -144,6 +145,11 @@ def read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
         if text[core.end : core.end + 1] == "日":
             number, end = _chinese_day(text, core)
             return number, end
+        after = text[core.end : core.end + 1]
+        if after == "时" and (hour := _hour(text, i)) is not None:
+            return hour
+        if after == "大":  # 二十大, 十九大
+            return None, core.end
         if core.scaled or (not core.lone and core.exponent < 0):
             return make(text, core.start, core.end, core.value(), "", "other", True)
         if core.lone or not any(c in TENS or c in "万亿" for c in run.group()[1:]):
@@ -160,6 +166,16 @@ def read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     if _IDIOM.match(text, i) is not None:
         return None, measure.end
     return with_unit(text, core, measure)
+
+
+def _hour(text: str, i: int) -> tuple[Number, int] | None:
+    """一月一日零时, 自二十四时: an hour of the day."""
+    hour = _HOUR.match(text, i) if text[i - 1 : i] in tuple("日号午晨晚自至到于") else None
+    value = chinese_to_int(hour.group(1)) if hour is not None else None
+    if hour is None or value is None or value > 24:
+        return None
+    minute = chinese_to_int(hour.group(2)) or 0 if hour.group(2) else 0
+    return make(text, i, hour.end(), f"{value:02d}:{minute:02d}", "", "time", False)
 
 
 def _share_range(text: str, core: Core, whole: str) -> tuple[Number, int] | None:
@@ -226,7 +242,7 @@ def _chinese_measure(text: str, core: Core, p: str) -> Measure | None:
         return None
     if word in "分点手头份张" or core.digits == "0":
         return None if word in "分点手头" or core.digits in "01" else measure
-    if measure.unit.name == "期" or (word in "级代号节章款度" and measure.unit.grade == 0):
+    if (measure.unit.name == "期" and p != "分") or (word in "级代号节章款度" and measure.unit.grade == 0):
         return None
     return measure
 

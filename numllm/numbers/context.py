@@ -16,7 +16,7 @@ from .units import SPACE, UNITS
 __all__ = ["bare_number", "cue_before", "day_at", "label_at", "price_before", "with_ordinal_words", "with_unit"]
 
 _PER_BEFORE = re.compile(
-    r"每(1|一)?(股|件|吨|桶|度|平米|台|份|张|套|辆|平方米|公斤|千克|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)[^，。；、,;：:0-9每\n]{0,10}\Z"
+    r"每(1|一)?(股|件|斤|吨|桶|度|平米|台|份|张|套|辆|平方米|公斤|千克|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)(?:每[年月日天季])?[^，。；、,;：:0-9每\n]{0,10}\Z"
 )
 _LABEL = re.compile(
     r"(?:(?<![比条惯])例题?|公式|附件|附录|附注|步骤|习题|案例|阶段|情形|方案|版本|"
@@ -29,7 +29,7 @@ _IDENTIFIER_CUE = re.compile(
 )
 _CUE = re.compile(  # the last cue decides: 边际消费倾向 is a rate
     r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|(?:现值|获利|盈利)指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|(?<!协)方差|(?<![同环相对])比(?=[约分]?[为是达：:=＝]|\Z))|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
-    r"(?P<index>(?<!现值)(?<![获盈]利)指数|点位|大盘|PMI|VIX|[CP]PI)|(?P<amount>金额|成本|收入|利润|余额|价值|费用|价款|资产|负债|现金|利息|税额|税款|资本|支出|借：|贷：|存款|"
+    r"(?P<index>(?<!现值)(?<![获盈]利)指数|点位|[撑力]位|大盘|PMI|VIX|[CP]PI)|(?P<amount>金额|成本|收入|利润|余额|价值|费用|价款|资产|负债|现金|利息|税额|税款|资本|支出|借：|贷：|存款|"
     r"账款|收益|损失|产值|GDP|总额|净额|投资|消费|股利|薪酬|准备|折旧|摊销|扣除数))[^，。；、,;0-9\n]{0,5}\Z"
 )
 # a word of _CUE ends in one of these, at most five characters before the numeral
@@ -58,7 +58,7 @@ _DAYS_AFTER = re.compile(
     r"|年化|均线|移动平均|滚动|通知存款|逆回购|理财|[犹冷宽等]|无理由|线(?![上下]))"
 )
 _DAYS_BEFORE = re.compile(
-    r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过逾达近约隔]|[大小少多低高短长]于|至少|不足|提前|延长|顺延|宽限|展期|缩短|免赔|最长|为期|期限为|[算按]|每隔)\Z"
+    r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过逾达近约隔首]|(?<![之目日])前|[大小少多低高短长]于|至少|不足|提前|延长|顺延|宽限|展期|缩短|免赔|最长|为期|期限为|[算按]|每隔)\Z"
 )
 _MONTH_BEFORE = re.compile(r"(?:月|每月|次月|月的?)\Z")
 _TEX_OPERATOR = re.compile(r"\\(?:times|div|cdot|approx|pm|[lg]eq?)(?![a-z])")
@@ -195,6 +195,8 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         return make(text, start, j, value, "", "other", True)
     stated = (not after or after in "，。；、,;)）$和与") and _STATED.search(text, max(0, start - 3), start) is not None
     operated = operated or stated or (p == "{" and left.endswith(("frac{", "}{")))  # stated: 180天以上为0
+    if n and n in "送转派" and value == "10" and text[j + 1 : j + 2].isdigit():  # 10送3转2
+        operated = True
     operated = operated or (bool(p) and p in "送转增配派" and _DIVIDEND.search(left) is not None)
     if p == "+" and _SETTLEMENT.search(left) is not None:
         operated = False
@@ -211,7 +213,7 @@ def _month_at(text: str, start: int, end: int, left: str) -> tuple[Number, int] 
 
 def with_ordinal_words(text: str, start: int, end: int) -> tuple[int, int]:
     """The span of a mark in brackets, with what makes it an ordinal: 第（二）项."""
-    ordinal = text[start - 1 : start] == "第" and text[end : end + 1] in tuple("项款类条种点目")
+    ordinal = text[start - 1 : start] == "第" and text[end : end + 1] in tuple("项款类条种点目列行步题组式")
     return (start - 1, end + 1) if ordinal else (start, end)
 
 
@@ -292,7 +294,7 @@ def day_at(text: str, core: Core, begin: int | None = None) -> tuple[Number, int
         len(core.digits) > 2
         or int(core.digits) > 31
         or _DAYS_AFTER.match(text, j) is not None
-        or _DAYS_BEFORE.search(left) is not None
+        or (_DAYS_BEFORE.search(left) is not None and (value != "1" or left[-1:] != "前"))  # 前一日
     ):
         return make(text, core.start, j, value, "day", "duration", True)
     return make(text, core.start, j, value, "", "date", False)

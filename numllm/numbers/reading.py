@@ -44,6 +44,8 @@ def _before(text: str, i: int, floor: int) -> tuple[int, bool, str]:
         if p in "-−－﹣–" and not negative:
             q = text[start - 2] if start > 1 else ""
             r = text[start - 3] if start > 2 and q in " \t" else q
+            if r == "）" and "填列" in text[max(0, start - 6) : start - 2]:  # 损失以“-”号填列）-1,234.56
+                r = ""
             closed = r.isascii() and (r.isalnum() or r in ")]}%'\"")
             if text[i : i + 2].isdigit() and text[i] == "0":  # 记-0035
                 break

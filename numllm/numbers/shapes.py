@@ -46,14 +46,17 @@ _CLOCK = re.compile(
 )
 _NO_CLOCK = re.compile(r"(?:[=＝<>≤≥＜＞$]\s?|[大小等高低]于|为)\Z")
 _RATIO = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:\s?[:：∶]\s?[0-9]+(?:\.[0-9]+)?){1,8}")
+_CITED_YEAR = re.compile(r"(?<=[，,] )(?:19|20)[0-9]{2}[:：](?!1)|(?<=[，,])(?:19|20)[0-9]{2}[:：](?!1)")  # 出版社，2016：23
+_NAMED_DAY = re.compile(r"(0?[1-9]|1[0-2])·(3[01]|[12][0-9]|0?[1-9])(?![0-9·])")  # “3·15”晚会
+_RATIO_AFTER = re.compile("的?(?:比[例率价]|杠杆|配[比股资])")  # 1:20的杠杆
 _SPOKEN_RATIO = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?比([0-9]{1,6}(?:\.[0-9]{1,6})?)(?![0-9.,%％万亿年月日元])")
 _STANDARD = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})*[:：\-—–](?:19|20)[0-9]{2}(?![0-9])")  # ISO 9001:2015
 _STANDARD_NAME = re.compile(r"(?<![A-Za-z])(?:[A-Z]{2,6}|(?:[A-Z]{2,4}|DB[0-9]{2})/[TZ])\s?\Z")
 _SLASH = re.compile(rf"[/／]([{D}]{{1,12}})(?![{D}/／.年])")
 _CREDIT_TERMS = re.compile(r"[0-9]+/[0-9]+(?:[,，、;；\s]{0,2}[0-9]+/[0-9]+){0,4}[,，、;；\s]{0,2}[nN]/[0-9]+")
 _RANGE = re.compile(
-    r"\s?(?:至|到|[-–—―~～－−﹣]{1,2})\s?"
-    r"(?=(?:(?:US|HK|NT|[ACS])?[$¥￥€£]|RMB|USD|HKD|EUR)?[-−负]?[0-9０-９零一二三四五六七八九十两百壹贰叁])"
+    r"\s?(?:至|到|[~～]{1,2}|[-–—―－−﹣]{1,2})\s?"
+    r"(?=(?:(?:US|HK|NT|[ACS])?[$¥￥€£]|RMB|USD|HKD|EUR)?[-−负]?[0-9０-９零一二三四五六七八九十两百千万壹贰叁])"
 )
 _DAY_SPAN = re.compile(rf"日\s?[至到\-–—―~～－−﹣]\s?([{D}]{{1,3}}|[一二三四五六七八九十百]{{1,5}})日")
 _SPAN_BEFORE = re.compile("(?:持有|持续|期限?|超过|逾期|账龄|拖欠|满|少于|连续)[^，。；、0-9]{0,4}\\Z")
@@ -66,7 +69,7 @@ _BRACKET_ISSUE = re.compile(
     r"字)第?[0-9]{1,7}(?:-[0-9]{1,3})?号)"  # （2023）京01民初123号
 )
 _PHONE = re.compile(
-    r"(?:0[0-9]{2,3}[-－][0-9]{7,8}|1[3-9][0-9]{9}|1[3-9][0-9][- ][0-9]{4}[- ][0-9]{4}"
+    r"(?:0[0-9]{2,3}[-－][0-9]{7,8}(?:-[0-9]{1,5})?|1[3-9][0-9]{9}|1[3-9][0-9][- ][0-9]{4}[- ][0-9]{4}"
     r"|400[0-9]-[0-9]{3}-[0-9]{3}|400[-－]?[0-9]{3}[-－]?[0-9]{4})(?![0-9])"
 )
 _ARITHMETIC = tuple("×÷+=≈＝＋−*✕－-—–/^")
@@ -137,14 +140,21 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
     if n == "比" and (spoken := _SPOKEN_RATIO.match(text, i)) is not None and Fraction(spoken.group(1)):
         value = Fraction(core.value()) / Fraction(spoken.group(1))
         return make(text, i, spoken.end(), exact_decimal(value), "1", "rate", True)
+    if n == "·" and (named := _NAMED_DAY.match(text, i)) is not None:
+        month, day = named.groups()
+        return make(text, i, named.end(), f"--{month:0>2}-{day:0>2}", "", "date", False)
     if n in ":：∶" or (n == " " and text[j + 1 : j + 2] in ("∶", ":")):
         match = _RATIO.match(text, i)
         if match is not None and not core.scaled and len(match.group()) <= 60:
             clock = _TIME.match(text, i)
             left = text[max(0, i - 4) : i]
-            ratio = any(c in left for c in "比例按率") and text[match.end() : match.end() + 1] not in [*"收开前后起止"]
+            ratio = _RATIO_AFTER.match(text, match.end()) is not None or (
+                any(c in left for c in "比例按率") and text[match.end() : match.end() + 1] not in [*"收开前后起止"]
+            )
             if clock is not None and clock.end() == match.end() and not ratio:
                 return make(text, i, clock.end(), clock.group().replace("：", ":"), "", "time", False)
+            if not ratio and _CITED_YEAR.match(text, i) is not None:
+                return make(text, i, j, core.digits, "", "date", False)
             parts = re.split(r"\s?[:：∶]\s?", match.group())
             if len(parts) == 2 and Fraction(parts[1]):
                 value = exact_decimal(Fraction(parts[0]) / Fraction(parts[1]))
