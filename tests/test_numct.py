@@ -155,7 +155,8 @@ def test_numbers_of_the_headings_are_near_and_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "asked"), [("第三条 ", True), ("2003年3月3日起，", True), ("借款三笔的，", False), ("第三条 三年期的，", False)]
+    ("label", "asked"),
+    [("第三条 ", True), ("2003年3月3日起，", True), ("借款三笔的，", False), ("第三条 三年期的，", False)],
 )
 def test_only_a_quantity_of_the_answers_value_tells_it(label: str, asked: bool) -> None:
     text = f"{label}借款合同所约定的借款期限一般不得超过三年，并不得展期。"

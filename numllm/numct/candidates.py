@@ -199,8 +199,8 @@ def _candidate(
     written = form.prefix + form.suffix.strip() + (form.tail if number.kind == "rate" else "")
     return Candidate(
         hashlib.sha256(f"{document}\0{text}\0{number.start}".encode()).hexdigest()[:16], number, form, m,
-        (number.kind, number.unit, form.style, form.decimals, written), tag, relation, _told(title, before), stem, rest, taken,
-        sorted(near), _bounds(sentence, number),
+        (number.kind, number.unit, form.style, form.decimals, written), tag, relation, _told(title, before), stem, rest,
+        taken, sorted(near), _bounds(sentence, number),
     )
 
 
