@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
 import re
 from collections import Counter
@@ -16,8 +17,10 @@ from numllm import numct
 from numllm.errors import DataError
 from numllm.files import no_progress
 from numllm.numbers import find_numbers
-from numllm.numct import BLANK, TAGS, audit
+from numllm.numct import BLANK, TAGS, audit, rounds
 from numllm.numct.audit import _chi_square_p
+from numllm.numct.candidates import candidates
+from numllm.numct.form import UNIT8
 
 Row = dict[str, Any]
 build = functools.partial(numct.build, tags=TAGS)  # the sentences here are stories: their numbers are given
@@ -143,6 +146,44 @@ def test_context_reaches_back_to_the_givens_of_an_example() -> None:
     assert row["context"] == given + filler
 
 
+def test_numbers_of_the_headings_are_near_and_taken() -> None:
+    text = "# 八年期借款的条件\n\n借款合同应当载明用途。借款的期限一般不得超过三年，并不得展期。\n"
+    (reading,) = candidates([{"id": "a", "text": text}], 2)
+    ((_, (one,)),) = reading.asked
+    assert one.context.startswith("八年期借款的条件\n")
+    assert math.log(8) in one.near and 8 * UNIT8 in one.taken
+
+
+@pytest.mark.parametrize(
+    ("label", "asked"),
+    [("第三条 ", True), ("2003年3月3日起，", True), ("借款三笔的，", False), ("第三条 三年期的，", False)],
+)
+def test_only_a_quantity_of_the_answers_value_tells_it(label: str, asked: bool) -> None:
+    text = f"{label}借款合同所约定的借款期限一般不得超过三年，并不得展期。"
+    assert [row["number"]["text"] for row in build([{"id": "a", "text": text}])] == ["三年"] * asked
+
+
+def test_an_operand_is_not_asked_where_its_digits_stand_beside_the_equation() -> None:
+    text = "出售该债券所形成的收益为11万元（311−310+10），其中包含转出的金额10万元。"
+    values = {row["number"]["value"] for row in build([{"id": "a", "text": text}], per_sentence=9)}
+    assert "311" in values and "10" not in values
+    text = text.replace("10万元", "若干元")
+    assert "10" in {row["number"]["value"] for row in build([{"id": "a", "text": text}], per_sentence=9)}
+
+
+def test_what_is_too_easily_guessed_is_tried_again(documents: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    def built(tries: int) -> tuple[list[Row], Counter[str]]:
+        left_out: Counter[str] = Counter()
+        monkeypatch.setattr(rounds, "_TRIES", tries)
+        return list(build(documents, left_out=left_out)), left_out
+
+    (once, left), (again, less) = built(1), built(5)
+    assert left["too easily guessed"] > 20 and less["too easily guessed"] < 0.8 * left["too easily guessed"]
+    assert len(again) > len(once) and len({row["id"] for row in again}) == len(again)
+    for rows, left_out in ((once, left), (again, less)):
+        assert len(rows) + left_out.total() == len(once) + left.total()  # each number is asked or counted, once
+
+
 def test_what_a_writer_chose_is_left_out_and_counted() -> None:
     text = "【例1】甲公司以3,200万元购入一台大型设备，预计使用8年。企业应当按照税后利润的10%提取法定盈余公积。"
     left_out: Counter[str] = Counter()
@@ -181,7 +222,7 @@ def test_questions_are_streamed(documents: list[Row], rows: list[Row]) -> None:
             yield row
 
     assert next(build(counted())) == rows[0]
-    assert read == 1
+    assert read < 10
 
 
 def test_progress_sees_every_document(documents: list[Row]) -> None:

@@ -9,7 +9,8 @@ Wrong options are drawn several times and the draw is kept that leaves the known
 middle value, the roundest, the longest, the most frequent …) nearest to pure chance; see `balance.Balance`.
 
 Everything is drawn from one generator a document, seeded by the seed and the document's id, in the order in which
-the documents come: the same documents and seed give the same questions.
+the documents come: the same documents and seed give the same questions. They come in that order too, but for those
+that were too easily guessed at first (see `rounds`).
 """
 
 from __future__ import annotations

@@ -199,8 +199,8 @@ def _candidate(
     written = form.prefix + form.suffix.strip() + (form.tail if number.kind == "rate" else "")
     return Candidate(
         hashlib.sha256(f"{document}\0{text}\0{number.start}".encode()).hexdigest()[:16], number, form, m,
-        (number.kind, number.unit, form.style, form.decimals, written), tag, relation, _told(title, before), stem, rest, taken,
-        sorted(near), _bounds(sentence, number),
+        (number.kind, number.unit, form.style, form.decimals, written), tag, relation, _told(title, before), stem, rest,
+        taken, sorted(near), _bounds(sentence, number),
     )
 
 
@@ -289,8 +289,8 @@ def _teller(number: Number, answer: str, form: Form) -> _Tells:
         core = answer.removesuffix(form.suffix)
         wanted = _ungrouped(answer if len(core) < 3 else core)
         plain, inside = (_ungrouped, _DIGITS) if wanted[0].isdigit() else (str, frozenset())
-        if len(core) < 3 and not form.suffix.strip():
-            wanted = ""  # a digit or two are found among the numbers only
+        if len(core) < 3 and not form.suffix.strip() and (number.unit or len(core) < 2):
+            wanted = ""  # a digit or two are found among the numbers only, but for the 10 of 311 − 310 + 10
 
     def tells(numbers: Sequence[Number], text: str) -> bool:
         for n in numbers:

@@ -96,6 +96,18 @@ def _figure(m: int) -> tuple[int, int, int]:
     return digits, digits + z, z
 
 
+@functools.lru_cache(_KEPT)
+def _face(m: int) -> tuple[str, int, int, int, bool, bool, bool, int]:
+    """Of a number its digits, how many there are before trailing zeros, the first, its rarity; whether the last of
+    them is 5, is even, whether one comes twice; and a number that those of the same digits share."""
+    plain = str(m)
+    digits = plain.rstrip("0")
+    first, last = plain[0], digits[-1]
+    bag = int("".join(sorted(plain, reverse=True)))
+    twice = len(set(digits)) < len(digits)
+    return plain, len(digits), int(first), _RARITY[first], last == "5", last in "2468", twice, bag
+
+
 @dataclass(slots=True)
 class Asked:
     """A number that can be asked, with what its wrong options are judged by."""
@@ -135,26 +147,25 @@ class Asked:
             size = math.log(value)
             at = bisect.bisect(near, size)
             distance = min(abs(size - near[at - 1]), abs(size - near[min(at, len(near) - 1)]))
-        plain = str(m) if form.style != "f" else str(m // 1000)
+        fraction = form.style == "f"
+        plain, digits, first, rarity, five, even, twice, bag = _face(m // 1000 if fraction else m)
         shown = plain if form.style == "a" else [c for c in form.render(m) if c in _SHOWN]
-        digits = plain.rstrip("0")
-        first, last = plain[0], digits[-1]
         count = self.count(m)
         return (
             value,
             len(shown),
-            len(digits) if form.style != "f" else 1,
+            1 if fraction else digits,
             count,
             self.answers.get(m, 0),
             distance,
-            int(first),
-            _RARITY[first],
+            first,
+            rarity,
             sum([c in self.digits for c in shown]) / max(1, len(shown)),
-            last == "5",
-            last in "2468",
-            len(set(digits)) < len(digits),
+            five,
+            even,
+            twice,
             math.log1p(count),
-            int("".join(sorted(plain, reverse=True))) if self.several else int(plain),
+            bag if self.several else int(plain),
         ), plain
 
     def allowed(self, m: int) -> bool:
