@@ -56,10 +56,11 @@ def matched(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, 
         info = checkpoint.info(stored[name])
         if info.shape != shape:
             raise CheckpointError(
-                f"{info.file}: {info.name} has the shape {list(info.shape)}, config.json wants {list(shape)}"
+                f"{info.file}: {info.name} has the shape {list(info.shape)}, config.json wants {list(shape)}; one "
+                "of the two is of another model"
             )
         if info.dtype not in ("F32", "F16", "BF16"):
-            raise CheckpointError(f"{info.file}: {info.name} is {info.dtype}; supported: F32, F16, BF16")
+            raise CheckpointError(f"{info.file}: {info.name} is {info.dtype}; convert it to F32, F16 or BF16")
         yield name, info
     for name, info in checkpoint.tensors.items():
         if name not in stored and not _leftover(name, config):
