@@ -158,8 +158,8 @@ def test_one_shard_of_several_and_pickles_are_refused(tmp_path):
 @pytest.mark.parametrize("change, message", [
     (lambda t: t.update({"model.norm.weight": torch.zeros(3)}), r"has the shape \[3\], config.json wants \[64\]"),
     (lambda t: t.pop("model.norm.weight"), "lacks the tensor 'model.norm.weight'"),
-    (lambda t: t.update({"model.norm.weight": torch.zeros(64, dtype=torch.float8_e4m3fn)}), "is F8_E4M3; supported"),
-    (lambda t: t.update({"model.norm.weight": torch.zeros(64, dtype=torch.float64)}), "is F64; supported"),
+    (lambda t: t.update({"model.norm.weight": torch.zeros(64, dtype=torch.float8_e4m3fn)}), "is F8_E4M3; convert"),
+    (lambda t: t.update({"model.norm.weight": torch.zeros(64, dtype=torch.float64)}), "is F64; convert"),
     (lambda t: t.update({"model.norm.scales": torch.zeros(64)}), "has no tensor 'model.norm.scales'"),
 ])
 def test_what_headers_tell_is_told_before_a_byte_is_read(change, message, tmp_path, monkeypatch):
