@@ -240,8 +240,8 @@ class Trainer:
         if reason is None:
             if first and norm == 0:
                 raise TrainError(
-                    f"the {name} adapter received no gradient in the first step: its loss, {loss:g}, does not depend on "
-                    "it; look at its data"
+                    f"the {name} adapter received no gradient in the first step: its loss, {loss:g}, does not depend "
+                    "on it; look at its data"
                 )
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["ratio"]
