@@ -196,6 +196,15 @@ def test_the_penalty_is_the_normalised_product_of_the_As_and_drives_them_apart(w
     assert overlap(driven.adapters) < 0.7 * overlap(plain.adapters)
 
 
+def test_a_penalty_between_adapters_that_share_no_linear_is_refused(world):
+    apart = {
+        "domain": LoRAConfig(rank=4, targets=("q_proj",)), "numeric": LoRAConfig(rank=4, targets=("v_proj",)),
+    }
+    with pytest.raises(TrainError, match="no linear has both"):
+        trainer(world, orthogonality=1.0, **apart)
+    assert trainer(world, **apart).advance()
+
+
 def torch_switches():
     return (
         torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),

@@ -82,6 +82,9 @@ class Trainer:
         self.adapters = attach(
             model, {name: config.lora(name) for name in config.adapters}, seed=config.seed, impl=config.impl
         )
+        if config.orthogonality and not any(len(module.a) > 1 for module in self.adapters.modules.values()):
+            raise TrainError("orthogonality is between adapters of one linear, and no linear has both; choose other "
+                             "targets or leave it at 0")
         self.checkpointing = self._checkpointing()
         keep_less(model, self.adapters, checkpointing=self.checkpointing, offload=config.offload)
         self.optimizers = {name: self._optimizer(name) for name in config.adapters}
