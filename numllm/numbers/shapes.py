@@ -140,9 +140,6 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
     if n == "比" and (spoken := _SPOKEN_RATIO.match(text, i)) is not None and Fraction(spoken.group(1)):
         value = Fraction(core.value()) / Fraction(spoken.group(1))
         return make(text, i, spoken.end(), exact_decimal(value), "1", "rate", True)
-    if n == "·" and (named := _NAMED_DAY.match(text, i)) is not None:
-        month, day = named.groups()
-        return make(text, i, named.end(), f"--{month:0>2}-{day:0>2}", "", "date", False)
     if n in ":：∶" or (n == " " and text[j + 1 : j + 2] in ("∶", ":")):
         match = _RATIO.match(text, i)
         if match is not None and not core.scaled and len(match.group()) <= 60:
@@ -205,6 +202,9 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
             day = DAYTIME.search(text, max(0, i - 2), i)
             late = day is not None and day.group("late") is not None and int(clock.group(1)) < 12
             return make(text, i, clock.end(), f"{int(clock.group(1)) + 12 * late:02d}:{minute:0>2}", "", "time", False)
+    elif n == "·" and (named := _NAMED_DAY.match(text, i)) is not None:
+        month, day = named.groups()
+        return make(text, i, named.end(), f"--{month:0>2}-{day:0>2}", "", "date", False)
     return None
 
 
