@@ -167,7 +167,7 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         return label
     if n and n.isascii() and (n.isalpha() or n == "_"):
         return before_letters(text, core, p, raw)
-    if not digits and 6 <= j - start <= 7 and core.style == "a" and (dated := _month_at(text, start, j, left)) is not None:
+    if not digits and 6 <= j - start <= 7 and (dated := _month_at(text, start, j, left)) is not None:
         return dated
     whole = len(text) - (j - start) <= 16 and text.strip() == raw
     after = text[j + 1 : j + 2] if n and n in SPACE else n
