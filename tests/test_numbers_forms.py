@@ -126,7 +126,9 @@ FORMS: dict[str, Callable[[int, int], Reading]] = {
     "½": lambda m, p: (f"{m % 999}{'½¼¾⅛'[p % 4]}年", m % 999 + (Fraction(1, 2), Fraction(1, 4), Fraction(3, 4),
                                                           Fraction(1, 8))[p % 4], "year"),
     "full-width code": lambda m, p: (f"ＵＳＤ{m}万元".translate(WIDE), Fraction(m * 10_000), "USD"),
-    "角分 alone": lambda m, p: (f"{_formal(1 + m % 9)}角{_formal(1 + p)}分", Fraction(10 * (1 + m % 9) + 1 + p, 100), "CNY"),
+    "角分 alone": lambda m, p: (
+        f"{_formal(1 + m % 9)}角{_formal(1 + p)}分", Fraction(10 * (1 + m % 9) + 1 + p, 100), "CNY"
+    ),
     "元 in brackets": _whole(lambda m: f"{m:,}（元）", "CNY"),
 }
 RANGED = [("年", "year", 1), ("个月", "month", 1), ("%", "1", Fraction(1, 100)), ("万元", "CNY", 10**4)]
@@ -182,7 +184,9 @@ def test_ranges_are_read_back(
 
 
 @settings(max_examples=60, deadline=None)
-@given(digit=st.integers(3, 8), size=st.sampled_from(["", "十", "百", "千"]), unit=st.sampled_from(["元", "万元", "户"]))
+@given(
+    digit=st.integers(3, 8), size=st.sampled_from(["", "十", "百", "千"]), unit=st.sampled_from(["元", "万元", "户"])
+)
 def test_two_digits_side_by_side_are_a_range(digit: int, size: str, unit: str) -> None:
     pair = f"{int_to_chinese(digit)}{int_to_chinese(digit + 1)}{size}{unit}"
     worth = {"": 1, "十": 10, "百": 100, "千": 1000}[size] * (10_000 if unit[0] == "万" else 1)
