@@ -195,7 +195,7 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         return make(text, start, j, value, "", "other", True)
     stated = (not after or after in "，。；、,;)）$和与") and _STATED.search(text, max(0, start - 3), start) is not None
     operated = operated or stated or (p == "{" and left.endswith(("frac{", "}{")))  # stated: 180天以上为0
-    if value == "10" and n and n in "送转派" and text[j + 1 : j + 2].isdigit():  # 10送3转2
+    if value == "10" and n and n in "送转派配" and text[j + 1 : j + 2].isdigit():  # 10送3转2
         operated = True
     if p and p in "送转增配派" and _DIVIDEND.search(left) is not None:
         operated = True
