@@ -123,6 +123,12 @@ FORMS: dict[str, Callable[[int, int], Reading]] = {
     "points": lambda m, p: (f"{m:,}.25点", m + Fraction(1, 4), "点"),
     "LaTeX %": _decimals("$\\%$", "1", Fraction(1, 100)),
     "LaTeX $": lambda m, p: (f"$\\${m:,}$".replace(",", "{,}"), Fraction(m), "USD"),
+    "½": lambda m, p: (f"{m % 999}{'½¼¾⅛'[p % 4]}年", m % 999 + (Fraction(1, 2), Fraction(1, 4), Fraction(3, 4),
+                                                          Fraction(1, 8))[p % 4], "year"),
+    "full-width code": lambda m, p: (f"ＵＳＤ{m}万元".translate(WIDE), Fraction(m * 10_000), "USD"),
+    "角分 alone": lambda m, p: (
+        f"{_formal(1 + m % 9)}角{_formal(1 + p)}分", Fraction(10 * (1 + m % 9) + 1 + p, 100), "CNY"
+    ),
     "元 in brackets": _whole(lambda m: f"{m:,}（元）", "CNY"),
 }
 RANGED = [("年", "year", 1), ("个月", "month", 1), ("%", "1", Fraction(1, 100)), ("万元", "CNY", 10**4)]
@@ -177,6 +183,26 @@ def test_ranges_are_read_back(
     )
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    digit=st.integers(3, 8), size=st.sampled_from(["", "十", "百", "千"]), unit=st.sampled_from(["元", "万元", "户"])
+)
+def test_two_digits_side_by_side_are_a_range(digit: int, size: str, unit: str) -> None:
+    pair = f"{int_to_chinese(digit)}{int_to_chinese(digit + 1)}{size}{unit}"
+    worth = {"": 1, "十": 10, "百": 100, "千": 1000}[size] * (10_000 if unit[0] == "万" else 1)
+    (number,) = find_numbers(f"约有{pair}。")
+    assert (number.text, number.value, number.low) == (pair, str(digit * worth), str(digit * worth))
+    assert (number.high, number.variable) == (str((digit + 1) * worth), True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(11, 999), min_size=2, max_size=5), st.integers(1, 9))
+def test_numbers_between_slashes_share_the_last_ones_unit(values: list[int], tenth: int) -> None:
+    found = find_numbers(f"净利润分别为{'/'.join(f'{value}.{tenth}' for value in values)}亿元。")
+    assert [Fraction(n.value) for n in found] == [(value + Fraction(tenth, 10)) * 10**8 for value in values]
+    assert {n.unit for n in found} == {"CNY"}
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 10**9), st.integers(0, 99))
 def test_an_accountants_negative(m: int, cents: int) -> None:
@@ -192,7 +218,7 @@ def test_ten_megabytes_of_digits_in_one_line_do_not_hang() -> None:
 
 
 PIECES = "一 十 第 （ ） 1 23 456 , ， . % 元 年 月 日 万 亿 至 - 分之 点 半 成 折 每 / 股 $ \\ { } 负 ( ) :"
-PIECES += " 壹 拾 角 2024 × 几 余 个"
+PIECES += " 壹 拾 角 2024 × 几 余 个 ½ · 七八 \\[ 2024.3 起 ＵＳＤ"
 
 
 @settings(max_examples=300, deadline=None)

@@ -170,7 +170,7 @@ def read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
 
 def _hour(text: str, i: int) -> tuple[Number, int] | None:
     """一月一日零时, 自二十四时: an hour of the day."""
-    hour = _HOUR.match(text, i) if text[i - 1 : i] in tuple("日号午晨晚自至到于") else None
+    hour = _HOUR.match(text, i) if text[i - 1 : i] in tuple("日号午晨晚自") else None
     value = chinese_to_int(hour.group(1)) if hour is not None else None
     if hour is None or value is None or value > 24:
         return None

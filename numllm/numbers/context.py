@@ -167,7 +167,7 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         return label
     if n and n.isascii() and (n.isalpha() or n == "_"):
         return before_letters(text, core, p, raw)
-    if not digits and 6 <= j - start <= 7 and core.style == "a" and (dated := _month_at(text, start, j, left)) is not None:
+    if not digits and 6 <= j - start <= 7 and (dated := _month_at(text, start, j, left)) is not None:
         return dated
     whole = len(text) - (j - start) <= 16 and text.strip() == raw
     after = text[j + 1 : j + 2] if n and n in SPACE else n
@@ -195,9 +195,10 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         return make(text, start, j, value, "", "other", True)
     stated = (not after or after in "，。；、,;)）$和与") and _STATED.search(text, max(0, start - 3), start) is not None
     operated = operated or stated or (p == "{" and left.endswith(("frac{", "}{")))  # stated: 180天以上为0
-    if n and n in "送转派" and value == "10" and text[j + 1 : j + 2].isdigit():  # 10送3转2
+    if value == "10" and n and n in "送转派配" and text[j + 1 : j + 2].isdigit():  # 10送3转2
         operated = True
-    operated = operated or (bool(p) and p in "送转增配派" and _DIVIDEND.search(left) is not None)
+    if p and p in "送转增配派" and _DIVIDEND.search(left) is not None:
+        operated = True
     if p == "+" and _SETTLEMENT.search(left) is not None:
         operated = False
     return make(text, start, j, value, "", "other", bool(operated) and value != "1")
@@ -254,16 +255,18 @@ def label_at(text: str, core: Core, left: str, raw: str, digits: bool) -> tuple[
         tail = _GROUPS.match(text, j) or DOTTED.match(text, j) or WORD_TAIL.match(text, j)
         end = tail.end() if tail is not None else j
         return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)
-    if left[-1:] == "-" and "." in raw and _HYPHENATED.search(left) is not None:
-        return make(text, start, j, raw.translate(FOLD), "", "identifier", False)
-    if left[-1:] == " " and left[-2:-1].isalpha() and left[-2:-1].isascii() and _SOFTWARE.search(left) is not None:
-        return make(text, start, j, raw.translate(FOLD), "", "identifier", False)
     if digits and 2 <= len(raw) <= 4 and not (n.isascii() and n.isalpha()):
         if _INDEX_NAME.search(left) is not None or text.startswith("合约", j):
             return make(text, start, j, core.value(), "", "identifier", False)
-    if left[-1:] == " " and digits and "A" <= left[-2:-1] <= "Z" and _ACRONYM.search(left) is not None:
-        end = j if (part := _PART.match(text, j)) is None else part.end()
-        return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)
+    last = left[-1:]
+    if last == " " and "0" <= left[-2:-1] <= "z":
+        if digits and "A" <= left[-2:-1] <= "Z" and _ACRONYM.search(left) is not None:
+            end = j if (part := _PART.match(text, j)) is None else part.end()
+            return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)
+        if _SOFTWARE.search(left) is not None:
+            return make(text, start, j, raw.translate(FOLD), "", "identifier", False)
+    elif last == "-" and "." in raw and _HYPHENATED.search(left) is not None:
+        return make(text, start, j, raw.translate(FOLD), "", "identifier", False)
     if (digits or len(raw) > 9) and len(raw) > 3 and _NUMBERED_THING.search(left) is not None:
         tail = DOTTED.match(text, j) or WORD_TAIL.match(text, j)
         end = tail.end() if tail is not None else j

@@ -46,7 +46,7 @@ _CLOCK = re.compile(
 )
 _NO_CLOCK = re.compile(r"(?:[=＝<>≤≥＜＞$]\s?|[大小等高低]于|为)\Z")
 _RATIO = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:\s?[:：∶]\s?[0-9]+(?:\.[0-9]+)?){1,8}")
-_CITED_YEAR = re.compile(r"(?<=[，,] )(?:19|20)[0-9]{2}[:：](?!1)|(?<=[，,])(?:19|20)[0-9]{2}[:：](?!1)")  # 出版社，2016：23
+_CITED_YEAR = re.compile(r"(?:(?<=[，,])|(?<=[，,] ))(?:19|20)[0-9]{2}[:：](?!1)")  # 出版社，2016：23
 _NAMED_DAY = re.compile(r"(0?[1-9]|1[0-2])·(3[01]|[12][0-9]|0?[1-9])(?![0-9·])")  # “3·15”晚会
 _RATIO_AFTER = re.compile("的?(?:比[例率价]|杠杆|配[比股资])")  # 1:20的杠杆
 _SPOKEN_RATIO = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?比([0-9]{1,6}(?:\.[0-9]{1,6})?)(?![0-9.,%％万亿年月日元])")
@@ -140,9 +140,6 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
     if n == "比" and (spoken := _SPOKEN_RATIO.match(text, i)) is not None and Fraction(spoken.group(1)):
         value = Fraction(core.value()) / Fraction(spoken.group(1))
         return make(text, i, spoken.end(), exact_decimal(value), "1", "rate", True)
-    if n == "·" and (named := _NAMED_DAY.match(text, i)) is not None:
-        month, day = named.groups()
-        return make(text, i, named.end(), f"--{month:0>2}-{day:0>2}", "", "date", False)
     if n in ":：∶" or (n == " " and text[j + 1 : j + 2] in ("∶", ":")):
         match = _RATIO.match(text, i)
         if match is not None and not core.scaled and len(match.group()) <= 60:
@@ -205,6 +202,9 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
             day = DAYTIME.search(text, max(0, i - 2), i)
             late = day is not None and day.group("late") is not None and int(clock.group(1)) < 12
             return make(text, i, clock.end(), f"{int(clock.group(1)) + 12 * late:02d}:{minute:0>2}", "", "time", False)
+    elif n == "·" and (named := _NAMED_DAY.match(text, i)) is not None:
+        month, day = named.groups()
+        return make(text, i, named.end(), f"--{month:0>2}-{day:0>2}", "", "date", False)
     return None
 
 
