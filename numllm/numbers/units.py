@@ -74,7 +74,7 @@ _NUMBERED = "号 章 节 级 页 楼 版 届 卷 世纪 代 年代 款 集 回 �
 NOT_BEFORE = {
     "元": "素件旦首老器宵勋月",
     "成": "立为本员交果功长就分熟品套都绩份人型家因员效年群",
-    "折": "旧算现合价叠返扣让腰线射",
+    "折": "旧算现合叠返扣让腰线射",
     "倍": "数感率",
     "年": "级代报鉴",
     "天": "然气津生地猫使平",
@@ -171,6 +171,8 @@ def _unit_table() -> dict[str, Unit]:
     for code, words in _CURRENCIES.items():
         add(words, "amount", code, 0, 3)
         add(" ".join(word.translate(_WIDE) for word in words.split() if word.isascii()), "amount", code, 0, 3)
+    add("美分", "amount", "USD", -2, 3)
+    add("欧分", "amount", "EUR", -2, 3)
     for name, words in _DURATIONS.items():
         add(words, "duration", name, 0, 3)
     for shift, words in _RATES.items():
