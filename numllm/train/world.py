@@ -205,6 +205,9 @@ def joined(device: str = "cpu", meeting: Meeting | None = None) -> Iterator[Worl
         raise NumLLMError(f"the {meeting.size} processes could not meet: {str(error).splitlines()[0]}") from error
     try:
         yield World(meeting.rank, meeting.size, own)
+        # None leaves while another is in their last exchange: its thread may need the interpreter once more.
+        with contextlib.suppress(RuntimeError):  # a process that failed tells so itself
+            dist.barrier()
     except Exception:
         _ = meeting.first_to_fail  # asked before the others see that this process goes
         raise
