@@ -459,9 +459,7 @@ def load_model(
         model = Transformer(config)
     dtype = dtype or torch_dtype(weights[0][1].dtype)
     waiting = Counter(block_of(name) for name, _ in weights)
-    normalised = {
-        name for name, _ in weights if isinstance(model.get_submodule(name.rpartition(".")[0]), NormalisedHead)
-    }
+    normalised = {f"{config.family.name('lm_head')}.weight"} if config.family.normalised_head else set()
     read = read_weights(
         weights, dtype, torch.device(device), unit_rows=normalised, threads=min(torch.get_num_threads(), _READERS)
     )
