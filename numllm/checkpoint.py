@@ -175,17 +175,12 @@ def row_spans(info: TensorInfo, elements: int = 1 << 20) -> Iterator[tuple[int, 
 
 
 class RowReader:
-    """Rows of a tensor's first dimension, read from a file opened once into memory that is used again.
-
-    rows: the most that are read at a time; 0: into the caller's own memory only, which several threads may do at once.
-    CheckpointError when the file cannot be read or ends too early.
+    """Rows of a tensor's first dimension, read from a file opened once into the caller's memory, which several threads
+    may do at once. CheckpointError when the file cannot be read or ends too early.
     """
 
-    def __init__(self, info: TensorInfo, rows: int = 0) -> None:
-        import torch
-
+    def __init__(self, info: TensorInfo) -> None:
         self.info, self._row = info, info.nbytes // info.shape[0]
-        self._memory = torch.empty((rows, *info.shape[1:]), dtype=torch_dtype(info.dtype))
         self._file = _open(info)
 
     def __enter__(self) -> RowReader:
@@ -193,10 +188,6 @@ class RowReader:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-
-    def read(self, first: int, last: int) -> torch.Tensor:
-        """Rows first..last-1 in the dtype on disk; they last until the next are read."""
-        return self.read_into(self._memory[: last - first], first)
 
     def read_into(self, rows: torch.Tensor, first: int) -> torch.Tensor:
         """Fills `rows`, contiguous on the CPU and in the dtype on disk, from row `first` on."""

@@ -23,6 +23,8 @@ class Pool:
         self._executor = concurrent.futures.ThreadPoolExecutor(
             self.threads, "numllm-merge", initializer=torch.set_num_threads, initargs=(1,)
         )
+        self._waiting = concurrent.futures.ThreadPoolExecutor(1, "numllm-merge-waiting")
+        self._beside: list[concurrent.futures.Future[Any]] = []
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -31,7 +33,12 @@ class Pool:
 
     def _stop(self) -> None:
         self._stopped.set()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        for executor in (self._executor, self._waiting):
+            executor.shutdown(wait=True, cancel_futures=True)
+
+    def wait_beside(self, task: Callable[[], Any]) -> None:
+        """Starts a task that waits more than it works, on a thread besides those of the cores; `run` ends after it."""
+        self._beside.append(self._waiting.submit(task))
 
     def submit(self, task: Callable[[], Any]) -> concurrent.futures.Future[Any]:
         """Starts a task; its future."""
@@ -47,6 +54,8 @@ class Pool:
             finished = concurrent.futures.as_completed(places)
             for future in progress(finished, total=len(tasks), description=description, unit="part"):
                 results[places[future]] = future.result()
+            for future in self._beside:
+                future.result()
         except BaseException:
             self._stop()
             raise

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from numllm_kernels import processor
+
 from .. import __version__
 from ..adapter import adapter_names, read_adapter
 from ..checkpoint import Checkpoint
@@ -53,7 +55,7 @@ def _check_out(plan: MergePlan, out: Path, needed: int) -> int:
 
 def _sha256(path: Path, pool: Pool) -> str:
     """SHA-256 of a file, given up when the merge is."""
-    digest, memory = hashlib.sha256(), memoryview(bytearray(1 << 18))
+    digest, memory = hashlib.sha256(), memoryview(bytearray(1 << 22))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(memory):
             pool.check()
@@ -87,6 +89,13 @@ def _fingerprint(plan: MergePlan, as_: str, files: Sequence[OutFile]) -> str:
         "files": [(file.name, file.size) for file in files],
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _sums(plan: MergePlan) -> str:
+    """What makes the sums of plain changes; compiles it where that has not been done yet."""
+    if plan.device is not None:
+        return f"torch on {plan.device}"
+    return "compiled" if processor.library() else f"torch: {processor.why_not()}"
 
 
 def _seconds(plan: MergePlan, as_: str) -> float:
@@ -138,7 +147,8 @@ def run_merge(
     overall: dict[str, Any] = {
         "method": plan.options.method, "as": as_, "adapters": len(plan.adapters), "tensors": len(plan.base.tensors),
         "tensors_changed": len(plan.targets), "rank_kept": bound, "bytes": needed,
-        "bytes_free": _check_out(plan, out, needed), "verified": False, "checks": {"plan": True}, "warnings": [],
+        "bytes_free": _check_out(plan, out, needed), "sums": _sums(plan), "verified": False, "checks": {"plan": True},
+        "warnings": [],
     }
     report: dict[str, Any] = {"numllm": __version__, "overall": overall, "inputs": {}, "tensors": {}}
     if dry_run:

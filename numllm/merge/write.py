@@ -161,10 +161,8 @@ class _Writing:
             last, parts, news = self._left == 0, self._parts, self._news
             self._noted |= news
             self._parts, self._news = [], {}
-        if last:
-            self.stage.finish(self.handle, self.file.name, self._noted)
-        else:
-            self.stage.finish(self.handle, self.file.name, news, parts)
+        args = (self._noted,) if last else (news, parts)
+        self.pool.wait_beside(lambda: self.stage.finish(self.handle, self.file.name, *args))
 
 
 def padded(delta: Delta, rank: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,319 @@
+/* W' = W + B A, each element the number of W's dtype (bf16, fp16 or fp32) nearest to the sum in fp64. Compiled by
+   `processor.py`.
+
+   A tile of sums lives in registers from reading W to writing W', so that nothing wide but the factors passes through
+   memory. For bf16 sums are made in fp32, twice as fast, with a bound of their error; a tile in which a number is too near
+   to the middle of two of bf16 for that is made again in fp64. Vectors are the compiler's own (GCC and Clang), as wide as
+   the processor's. */
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+enum { LANES = 8, VECTORS = 4, ROWS = 6 }; /* 24 of 32 registers */
+#elif defined(__AVX2__)
+enum { LANES = 4, VECTORS = 2, ROWS = 6 }; /* 12 of 16 */
+#else
+enum { LANES = 2, VECTORS = 4, ROWS = 6 };
+#endif
+enum { WIDTH = LANES * VECTORS };
+enum { BF16, F16, F32 };
+enum { CACHED = 1 << 18 }; /* bytes of A that stay in the cache while rows go past */
+enum { CHAIN = 8 };        /* products summed in fp32 before they are added to the sum of those before */
+
+typedef double f64v __attribute__((vector_size(8 * LANES)));
+typedef uint64_t u64v __attribute__((vector_size(8 * LANES)));
+typedef float f32v __attribute__((vector_size(4 * LANES)));
+typedef uint32_t u32v __attribute__((vector_size(4 * LANES)));
+typedef uint16_t u16v __attribute__((vector_size(2 * LANES)));
+typedef float w32v __attribute__((vector_size(8 * LANES))); /* twice as many numbers */
+typedef uint32_t wu32v __attribute__((vector_size(8 * LANES)));
+typedef uint16_t wu16v __attribute__((vector_size(4 * LANES)));
+typedef uint16_t row16v __attribute__((vector_size(2 * WIDTH)));
+typedef uint32_t row32v __attribute__((vector_size(2 * WIDTH))); /* half a row */
+
+#define INLINE static inline __attribute__((always_inline))
+#define CONVERT __builtin_convertvector
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* `kind` is a constant wherever these are inlined. */
+
+INLINE int64_t size_of(const int kind) { return kind == F32 ? 4 : 2; }
+
+INLINE u32v load(const int kind, const char *from) {
+    if (kind == F32) {
+        u32v bits;
+        memcpy(&bits, from, sizeof bits);
+        return bits;
+    }
+    u16v bits;
+    memcpy(&bits, from, sizeof bits);
+    return CONVERT(bits, u32v);
+}
+
+INLINE void store(const int kind, char *to, u32v bits) {
+    if (kind == F32) {
+        memcpy(to, &bits, sizeof bits);
+    } else {
+        u16v low = CONVERT(bits, u16v);
+        memcpy(to, &low, sizeof low);
+    }
+}
+
+INLINE f64v widen(const int kind, u32v bits) {
+    if (kind == F32) return CONVERT((f32v)bits, f64v);
+    if (kind == BF16) return CONVERT((f32v)(bits << 16), f64v);
+    f32v size = (f32v)((bits & 0x7FFF) << 13) * 0x1p112f; /* subnormal numbers too */
+    return CONVERT((f32v)((u32v)size | (bits & 0x8000) << 16), f64v);
+}
+
+/* Whether any of the upper 16 bits is set. */
+INLINE uint32_t top_bits(wu32v x) {
+    uint32_t lanes[2 * LANES], found = 0;
+    memcpy(lanes, &x, sizeof lanes);
+    for (int k = 0; k < 2 * LANES; k++) found |= lanes[k];
+    return found >> 16;
+}
+
+/* The nearest numbers, ties to even, from the bits of fp64: above `least` some digits are gone, below it, among the
+   subnormal numbers, all digits of less than a fixed worth, which adding a large number takes away. */
+INLINE u32v nearest(const int kind, f64v x) {
+    if (kind == F32) return (u32v)CONVERT(x, f32v);
+    const int gone = kind == BF16 ? 52 - 7 : 52 - 10;
+    const double least = kind == BF16 ? 0x1p-126 : 0x1p-14, large = kind == BF16 ? 0x1.8p-81 : 0x1.8p28;
+    const uint64_t one = 1, half = (one << (gone - 1)) - 1, rest = (one << gone) - 1;
+    u64v bits = (u64v)x, sign = bits & one << 63;
+    u64v near = (bits + half + (bits >> gone & one)) & ~rest;
+    f64v small = (f64v)(bits ^ sign);
+    u64v below = (u64v)(small < least);
+    small = (small + large) - large;
+    u32v single = (u32v)CONVERT((f64v)((near & ~below) | (((u64v)small | sign) & below)), f32v); /* exact */
+    if (kind == BF16) return single >> 16;
+    f32v size = (f32v)(single & 0x7FFFFFFF) * 0x1p-112f;
+    return (u32v)size >> 13 | (single >> 16 & 0x8000);
+}
+
+/* B (rows, rank) and A (rank, columns), the latter's rows `pitch` numbers apart, of which there are a multiple of WIDTH.
+   `last_b` is B's last ROWS rows from row `whole` on, a multiple of ROWS, with zeros after its end. The same in fp32, A in
+   panels of WIDTH columns, each (rank, WIDTH); and bounds of what sums of those are wrong by:
+   |error| < b_bound[i] a_bound[j], 0 in rows and columns that are not there. */
+typedef struct {
+    const double *b, *last_b, *a;
+    float *b_single, *a_single, *b_bound, *a_bound;
+    int64_t rows, whole, columns, pitch, rank, single; /* single: whether sums in fp32 stay in its range */
+} factors;
+
+INLINE const double *b_row(const factors *f, int64_t row) {
+    return row < f->whole ? f->b + row * f->rank : f->last_b + (row - f->whole) * f->rank;
+}
+
+typedef struct {
+    f64v square[VECTORS];  /* sums of squares of W */
+    row16v infinite, over; /* not zero where W, where W' is NaN or infinite */
+    row16v changed;        /* elements whose bits changed: to be emptied before 2^16 rows */
+} totals;
+
+/* A tile is ROWS x WIDTH elements from row `row` and panel `panel` on: `from` in W and `to` in W', whose rows are `pitch`
+   bytes apart. */
+
+/* A tile with sums in fp64. */
+INLINE void sum_double(const int kind, const char *from, char *to, int64_t pitch, const factors *f, int64_t row,
+                       int64_t panel, totals *total) {
+    const double *b = b_row(f, row), *a = f->a + panel * WIDTH;
+    const int64_t step = LANES * size_of(kind);
+    f64v x[ROWS][VECTORS];
+    UNROLL for (int i = 0; i < ROWS; i++)
+        UNROLL for (int j = 0; j < VECTORS; j++) {
+            x[i][j] = widen(kind, load(kind, from + i * pitch + j * step));
+            total->square[j] += x[i][j] * x[i][j];
+        }
+    for (int64_t r = 0; r < f->rank; r++, a += f->pitch) {
+        f64v line[VECTORS];
+        UNROLL for (int j = 0; j < VECTORS; j++) memcpy(&line[j], a + j * LANES, sizeof line[j]);
+        UNROLL for (int i = 0; i < ROWS; i++)
+            UNROLL for (int j = 0; j < VECTORS; j++) x[i][j] += b[i * f->rank + r] * line[j];
+    }
+    UNROLL for (int i = 0; i < ROWS; i++)
+        UNROLL for (int j = 0; j < VECTORS; j++) store(kind, to + i * pitch + j * step, nearest(kind, x[i][j]));
+}
+
+/* 2 LANES elements of bf16 with sums in fp64: `b` a row of B, `a` its columns of A. */
+static void __attribute__((noinline)) sum_again(const char *from, char *to, const double *b, const double *a,
+                                                const factors *f) {
+    for (int half = 0; half < 2; half++, from += 2 * LANES, to += 2 * LANES) {
+        f64v x = widen(BF16, load(BF16, from)), line;
+        for (int64_t r = 0; r < f->rank; r++) {
+            memcpy(&line, a + half * LANES + r * f->pitch, sizeof line);
+            x += b[r] * line;
+        }
+        store(BF16, to, nearest(BF16, x));
+    }
+}
+
+/* A tile of bf16 with sums in fp32, and in fp64 where these do not decide. They do where both ends of the interval that
+   holds W + B A round to one number: the bound of B A's error to both sides, and two units in the last place for the
+   roundings of the sum and of the ends. */
+INLINE void sum_single(const char *from, char *to, int64_t pitch, const factors *f, int64_t row, int64_t panel,
+                       totals *total) {
+    enum { WIDE = VECTORS / 2, STEP = 2 * LANES };
+    const float *b = f->b_single + row * f->rank, *a = f->a_single + panel * WIDTH * f->rank;
+    w32v x[ROWS][WIDE];
+    UNROLL for (int i = 0; i < ROWS; i++)
+        UNROLL for (int j = 0; j < WIDE; j++) x[i][j] = (w32v){0};
+    for (int64_t first = 0; first < f->rank; first += CHAIN) {
+        w32v chain[ROWS][WIDE];
+        UNROLL for (int i = 0; i < ROWS; i++)
+            UNROLL for (int j = 0; j < WIDE; j++) chain[i][j] = (w32v){0};
+        for (int64_t r = first; r < first + CHAIN && r < f->rank; r++, a += WIDTH)
+            UNROLL for (int j = 0; j < WIDE; j++) {
+                w32v line;
+                memcpy(&line, a + j * STEP, sizeof line);
+                UNROLL for (int i = 0; i < ROWS; i++) chain[i][j] += b[i * f->rank + r] * line;
+            }
+        UNROLL for (int i = 0; i < ROWS; i++)
+            UNROLL for (int j = 0; j < WIDE; j++) x[i][j] += chain[i][j];
+    }
+    wu32v differ[ROWS][WIDE], any = {0};
+    UNROLL for (int i = 0; i < ROWS; i++)
+        UNROLL for (int j = 0; j < WIDE; j++) {
+            wu16v bits;
+            w32v bound;
+            memcpy(&bits, from + i * pitch + 2 * STEP * j, sizeof bits);
+            memcpy(&bound, f->a_bound + panel * WIDTH + STEP * j, sizeof bound);
+            w32v w = (w32v)(CONVERT(bits, wu32v) << 16), sum = w + x[i][j];
+            w32v error = f->b_bound[row + i] * bound + (w32v)((wu32v)sum & 0x7FFFFFFF) * 0x1p-22f;
+            wu32v high = (wu32v)(sum + error) + 0x8000, low = (wu32v)(sum - error) + 0x8000;
+            differ[i][j] = high ^ low;
+            any |= differ[i][j];
+            f32v halves[2];
+            memcpy(halves, &w, sizeof halves);
+            UNROLL for (int k = 0; k < 2; k++) {
+                f64v wide = CONVERT(halves[k], f64v);
+                total->square[2 * j + k] += wide * wide;
+            }
+            bits = CONVERT(high >> 16, wu16v);
+            memcpy(to + i * pitch + 2 * STEP * j, &bits, sizeof bits);
+        }
+    if (top_bits(any))
+        for (int i = 0; i < ROWS; i++)
+            for (int j = 0; j < WIDE; j++)
+                if (top_bits(differ[i][j])) {
+                    const int64_t at = i * pitch + 2 * STEP * j;
+                    sum_again(from + at, to + at, b_row(f, row + i), f->a + panel * WIDTH + STEP * j, f);
+                }
+}
+
+INLINE void sum_tile(const int kind, const char *from, char *to, int64_t pitch, const factors *f, int64_t row,
+                     int64_t panel, totals *total) {
+    if (kind == BF16 && f->single)
+        sum_single(from, to, pitch, f, row, panel, total);
+    else
+        sum_double(kind, from, to, pitch, f, row, panel, total);
+    UNROLL for (int i = 0; i < ROWS; i++) {
+        if (kind == F32) {
+            UNROLL for (int j = 0; j < 2; j++) {
+                row32v old, new, top = (row32v){0} + 0x7F800000u;
+                memcpy(&old, from + i * pitch + 2 * WIDTH * j, sizeof old);
+                memcpy(&new, to + i * pitch + 2 * WIDTH * j, sizeof new);
+                total->changed += (row16v)((row32v)(old != new) & 1); /* in one half of each */
+                total->infinite |= (row16v)((old & top) == top);
+                total->over |= (row16v)((new & top) == top);
+            }
+        } else {
+            row16v old, new, top = (row16v){0} + (uint16_t)(kind == BF16 ? 0x7F80 : 0x7C00);
+            memcpy(&old, from + i * pitch, sizeof old);
+            memcpy(&new, to + i * pitch, sizeof new);
+            total->changed -= (row16v)(old != new);
+            total->infinite |= (row16v)((old & top) == top);
+            total->over |= (row16v)((new & top) == top);
+        }
+    }
+}
+
+/* A tile at an edge, `rows` x `columns` of it: through memory of its own, filled up with zeros. */
+INLINE void sum_edge(const int kind, const char *from, char *to, int64_t pitch, const factors *f, int64_t row,
+                     int64_t panel, int64_t rows, int64_t columns, totals *total) {
+    const int64_t size = size_of(kind);
+    char old[ROWS * WIDTH * 4] = {0}, new[ROWS * WIDTH * 4];
+    for (int64_t i = 0; i < rows; i++) memcpy(old + i * WIDTH * size, from + i * pitch, columns * size);
+    sum_tile(kind, old, new, WIDTH * size, f, row, panel, total);
+    for (int64_t i = 0; i < rows; i++) memcpy(to + i * pitch, new + i * WIDTH * size, columns * size);
+}
+
+INLINE int fold(const int kind, const char *w, char *out, int64_t rows, int64_t columns, const factors *f, int64_t row,
+                double *square, int64_t *changed) {
+    const int64_t size = size_of(kind), pitch = columns * size, panels = (columns + WIDTH - 1) / WIDTH;
+    const int64_t held = 1 + CACHED / ((kind == BF16 ? 4 : 8) * WIDTH * (f->rank + 1));
+    totals total;
+    memset(&total, 0, sizeof total);
+    *changed = 0;
+    for (int64_t first = 0; first < panels; first += held)
+        for (int64_t i = 0; i < rows; i += ROWS) {
+            for (int64_t panel = first; panel < first + held && panel < panels; panel++) {
+                const int64_t high = rows - i, wide = columns - panel * WIDTH, at = i * pitch + panel * WIDTH * size;
+                if (high >= ROWS && wide >= WIDTH)
+                    sum_tile(kind, w + at, out + at, pitch, f, row + i, panel, &total);
+                else
+                    sum_edge(kind, w + at, out + at, pitch, f, row + i, panel, high < ROWS ? high : ROWS,
+                             wide < WIDTH ? wide : WIDTH, &total);
+            }
+            for (int k = 0; k < WIDTH; k++) *changed += total.changed[k];
+            total.changed = (row16v){0};
+        }
+    int infinite = 0, over = 0;
+    *square = 0;
+    for (int k = 0; k < WIDTH; k++) *square += total.square[k / LANES][k % LANES];
+    for (int k = 0; k < WIDTH; k++) infinite |= total.infinite[k], over |= total.over[k];
+    return (infinite != 0) | (over != 0) << 1;
+}
+
+/* out = the numbers nearest to w + B A: `rows` x `columns` of dtype `kind`, contiguous, rows `row` and on of the whole.
+   square: the sum of the squares of w. changed: elements whose bits are not those of w. Returns 1 where w holds NaN or
+   infinity, + 2 where out does. */
+int numllm_fold(int kind, const char *w, char *out, int64_t rows, int64_t columns, const factors *f, int64_t row,
+                double *square, int64_t *changed) {
+    switch (kind) {
+    case BF16: return fold(BF16, w, out, rows, columns, f, row, square, changed);
+    case F16: return fold(F16, w, out, rows, columns, f, row, square, changed);
+    default: return fold(F32, w, out, rows, columns, f, row, square, changed);
+    }
+}
+
+/* Fills b_single, a_single, b_bound, a_bound and single, the bounds from norms in which product r counts `times[r]`. */
+void numllm_fold_prepare(factors *f, const double *times, double b_unit, double a_unit, double least) {
+    double most_b = 0, most_a = 0;
+    for (int64_t i = 0; i < f->whole + (f->whole < f->rows ? ROWS : 0); i++) {
+        const double *b = b_row(f, i);
+        double sum = 0;
+        for (int64_t r = 0; r < f->rank; r++) {
+            f->b_single[i * f->rank + r] = (float)b[r];
+            sum += times[r] * b[r] * b[r];
+        }
+        if (sum > most_b) most_b = sum;
+        f->b_bound[i] = (float)(__builtin_sqrt(sum) * b_unit + least);
+    }
+    float *to = f->a_single;
+    for (int64_t panel = 0; panel < f->pitch / WIDTH; panel++) {
+        const double *a = f->a + panel * WIDTH;
+        double sums[WIDTH] = {0};
+        for (int64_t r = 0; r < f->rank; r++, a += f->pitch, to += WIDTH)
+            for (int k = 0; k < WIDTH; k++) {
+                to[k] = (float)a[k];
+                sums[k] += times[r] * a[k] * a[k];
+            }
+        for (int k = 0; k < WIDTH; k++) {
+            if (sums[k] > most_a) most_a = sums[k];
+            f->a_bound[panel * WIDTH + k] = (float)(__builtin_sqrt(sums[k]) * a_unit + least);
+        }
+    }
+    const double range = 0x1p240; /* squares are compared */
+    f->single = most_b < range && most_a < range && most_b * most_a < range;
+}
+
+int numllm_fold_rows(void) { return ROWS; }
+int numllm_fold_width(void) { return WIDTH; }
+int numllm_fold_chain(void) { return CHAIN; }

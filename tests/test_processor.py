@@ -1,0 +1,210 @@
+"""The compiled fold: every element the number nearest to the sum, at any width of vector; and where there is none."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from numllm.merge.rounding import bits, nearest
+from numllm_kernels import processor
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+WIDTHS = {"native": ("-march=native",), "avx2": ("-mavx2", "-mfma"), "least": ()}
+
+pytestmark = pytest.mark.skipif(processor.library() is None, reason=f"no compiled kernels: {processor.why_not()}")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tests' own libraries are kept."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(params=list(WIDTHS))
+def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[str]:
+    """The kernels compiled for vectors of other widths than this processor's, too."""
+    if request.param == "avx2" and "avx2" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
+        pytest.skip("this processor has no AVX2")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    flags = [flag for flag in processor.FLAGS if flag != "-march=native"]
+    monkeypatch.setattr(processor, "FLAGS", (*flags, *WIDTHS[request.param]))
+    processor._load.cache_clear()
+    assert processor.library() is not None
+    yield request.param
+    processor._load.cache_clear()
+
+
+def folded(w: Tensor, b: Tensor, a: Tensor) -> tuple[Tensor, float, int, bool, bool]:
+    """W' in poisoned memory with a margin, in blocks of 24 rows, and what is told of it."""
+    fold = processor.Fold(b, a)
+    memory = torch.full((w.numel() + 16,), 777.0, dtype=w.dtype)
+    out = memory[: w.numel()].view(w.shape)
+    told = [fold(w[at : at + 24], out[at : at + 24], at) for at in range(0, len(w), 24)]
+    assert bool((memory[w.numel() :] == 777.0).all())
+    squares, changed, sound, finite = zip(*told, strict=True)
+    return out, math.fsum(squares), sum(changed), all(sound), all(finite)
+
+
+def check(w: Tensor, b: Tensor, a: Tensor, wanted: Tensor) -> None:
+    """wanted: the sum in fp64."""
+    out, square, changed, sound, finite = folded(w, b, a)
+    best = nearest(wanted.reshape(-1), w.dtype).view(w.shape)
+    assert bool((bits(out) == bits(best)).all())
+    assert square == pytest.approx(float(w.double().square().sum()), rel=1e-12)
+    assert changed == int((bits(best) != bits(w)).sum())
+    assert sound and finite
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 2), (24, 32, 8), (49, 100, 33), (7, 31, 300), (100, 65, 9)])
+@pytest.mark.parametrize("size", [0.02, 1e-3])
+def test_random_weights(width: str, dtype: torch.dtype, shape: tuple[int, int, int], size: float) -> None:
+    rows, columns, rank = shape
+    generator = torch.Generator().manual_seed(rows + rank)
+    w = (torch.randn(rows, columns, generator=generator) * 0.02).to(dtype)
+    b = torch.randn(rows, rank, generator=generator, dtype=torch.float64) * size
+    a = torch.randn(rank, columns, generator=generator, dtype=torch.float64)
+    check(w, b, a, w.double() + b @ a)
+
+
+EXPONENTS = {torch.bfloat16: (-133, 127, 8), torch.float16: (-24, 15, 11), torch.float32: (-149, 127, 24)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(data=st.data())
+def test_sums_at_and_beside_the_middle(dtype: torch.dtype, data: st.DataObject) -> None:
+    """Sums that fp64 holds exactly, most of them in the middle between two numbers or a little beside it: where fp32
+    cannot decide, and where rounding twice errs. Subnormal numbers and the largest among them.
+    """
+    least, most, digits = EXPONENTS[dtype]
+    rows, columns = data.draw(st.integers(1, 13)), data.draw(st.integers(1, 40))
+    w, b = torch.zeros(rows, columns, dtype=dtype), torch.zeros(rows, 2, dtype=torch.float64)
+    exponent = data.draw(st.integers(least + 1, most - 1))
+    # One step of the dtype at 2^exponent, and steps of down to 2⁻⁴⁰ of it in A's second row.
+    step = 2.0 ** max(exponent - digits + 1, least)
+    random = data.draw(st.randoms(use_true_random=False))
+    for i in range(rows):
+        for j in range(columns):
+            sign = random.choice((-1, 1))
+            w[i, j] = sign * min(random.randrange(1 << digits) * step, float(torch.finfo(dtype).max) / 4)
+        b[i] = torch.tensor([random.choice((-1.0, 0.0, 1.0, 3.0)), random.choice((-1.0, 0.0, 1.0))])
+    a = torch.tensor([
+        [step / 2 * random.choice((0, 1, 1, 1, 2, 5)) for _ in range(columns)],
+        [step * 2.0 ** -random.choice((2, 10, 20, 30, 38)) for _ in range(columns)],
+    ], dtype=torch.float64)
+    exact = [
+        [float(Fraction(float(w[i, j])) + sum(Fraction(float(b[i, r])) * Fraction(float(a[r, j])) for r in (0, 1)))
+         for j in range(columns)] for i in range(rows)
+    ]
+    wanted = torch.tensor(exact, dtype=torch.float64)
+    out, *_ = folded(w, b, a)
+    best = nearest(wanted.reshape(-1), dtype).view(w.shape)
+    # The sum of nothing is 0 or -0 as the terms have it: numbers are compared, not signs of zeros.
+    assert ((bits(out) == bits(best)) | ((out == 0) & (best == 0)).numpy()).all()
+
+
+@pytest.mark.parametrize("scale", [2.0**40, 2.0**-40, 2.0**-100])
+def test_factors_of_any_size(scale: float) -> None:
+    """Their product is what counts, not whether they and their bounds are fit for fp32."""
+    w, b = torch.randn(30, 70).bfloat16(), torch.randn(30, 4, dtype=torch.float64)
+    a = torch.randn(4, 70, dtype=torch.float64)
+    check(w, b * scale, a / scale, w.double() + b @ a)
+    huge = 2.0**200  # beyond fp32: its infinities must decide nothing
+    check(w, b * huge, a / huge, w.double() + b @ a)
+
+
+def test_large_and_small_weights() -> None:
+    w = torch.randn(30, 70).bfloat16()
+    b, a = torch.randn(30, 4, dtype=torch.float64), torch.randn(4, 70, dtype=torch.float64)
+    for size in (2.0**100, 2.0**-120):
+        scaled = (w.float() * size).bfloat16()
+        check(scaled, b * size, a, scaled.double() + b @ a * size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("place", [(0, 0), (23, 31), (29, 69), (12, 40)])
+def test_what_is_not_finite_is_told(width: str, dtype: torch.dtype, place: tuple[int, int]) -> None:
+    w, b, a = torch.zeros(30, 70, dtype=dtype), torch.zeros(30, 2, dtype=torch.float64), torch.ones(2, 70).double()
+    for value in (math.nan, math.inf, -math.inf):
+        w[place] = value
+        assert folded(w, b, a)[3] is False
+    w[place] = torch.finfo(dtype).max
+    *_, sound, finite = folded(w, b, a)
+    assert sound and finite
+    b[place[0]] = float(torch.finfo(dtype).max) * 2.0**-4
+    *_, sound, finite = folded(w, b, a)
+    assert sound and not finite
+
+
+def test_nothing_changes_nothing() -> None:
+    w = torch.randn(30, 70).bfloat16()
+    w[3, 3:9] = 0
+    out, _, changed, *_ = folded(w, torch.zeros(30, 5).double(), torch.ones(5, 70).double())
+    assert changed == 0 and torch.equal(out, w)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    fold = processor.Fold(torch.ones(50, 2).double(), torch.ones(2, 10).double())
+    w = torch.ones(50, 10)
+    for rows, out, first in (
+        (w[:24], w[:23], 0), (w[:24], w[:24], 1), (w[:23], w[:23], 0), (w, w, 24), (w[:24, :9], w[:24, :9], 0),
+        (w[:24], w[:24].double(), 0), (w[:24].double(), w[:24].double(), 0), (w.T, w.T, 0),
+    ):
+        with pytest.raises(ValueError, match="want rows of"):
+            fold(rows, out, first)
+    fold(w[48:], torch.empty(2, 10), 48)
+
+
+def in_another_process(tmp_path: Path, **variables: str) -> str:
+    """What a new process prints of `library()` and `why_not()`, with its cache in tmp_path."""
+    return subprocess.run(
+        [sys.executable, "-c", "from numllm_kernels import processor as p; print(bool(p.library()), p.why_not())"],
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path), **variables},
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()
+
+
+def test_the_library_is_kept(tmp_path: Path) -> None:
+    assert in_another_process(tmp_path) == "True None"
+    (made,) = (tmp_path / "numllm").iterdir()
+    before = made.stat().st_mtime_ns
+    assert in_another_process(tmp_path) == "True None" and made.stat().st_mtime_ns == before
+    # One that others could have written is not run, but made anew.
+    made.chmod(0o777)
+    made.write_bytes(b"not a library")
+    assert in_another_process(tmp_path) == "True None"
+    assert made.stat().st_size > 1000 and not made.stat().st_mode & 0o022
+
+
+@pytest.mark.parametrize(("variables", "why"), [
+    ({"NUMLLM_COMPILE": "0"}, "NUMLLM_COMPILE=0 is set"),
+    ({"CC": "/no/such/compiler"}, "/no/such/compiler"),
+    ({"CC": "false"}, "false fails"),
+    ({"PATH": "/nowhere", "CC": ""}, "no C compiler is here"),
+])
+def test_why_not(tmp_path: Path, variables: dict[str, str], why: str) -> None:
+    found = in_another_process(tmp_path, **variables)
+    assert found.startswith("False") and why in found and "\n" not in found
+
+
+def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert in_another_process(tmp_path / "file", TMPDIR=str(tmp_path)) == "True None"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_no_fold_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "library", lambda: None)
+    with pytest.raises(RuntimeError, match="no compiled fold"):
+        processor.Fold(torch.ones(2, 1).double(), torch.ones(1, 2).double())
