@@ -58,7 +58,7 @@ setup(
     package_dir={"numllm_kernels": "kernels/numllm_kernels"},
     package_data={
         "numllm": ["py.typed", "recipes.toml", "demo/base/*", "demo/textbook/*.md", "demo/workbook/*"],
-        "numllm_kernels": ["py.typed", "fold.c"],
+        "numllm_kernels": ["py.typed", "processor.c"],
     },
     install_requires=[
         "torch>=2.10",

@@ -154,6 +154,19 @@ def test_nothing_changes_nothing() -> None:
     assert changed == 0 and torch.equal(out, w)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_finite(width: str, dtype: torch.dtype) -> None:
+    x = torch.randn(1000).to(dtype)
+    x[5], x[6] = torch.finfo(dtype).max, torch.finfo(dtype).tiny / 4
+    assert processor.all_finite(x) and processor.all_finite(x[:0])
+    for place in (0, 7, 500, 999):
+        for value in (math.nan, math.inf, -math.inf):
+            bad = x.clone()
+            bad[place] = value
+            assert not processor.all_finite(bad)
+            assert processor.all_finite(bad[:place]) and processor.all_finite(bad[place + 1 :])
+
+
 def test_what_does_not_fit_is_refused() -> None:
     fold = processor.Fold(torch.ones(50, 2).double(), torch.ones(2, 10).double())
     w = torch.ones(50, 10)
@@ -166,19 +179,22 @@ def test_what_does_not_fit_is_refused() -> None:
     fold(w[48:], torch.empty(2, 10), 48)
 
 
-def in_another_process(tmp_path: Path, **variables: str) -> str:
-    """What a new process prints of `library()` and `why_not()`, with its cache in tmp_path."""
+def in_another_process(tmp_path: Path, *, build: bool = True, **variables: str) -> str:
+    """What a new process prints of `library` and `why_not()`, with its cache in tmp_path."""
+    told = "bool(p.library()), p.why_not()" if build else "bool(p.library(build=False))"
     return subprocess.run(
-        [sys.executable, "-c", "from numllm_kernels import processor as p; print(bool(p.library()), p.why_not())"],
+        [sys.executable, "-c", f"from numllm_kernels import processor as p; print({told})"],
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path), **variables},
         capture_output=True, text=True, check=True,
     ).stdout.strip()
 
 
 def test_the_library_is_kept(tmp_path: Path) -> None:
+    assert in_another_process(tmp_path, build=False) == "False"
     assert in_another_process(tmp_path) == "True None"
     (made,) = (tmp_path / "numllm").iterdir()
     before = made.stat().st_mtime_ns
+    assert in_another_process(tmp_path, build=False) == "True"
     assert in_another_process(tmp_path) == "True None" and made.stat().st_mtime_ns == before
     # One that others could have written is not run, but made anew.
     made.chmod(0o777)
@@ -196,6 +212,14 @@ def test_the_library_is_kept(tmp_path: Path) -> None:
 def test_why_not(tmp_path: Path, variables: dict[str, str], why: str) -> None:
     found = in_another_process(tmp_path, **variables)
     assert found.startswith("False") and why in found and "\n" not in found
+
+
+def test_the_command(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "numllm_kernels.processor"], capture_output=True, text=True, check=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
+    ).stdout
+    assert told == "compiled\n"
 
 
 def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:

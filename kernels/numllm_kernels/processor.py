@@ -3,7 +3,7 @@
 What Triton does for its launchers: `$CC`, gcc or clang makes a shared library, which is kept in the user's cache
 (`$XDG_CACHE_HOME/numllm`, else `~/.cache/numllm`) under a name that holds source, compiler, flags and processor. Where
 there is no compiler, where it fails, or where `NUMLLM_COMPILE=0` is set, `library()` is None, `why_not()` says why, and
-callers do without.
+callers do without. `python -m numllm_kernels.processor` compiles, and says what came of it.
 """
 
 from __future__ import annotations
@@ -23,45 +23,49 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("fold.c")
+SOURCE = Path(__file__).with_name("processor.c")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-Wno-psabi", "-shared", "-fPIC")
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 
 
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where there are none. The first call may take a second."""
-    return _load()[0]
+def library(*, build: bool = True) -> ctypes.CDLL | None:
+    """The compiled kernels; None where there are none. build: whether to compile, which takes a second, where that was
+    not done before.
+    """
+    return _load(build)[0]
 
 
 def why_not() -> str | None:
     """Why there are none; None where there are."""
-    return _load()[1]
+    return _load(True)[1]
 
 
 @functools.cache
-def _load() -> tuple[ctypes.CDLL | None, str | None]:
+def _load(build: bool) -> tuple[ctypes.CDLL | None, str | None]:
     if os.environ.get("NUMLLM_COMPILE") == "0":
         return None, "NUMLLM_COMPILE=0 is set"
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if not compiler:
         return None, "no C compiler is here: neither $CC nor gcc nor clang"
     try:
-        return _declared(ctypes.CDLL(str(_compiled(compiler.split())))), None
+        return _declared(ctypes.CDLL(str(_compiled(compiler.split(), build)))), None
     except subprocess.CalledProcessError as error:
         return None, f"{compiler} fails: {(error.stderr.strip() or str(error)).splitlines()[0]}"
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, f"{compiler}: {error}"
 
 
-def _compiled(compiler: list[str]) -> Path:
+def _compiled(compiler: list[str], build: bool) -> Path:
     """The library's path: from the cache, or made now. OSError, SubprocessError."""
     program = Path(shutil.which(compiler[0]) or compiler[0]).resolve()
     about = program.stat()
     told = [*compiler, *FLAGS, program, about.st_size, about.st_mtime_ns, _processor()]
     key = hashlib.sha256(SOURCE.read_bytes() + repr(told).encode()).hexdigest()[:24]
     folder = _cache()
-    path = folder / f"fold-{key}.so"
+    path = folder / f"processor-{key}.so"
     if not (path.exists() and _own(path)):
+        if not build:
+            raise FileNotFoundError("not compiled yet")
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             made = Path(aside) / path.name
             subprocess.run(
@@ -119,7 +123,19 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     )
     found.numllm_fold_prepare.argtypes = (ctypes.POINTER(_Factors), pointer, real, real, real)
     found.numllm_fold_prepare.restype = None
+    found.numllm_finite.argtypes = (ctypes.c_int, pointer, count)
     return found
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether no element of a contiguous tensor on the CPU, of a dtype of `KINDS`, is NaN or infinite.
+
+    RuntimeError where nothing is compiled.
+    """
+    found = library(build=False)
+    if found is None:
+        raise RuntimeError("there are no compiled kernels")
+    return bool(found.numllm_finite(KINDS[x.dtype], x.data_ptr(), x.numel()))
 
 
 ALIGNED = 24
@@ -181,3 +197,7 @@ class Fold:
             KINDS[w.dtype], w.data_ptr(), out.data_ptr(), len(w), self.shape[1], self._factors, first, square, changed
         )
         return square.value, changed.value, not wrong & 1, not wrong & 2
+
+
+if __name__ == "__main__":
+    print("compiled" if library() else f"not compiled: {why_not()}")

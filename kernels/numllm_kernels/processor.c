@@ -314,6 +314,20 @@ void numllm_fold_prepare(factors *f, const double *times, double b_unit, double 
     f->single = most_b < range && most_a < range && most_b * most_a < range;
 }
 
+/* Whether none of `count` numbers is NaN or infinite. */
+int numllm_finite(int kind, const void *numbers, int64_t count) {
+    if (kind == F32) {
+        const uint32_t *x = numbers, top = 0x7F800000;
+        uint32_t any = 0;
+        for (int64_t i = 0; i < count; i++) any |= (x[i] & top) == top;
+        return !any;
+    }
+    const uint16_t *x = numbers, top = kind == BF16 ? 0x7F80 : 0x7C00;
+    uint16_t any = 0;
+    for (int64_t i = 0; i < count; i++) any |= (x[i] & top) == top;
+    return !any;
+}
+
 int numllm_fold_rows(void) { return ROWS; }
 int numllm_fold_width(void) { return WIDTH; }
 int numllm_fold_chain(void) { return CHAIN; }
