@@ -23,7 +23,7 @@ from ..errors import MergeError
 from ..files import Progress, no_progress, read_text, write_aside, write_json
 from .fold import fold
 from .layout import OutFile, in_shards, like_base
-from .methods import Options
+from .methods import ENTRYWISE, Options
 from .plan import CARD, REPORT, MergePlan, Source, plan_merge, read_weights, stamp
 from .pool import Pool
 from .stage import staged
@@ -92,9 +92,11 @@ def _fingerprint(plan: MergePlan, as_: str, files: Sequence[OutFile]) -> str:
 
 
 def _sums(plan: MergePlan) -> str:
-    """What makes the sums of plain changes; compiles it where that has not been done yet."""
+    """What adds B A to weights; compiles it where that has not been done yet."""
     if plan.device is not None:
         return f"torch on {plan.device}"
+    if plan.options.method in ENTRYWISE:
+        return "torch"
     return "compiled" if processor.library() else f"torch: {processor.why_not()}"
 
 
@@ -147,8 +149,8 @@ def run_merge(
     overall: dict[str, Any] = {
         "method": plan.options.method, "as": as_, "adapters": len(plan.adapters), "tensors": len(plan.base.tensors),
         "tensors_changed": len(plan.targets), "rank_kept": bound, "bytes": needed,
-        "bytes_free": _check_out(plan, out, needed), "sums": _sums(plan), "verified": False, "checks": {"plan": True},
-        "warnings": [],
+        "bytes_free": _check_out(plan, out, needed), "sums": _sums(plan) if as_ == "model" else None,
+        "verified": False, "checks": {"plan": True}, "warnings": [],
     }
     report: dict[str, Any] = {"numllm": __version__, "overall": overall, "inputs": {}, "tensors": {}}
     if dry_run:
