@@ -26,6 +26,7 @@ from numllm.checkpoint import Checkpoint, write_safetensors
 from numllm.errors import AdapterError, CheckpointError, MergeError, NumLLMError
 from numllm.merge import (
     REPORT,
+    Options,
     Source,
     copy_range,
     decompose,
@@ -409,7 +410,7 @@ def test_a_devices_way_gives_the_same(
     base = bases(dtype)
     merge(base, two, tmp_path / "one", method=method)
     sources = [Source(read_adapter(folder, whole=True), weight, folder.name) for folder, weight in two]
-    plan = plan_merge(Checkpoint.open(base), sources, methods.Options(method=method), device=torch.device("cpu"))
+    plan = plan_merge(Checkpoint.open(base), sources, Options(method=method), device=torch.device("cpu"))
     report = run_merge(plan, tmp_path / "two", verify=True)
     assert report["overall"]["verified"]
     assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()

@@ -1,10 +1,9 @@
-"""numllm.merge.methods: each against its definition, dense and spelt out, and PEFT's against PEFT itself."""
+"""The methods of numllm.merge: each against its definition, dense and spelt out, and PEFT's against PEFT itself."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,10 @@ from safetensors.torch import load_file
 from numllm.adapter import read_adapter, write_adapter
 from numllm.checkpoint import write_safetensors
 from numllm.errors import MergeError
-from numllm.merge import Options, compare, merge, methods
-from numllm.merge.methods import elect, smallest_kept, trim
+from numllm.merge import Options, compare, merge, methods, selection
+from numllm.merge.entrywise import EntrywiseDelta, elect
+from numllm.merge.methods import trim
+from numllm.merge.selection import smallest_kept
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -80,12 +81,13 @@ def cut(tensor: torch.Tensor, density: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.13])
-@pytest.mark.parametrize("block", [1 << 17, 100], ids=["one-block", "many-blocks"])
+@pytest.mark.parametrize(("block", "tile"), [(1 << 17, 1 << 17), (1 << 17, 100), (100, 100)], ids=str)
 def test_ties_is_mergekits(
-    tmp_path: Path, base: Path, three: list[tuple[Path, float]], density: float, block: int,
+    tmp_path: Path, base: Path, three: list[tuple[Path, float]], density: float, block: int, tile: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(methods, "BLOCK", block)
+    monkeypatch.setattr(selection, "TILE", tile)
     found = result(base, three, tmp_path / "out", method="ties", density=density)
     close(found, mergekit([cut(delta, density) for delta in deltas(three)], consensus=True, normalise=True))
 
@@ -107,6 +109,7 @@ def test_dare_is_mergekits(
     found = result(base, three, tmp_path / "out", method=method, density=0.4, seed=5)
     close(found, mergekit(dropped, consensus=consensus, normalise=False))
     monkeypatch.setattr(methods, "BLOCK", 100)
+    monkeypatch.setattr(selection, "TILE", 100)
     assert torch.equal(result(base, three, tmp_path / "again", method=method, density=0.4, seed=5), found)
     assert not torch.equal(result(base, three, tmp_path / "other", method=method, density=0.4, seed=6), found)
 
@@ -201,34 +204,97 @@ def test_mean_of_agreeing_values_is_pefts() -> None:
     values = torch.randn(3, 11, 13)
     wanted = merge_utils.ties(list(values), torch.ones(3), 0.5)
     trimmed = torch.stack([trim(value, 0.5) for value in values]).double()
-    close(elect(trimmed, torch.ones(3, dtype=torch.float64), divide=True), wanted.double())
+    close(elect(trimmed, [1.0] * 3, divide=True), wanted.double())
 
 
-@pytest.mark.parametrize("kind", ["normal", "equal", "wide", "zeros"])
-def test_smallest_kept_is_the_sorted_one(kind: str) -> None:
+def test_what_dare_keeps_is_rescaled_in_fp64(tmp_path: Path, base: Path, three: list[tuple[Path, float]]) -> None:
+    """1 / 0.3 in fp32 would make a good part of the entries another fp32 number."""
+    found = result(base, [(three[0][0], 1.0)], tmp_path / "out", method="dare", density=0.3)
+    wanted = (deltas(three)[0] / 0.3).float().double()
+    assert torch.equal(found, torch.where(found != 0, wanted, 0.0))
+
+
+@pytest.mark.parametrize(
+    "weights", [(1.0, 1.0), (0.5, -0.5), (-1.0, 2.0, -1.0), (0.3, 0.3, 0.3, -0.9), (-2.0,)], ids=str
+)
+@pytest.mark.parametrize("divide", [True, False])
+def test_election_of_signs(weights: tuple[float, ...], divide: bool) -> None:
+    """Every combination of a few values, among them equal ones of unlike signs, whose sum is 0: plus is elected."""
+    few = torch.tensor([-2.0, -1.0, -0.0, 0.0, 1.0, 2.0, 5e-324], dtype=torch.float64)
+    values = torch.cartesian_prod(*[few] * len(weights)).view(-1, len(weights)).T
+    weighted = values * torch.tensor(weights, dtype=torch.float64)[:, None]
+    wanted = []
+    for column in weighted.T.tolist():
+        majority = 1 if sum(column) >= 0 else -1
+        chosen = [i for i, value in enumerate(column) if value * majority > 0]
+        divisor = sum(weights[i] for i in chosen) if divide else 1.0
+        wanted.append(sum(column[i] for i in chosen) / (divisor or 1.0))
+    assert elect(weighted.clone(), weights, divide=divide).tolist() == wanted
+
+
+def products(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """b and a, of a product of 40 × 50 entries."""
     torch.manual_seed(1)
-    x = {
-        "normal": torch.randn(40, 50), "equal": torch.ones(40, 50),
+    whole = {
+        "equal": torch.ones(40, 50), "all zero": torch.zeros(40, 50),
         "wide": torch.randn(40, 50) * 10.0 ** torch.randint(-300, 300, (40, 50)).double(),
         "zeros": torch.randn(40, 50) * (torch.rand(40, 50) < 0.2),
-    }[kind].double()
+        "one row": torch.randn(40, 50) * (torch.arange(40) == 17)[:, None],
+        "rising": torch.arange(2000.0).view(40, 50),
+    }
+    if kind in whole:
+        return whole[kind].double(), torch.eye(50, dtype=torch.float64)
+    b, a = torch.randn(40, 3, dtype=torch.float64), torch.randn(3, 50, dtype=torch.float64)
+    return (b.round(), a.round()) if kind == "few numbers" else (b, a)
 
-    def blocks() -> Iterator[torch.Tensor]:
-        yield from x.split(7)
 
-    ordered = x.abs().flatten().sort(descending=True).values
-    for count in (1, 2, 100, 399, 1000, 2000):
-        assert smallest_kept(blocks, count) == float(ordered[count - 1])
-    assert smallest_kept(blocks, 0) == math.inf
+@pytest.mark.parametrize("room", [1 << 16, 0], ids=["all-kept", "sampled"])
+@pytest.mark.parametrize(
+    "kind", ["product", "few numbers", "equal", "all zero", "wide", "zeros", "one row", "rising"]
+)
+def test_smallest_kept_is_the_sorted_one(kind: str, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "ROOM", room)
+    monkeypatch.setattr(selection, "TILE", 300)
+    b, a = products(kind)
+    ordered = (b @ a).abs().flatten().sort(descending=True).values
+    for count in (1, 2, 49, 50, 100, 399, 1000, 1999, 2000):
+        assert smallest_kept(b, a, count) == float(ordered[count - 1])
+    assert smallest_kept(b, a, 0) == math.inf
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1e-300), (3.0, math.inf), (0.0, 0.0), (1e300, math.inf)], ids=str)
+def test_smallest_kept_is_found_where_the_guess_is_wrong(
+    low: float, high: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "ROOM", 0)
+    monkeypatch.setattr(selection, "_guesses", lambda b, a, share: ([(low, high)], 50))
+    b, a = products("product")
+    ordered = (b @ a).abs().flatten().sort(descending=True).values
+    for count in (1, 700, 2000):
+        assert smallest_kept(b, a, count) == float(ordered[count - 1])
+
+
+def test_smallest_kept_takes_one_pass_as_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    counted = selection._count
+    monkeypatch.setattr(selection, "ROOM", 1000)
+    monkeypatch.setattr(selection, "_count", lambda *args: passes.append(args) or counted(*args))
+    torch.manual_seed(0)
+    b, a = torch.randn(700, 8, dtype=torch.float64), torch.randn(8, 300, dtype=torch.float64)
+    ordered = (b @ a).abs().flatten().sort(descending=True).values
+    for count in (1, 2000, 100_000, 150_000, 209_999):
+        passes.clear()
+        assert smallest_kept(b, a, count) == float(ordered[count - 1])
+        assert len(passes) == 1 and passes[0][4] < b.shape[0] * a.shape[1] / 2
 
 
 def test_what_is_kept_does_not_hang_on_the_order_of_a_sum() -> None:
     generator = torch.Generator().manual_seed(0)
     b, a = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((30, 4), (4, 40)))
-    threshold = smallest_kept(lambda: iter([b @ a]), 300)
+    threshold = smallest_kept(b, a, 300)
     found = []
     for factor in (1.0, 1 - 2.0**-50, 1 + 2.0**-50):  # as another library's rounding
-        delta = methods.EntrywiseDelta(
+        delta = EntrywiseDelta(
             ((b * factor, a),), (1.0,), (threshold,), Options(method="ties", density=0.25), (0,), {}, {}
         )
         found.append(torch.zeros(30, 40, dtype=torch.float64))

@@ -16,7 +16,7 @@ only a merged adapter is held whole before it is written.
 from .extraction import extract
 from .factors import compare, decompose
 from .layout import copy_range
-from .methods import METHODS, Options
+from .options import METHODS, Options
 from .plan import REPORT, MergePlan, Source, plan_merge, read_weights
 from .run import merge, run_merge
 from .summary import by_kind, by_layer

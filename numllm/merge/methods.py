@@ -13,7 +13,7 @@
 | core | Core Space (arXiv 2509.17786): Δᵢ = U Mᵢ Vᵀ in shared bases of R columns, ties on the Mᵢ |
 
 Everything is fp64. All but ties, dare and dare-ties stay in factored form; those three work on the entries of
-the Δᵢ, made row block by row block.
+the Δᵢ, made row block by row block: see `entrywise`.
 """
 
 from __future__ import annotations
@@ -21,64 +21,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..checkpoint import row_blocks
 from ..errors import MergeError
+from .entrywise import EntrywiseDelta, elect
 from .factors import Product, Target, compare, stack
+from .options import ENTRYWISE, Options
+from .selection import smallest_kept
 
-METHODS = ("svd", "exact", "linear", "ties", "dare", "dare-ties", "peft-ties", "knots", "core")
-ENTRYWISE = ("ties", "dare", "dare-ties")
-TRIMMED = ("ties", "dare", "dare-ties", "peft-ties", "knots", "core")
 BLOCK = 1 << 19
 """Elements of a row block: few calls a weight, so that threads seldom wait for the interpreter, and copies in fp64 and
 fp32 that fit the last cache."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """How to merge. MergeError when the settings do not go together."""
-
-    method: str = "svd"
-    rank: int | None = None
-    """svd: directions kept; None: the largest rank among the adapters, unless energy or noise says otherwise."""
-    energy: float | None = None
-    """svd: keep the fewest directions with this share of Σσ²."""
-    noise: bool = False
-    """svd: keep directions until the rest is below what rounding to the weight's dtype does anyway."""
-    density: float | None = None
-    """Share of the entries kept by methods that trim; None: all in `peft-ties`, 0.5 in the others."""
-    seed: int = 0
-    """For the random choice of dare."""
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise MergeError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        if self.rank is not None and (self.method != "svd" or self.rank < 1):
-            raise MergeError(
-                f"rank goes with method svd and is at least 1, got rank {self.rank} with method {self.method}"
-            )
-        if self.energy is not None and (self.method != "svd" or not 0 < self.energy <= 1):
-            raise MergeError(
-                f"energy goes with method svd and is in (0, 1], got {self.energy} with method {self.method}"
-            )
-        if self.noise and self.method != "svd":
-            raise MergeError(f"rank auto goes with method svd, got method {self.method}")
-        if (self.rank is not None) + (self.energy is not None) + self.noise > 1:
-            raise MergeError("rank, energy and rank auto exclude each other; give one")
-        if self.density is not None and (self.method not in TRIMMED or not 0 < self.density <= 1):
-            raise MergeError(
-                f"density goes with {', '.join(TRIMMED)} and is in (0, 1], got {self.density} with {self.method}"
-            )
-
-    @property
-    def share(self) -> float:
-        """The density in force."""
-        return 0.5 if self.density is None else self.density
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,104 +78,12 @@ class Delta:
         x.addmm_(self.b[first : first + len(x)], self.a)
 
 
-_ROUNDED = 1 - 2.0**-40
-"""What rounding may take of an entry: a GPU sums in another order, and the smallest that is kept must be kept there."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EntrywiseDelta:
-    """Δ of ties, dare and dare-ties: no factors; its rows are made when asked for."""
-
-    parts: tuple[tuple[Tensor, Tensor], ...]
-    """(b, a) of each Δᵢ, the weight left out."""
-    weights: tuple[float, ...]
-    thresholds: tuple[float, ...] | None
-    """Smallest |entry| kept of each (ties); None: entries are drawn (dare)."""
-    options: Options
-    draws: tuple[int, ...]
-    """Key of each part's random numbers."""
-    cosines: dict[str, float | None]
-    angles: dict[str, dict[str, list]]
-
-    def to(self, device: torch.device) -> EntrywiseDelta:
-        """With its factors on a device."""
-        return dataclasses.replace(self, parts=tuple((b.to(device), a.to(device)) for b, a in self.parts))
-
-    def add_to(self, x: Tensor, first: int) -> None:
-        """Adds rows first.. of Δ to x (rows, K) in place."""
-        made = []
-        for index, (b, a) in enumerate(self.parts):
-            value = b[first : first + len(x)] @ a
-            if self.thresholds is not None:
-                value = torch.where(value.abs() >= self.thresholds[index] * _ROUNDED, value, 0.0)
-            else:
-                value = value * (self._kept(index, first, value.shape).to(x.device) / self.options.share)
-            made.append(value)
-        values, weights = torch.stack(made), torch.tensor(self.weights, dtype=torch.float64, device=x.device)
-        if self.options.method == "dare":
-            x += torch.tensordot(weights, values, dims=1)
-        else:
-            x += elect(values, weights, divide=self.options.method == "ties")
-
-    def _kept(self, index: int, first: int, shape: torch.Size) -> Tensor:
-        # A stream of its own for every row: what is drawn depends on neither blocks nor threads.
-        rows = [
-            np.random.Generator(np.random.Philox(key=self.draws[index], counter=[0, 0, row, 0])).random(shape[1])
-            for row in range(first, first + shape[0])
-        ]
-        return torch.from_numpy(np.stack(rows) < self.options.share)
-
-
-def elect(values: Tensor, weights: Tensor, *, divide: bool) -> Tensor:
-    """Sign election of mergekit: values (n, …), weights (n,) → (…).
-
-    Entries whose weighted sign is that of Σ wᵢ vᵢ are summed with their weights and divided by the sum of these.
-    """
-    weights = weights.view(-1, *[1] * (values.dim() - 1))
-    weighted = values * weights
-    mask = weighted.sign() == torch.where(weighted.sum(dim=0) >= 0, 1.0, -1.0)
-    mixed = (weighted * mask).sum(dim=0)
-    if not divide:
-        return mixed
-    divisor = (weights * mask).sum(dim=0)
-    return mixed / torch.where(divisor == 0, 1.0, divisor)
-
-
 def trim(value: Tensor, density: float) -> Tensor:
     """The ⌊density · n⌋ entries of largest size; the others 0."""
     count = int(density * value.numel())
     kept = torch.zeros(value.numel(), dtype=torch.bool)
     kept[value.abs().flatten().topk(count).indices] = True
     return value * kept.view(value.shape)
-
-
-def smallest_kept(blocks: Callable[[], Iterator[Tensor]], count: int) -> float:
-    """The count-th largest |entry| of a matrix that comes in fp64 blocks, which are made three times.
-
-    The bits of non-negative fp64 numbers rise with the numbers: the first two passes find the 32 leading bits of
-    the one that is sought, the third collects the few entries that have them. ∞ for count 0.
-    """
-    if count < 1:
-        return math.inf
-    above, prefix = 0, 0
-    for shift in (47, 31):
-        histogram = np.zeros(1 << 16, dtype=np.int64)
-        for block in blocks():
-            bits = block.abs().numpy().ravel().view(np.int64) >> shift
-            if shift == 31:
-                bits = bits[bits >> 16 == prefix] & 0xFFFF
-            histogram += np.bincount(bits, minlength=1 << 16)
-        larger = np.cumsum(histogram[::-1])
-        place = int(np.searchsorted(larger, count - above))
-        above += int(larger[place - 1]) if place else 0
-        prefix = prefix << 16 | (1 << 16) - 1 - place
-    found = []
-    for block in blocks():
-        values = block.abs().numpy().ravel()
-        found.append(values[values.view(np.int64) >> 31 == prefix])
-    candidates = np.concatenate(found)
-    place = len(candidates) - (count - above)
-    return float(np.partition(candidates, place)[place])
 
 
 def delta_of(
@@ -241,7 +106,7 @@ def delta_of(
         thresholds = None
         if options.method == "ties":
             count = int(options.share * math.prod(target.info.shape))
-            thresholds = tuple(smallest_kept(lambda b=b, a=a: _rows(b, a), count) for b, a in read)
+            thresholds = tuple(smallest_kept(b, a, count) for b, a in read)
         draws = tuple(
             int.from_bytes(hashlib.sha256(
                 f"{options.seed}\0{names[part.adapter]}\0{target.info.name}".encode()
@@ -259,12 +124,6 @@ def delta_of(
     u, singular, v = product.svd(kept)
     root = singular[:kept].sqrt() if balanced else singular[:kept]
     return Delta(u * root, v * root[:, None] if balanced else v, singular, kept, cosines, angles)
-
-
-def _rows(b: Tensor, a: Tensor) -> Iterator[Tensor]:
-    step = max(1, BLOCK // a.shape[1])
-    for first in range(0, len(b), step):
-        yield b[first : first + step] @ a
 
 
 def _enough(target: Target, singular: Tensor, options: Options) -> int:
@@ -316,9 +175,8 @@ def _peft_factors(target: Target, read: Pairs, weights: list[float], options: Op
 
 
 def _trimmed_election(values: Sequence[Tensor], weights: Sequence[float], density: float) -> Tensor:
-    return elect(
-        torch.stack([trim(value, density) for value in values]), torch.tensor(weights, dtype=torch.float64), divide=True
-    )
+    weighted = torch.stack([trim(value, density) * weight for value, weight in zip(values, weights, strict=True)])
+    return elect(weighted, weights, divide=True)
 
 
 def _knots(target: Target, read: Pairs, weights: list[float], options: Options) -> tuple[Tensor, Tensor]:

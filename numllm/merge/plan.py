@@ -16,7 +16,8 @@ from ..checkpoint import INDEX, Checkpoint, TensorInfo, read_rows, read_tensor
 from ..errors import AdapterError, DataError, MergeError, short
 from ..files import read_json
 from .factors import Part, Target, Whole
-from .methods import BLOCK, ENTRYWISE, Options
+from .methods import BLOCK
+from .options import ENTRYWISE, Options
 
 LARGEST = 1e40
 """What a weight stays below: no dtype holds as much, and the squares of what is merged are finite in fp64."""

@@ -23,7 +23,7 @@ from ..errors import MergeError
 from ..files import Progress, no_progress, read_text, write_aside, write_json
 from .fold import fold
 from .layout import OutFile, in_shards, like_base
-from .methods import ENTRYWISE, Options
+from .options import ENTRYWISE, Options
 from .plan import CARD, REPORT, MergePlan, Source, plan_merge, read_weights, stamp
 from .pool import Pool
 from .stage import staged
