@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..adapter import FactorInfo
+from ..adapter import FactorInfo, LoRAFactors
 from ..checkpoint import TensorInfo
 
 
@@ -41,11 +41,25 @@ class Part:
 
     def read(self) -> tuple[Tensor, Tensor]:
         """b (N, r), a (r, K), fp64, of scale · (B A − B₀ A₀), the weight left out."""
-        read = [(self.factors.read(), 1.0)]
-        if self.start:
-            read.append((self.start.read(), -1.0))
-        b = torch.cat([factors.b.double() * (sign * factors.scale) for factors, sign in read], dim=1)
-        return b, torch.cat([factors.a.double() for factors, _ in read])
+        return read_stacked([self])
+
+
+def read_stacked(parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
+    """[b₁ b₂ …] (N, R) and [a₁; a₂; …] (R, K) of what `Part.read` gives of each, in memory of their own."""
+    read: list[tuple[LoRAFactors, float]] = []
+    for part in parts:
+        read.append((part.factors.read(), 1.0))
+        if part.start:
+            read.append((part.start.read(), -1.0))
+    ranks = [len(factors.a) for factors, _ in read]
+    b = torch.empty(len(read[0][0].b), sum(ranks), dtype=torch.float64)
+    a = torch.empty(sum(ranks), read[0][0].a.shape[1], dtype=torch.float64)
+    for (factors, sign), b_part, a_part in zip(read, b.split(ranks, dim=1), a.split(ranks), strict=True):
+        b_part.copy_(factors.b)
+        if sign * factors.scale != 1:
+            b_part.mul_(sign * factors.scale)
+        a_part.copy_(factors.a)
+    return b, a
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +106,6 @@ class Target:
     def rescaled(self) -> bool:
         """Whether DoRA also rescales the weight's own rows."""
         return any(part.factors.magnitude for part in self.parts)
-
-
-def stack(parts: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """B̂ = [wᵢ bᵢ] (N, R) and  = [aᵢ] (R, K)."""
-    b = torch.cat([b * weight for (b, _), weight in zip(parts, weights, strict=True)], dim=1)
-    return b, torch.cat([a for _, a in parts])
 
 
 class Product:

@@ -29,7 +29,7 @@ from torch import Tensor
 from ..checkpoint import row_blocks
 from ..errors import MergeError
 from .entrywise import EntrywiseDelta, elect
-from .factors import Product, Target, compare, stack
+from .factors import Product, Target, compare, read_stacked
 from .options import ENTRYWISE, Options
 from .selection import smallest_kept
 
@@ -94,13 +94,15 @@ def delta_of(
     balanced: as √σ on both factors, for an adapter of scale 1. Where all of the sum is kept and it need not be
     balanced, b and a are B̂ and  themselves, with no SVD between.
     """
-    read = [part.read() for part in target.parts]
-    weights = [part.weight for part in target.parts]
+    b, a = read_stacked(target.parts)
+    ranks, weights = [part.rank for part in target.parts], [part.weight for part in target.parts]
+    read = list(zip(b.split(ranks, dim=1), a.split(ranks), strict=True))
     kept, known = target.full_rank, options.energy is None and not options.noise
     if options.method == "svd" and known:
         kept = min(options.rank or largest, kept)
-    product = Product(*stack(read, weights), vectors=balanced or kept < target.full_rank or not known)
-    split = product.split([len(a) for _, a in read])
+    each = torch.tensor(weights, dtype=torch.float64).repeat_interleave(torch.tensor(ranks))
+    product = Product(b * each, a, vectors=balanced or kept < target.full_rank or not known)
+    split = product.split(ranks)
     cosines, angles = compare({names[part.adapter]: pair for part, pair in zip(target.parts, split, strict=True)})
     if options.method in ENTRYWISE:
         thresholds = None
@@ -181,7 +183,7 @@ def _trimmed_election(values: Sequence[Tensor], weights: Sequence[float], densit
 
 def _knots(target: Target, read: Pairs, weights: list[float], options: Options) -> tuple[Tensor, Tensor]:
     # [Δ₁ … Δₙ] = B̂ blockdiag(Aᵢ) = Q_B (R_B blockdiag(R_Aᵢᵀ)) blockdiag(Q_Aᵢᵀ): only the R × R middle is decomposed.
-    b, _ = stack(read, [1.0] * len(read))
+    b = torch.cat([b for b, _ in read], dim=1)
     q_b, r_b = torch.linalg.qr(b)
     bases = [torch.linalg.qr(a.T) for _, a in read]
     u, singular, v = torch.linalg.svd(r_b @ torch.block_diag(*[r.T for _, r in bases]), full_matrices=False)
