@@ -207,12 +207,17 @@ def row_blocks(info: TensorInfo, elements: int = 1 << 20) -> Iterator[torch.Tens
 def all_finite(tensor: torch.Tensor) -> bool:
     """Whether no element of a contiguous tensor on the CPU is NaN or infinite.
 
-    By the bits: of the positive numbers those are the largest integers, of the negative ones the largest unsigned.
+    By the compiled kernel where there is one. Else by the bits: of the positive numbers those are the largest integers,
+    of the negative ones the largest unsigned.
     """
     import torch
 
+    from numllm_kernels import processor
+
     if tensor.numel() == 0:
         return True
+    if tensor.dtype in processor.KINDS and processor.library(build=False):
+        return processor.all_finite(tensor)
     exponent = {
         torch.float64: 0x7FF << 52, torch.float32: 0xFF << 23, torch.float16: 0x1F << 10, torch.bfloat16: 0xFF << 7,
     }[tensor.dtype]

@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from numllm_kernels import processor
-
 from .checkpoint import (
     Checkpoint,
     RowReader,
@@ -166,8 +164,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 def _check(block: Tensor, info: TensorInfo) -> None:
-    compiled = block.dtype in processor.KINDS and processor.library(build=False)
-    if not (processor.all_finite(block) if compiled else all_finite(block)):
+    if not all_finite(block):
         raise CheckpointError(
             f"{info.file}: {info.name} holds NaN or infinity as {block.dtype}; the checkpoint is damaged or needs "
             "another --dtype"

@@ -163,7 +163,9 @@ class Fold:
             raise RuntimeError(f"there is no compiled fold: {why_not()}")
         rows, width, chain = found.numllm_fold_rows(), found.numllm_fold_width(), found.numllm_fold_chain()
         self.shape, rank = (b.shape[0], a.shape[1]), len(a)
-        b, a = b.contiguous(), torch.nn.functional.pad(a, (0, -a.shape[1] % width)).contiguous()
+        b, a = b.contiguous(), a.contiguous()
+        if a.shape[1] % width:
+            a = torch.nn.functional.pad(a, (0, -a.shape[1] % width))
         whole = len(b) - len(b) % rows
         last_b = torch.nn.functional.pad(b[whole:], (0, 0, 0, rows - len(b) + whole))
         place, chains = torch.arange(rank), -(-rank // chain)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -48,12 +49,31 @@ class Pool:
         """The tasks' results, in their order. The first error is raised when no task runs any more, so that
         files can be closed then.
         """
-        places = {self.submit(task): place for place, task in enumerate(tasks)}
         results: list[Any] = [None] * len(tasks)
+        left, done = iter(enumerate(tasks)), queue.SimpleQueue[BaseException | None]()
+
+        def work() -> None:  # a future for every task would cost more than many of the tasks
+            for place, task in left:
+                try:
+                    self.check()
+                    results[place] = task()
+                except BaseException as error:
+                    done.put(error)
+                    return
+                done.put(None)
+
+        def finished() -> Iterator[None]:
+            for _ in tasks:
+                error = done.get()
+                if error is not None:
+                    raise error
+                yield
+
+        for _ in range(self.threads):
+            self.submit(work)
         try:
-            finished = concurrent.futures.as_completed(places)
-            for future in progress(finished, total=len(tasks), description=description, unit="part"):
-                results[places[future]] = future.result()
+            for _ in progress(finished(), total=len(tasks), description=description, unit="part"):
+                pass
             for future in self._beside:
                 future.result()
         except BaseException:
