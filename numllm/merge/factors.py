@@ -13,6 +13,10 @@ from torch import Tensor
 
 from ..adapter import FactorInfo
 from ..checkpoint import TensorInfo
+from ..errors import MergeError
+
+BEYOND = 1e70
+"""What ‖weight · B‖ ‖A‖ stays below: no dtype holds such a change, and fp64 the squares of what is made of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +44,19 @@ class Part:
         return tuple(info for info in infos if info is not None)
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """b (N, r), a (r, K), fp64, of scale · (B A − B₀ A₀), the weight left out."""
+        """b (N, r), a (r, K), fp64, of scale · (B A − B₀ A₀), the weight left out. MergeError where they overflow."""
         read = [(self.factors.read(), 1.0)]
         if self.start:
             read.append((self.start.read(), -1.0))
         b = torch.cat([factors.b.double() * (sign * factors.scale) for factors, sign in read], dim=1)
-        return b, torch.cat([factors.a.double() for factors, _ in read])
+        a = torch.cat([factors.a.double() for factors, _ in read])
+        size = abs(self.weight) * float(torch.linalg.vector_norm(b)) * float(torch.linalg.vector_norm(a))
+        if not size < BEYOND:
+            raise MergeError(
+                f"{self.factors.b.file}: {self.factors.b.name} and its A are too large, their product has the size "
+                f"{size:.0e}; the adapter is damaged"
+            )
+        return b, a
 
 
 @dataclasses.dataclass(frozen=True)
