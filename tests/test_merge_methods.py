@@ -12,12 +12,12 @@ import pytest
 import torch
 from models import save, transformers_model
 from peft.utils import merge_utils
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from numllm.adapter import read_adapter, write_adapter
 from numllm.checkpoint import write_safetensors
 from numllm.errors import MergeError
-from numllm.merge import Options, compare, merge, methods, selection
+from numllm.merge import METHODS, Options, compare, merge, methods, selection
 from numllm.merge.entrywise import EntrywiseDelta, elect
 from numllm.merge.methods import trim
 from numllm.merge.selection import smallest_kept
@@ -300,6 +300,29 @@ def test_what_is_kept_does_not_hang_on_the_order_of_a_sum() -> None:
         found.append(torch.zeros(30, 40, dtype=torch.float64))
         delta.add_to(found[-1], 0)
     assert [int(x.count_nonzero()) for x in found] == [300] * 3
+
+
+def test_refuses_a_density_that_keeps_nothing(
+    tmp_path: Path, base: Path, three: list[tuple[Path, float]]
+) -> None:
+    with pytest.raises(MergeError, match="keeps no entry"):
+        merge(base, three, tmp_path / "out", method="ties", density=0.99 / (N * K))
+    merge(base, three, tmp_path / "out", method="ties", density=1.01 / (N * K))
+    assert 0 < int(load_file(tmp_path / "out" / "model.safetensors")["x.weight"].count_nonzero()) <= len(three)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", [1e80, 1e300])
+def test_refuses_factors_whose_product_overflows(
+    tmp_path: Path, base: Path, three: list[tuple[Path, float]], method: str, size: float
+) -> None:
+    """Adapters in fp64 hold numbers whose products, or the squares of these, it does not."""
+    for folder, _ in three[1:]:
+        path = folder / "adapter_model.safetensors"
+        save_file({name: tensor.double() * size for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(MergeError, match="are too large"):
+        merge(base, three, tmp_path / "out", method=method)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("energy", [0.3, 0.9, 0.99, 1.0])

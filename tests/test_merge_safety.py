@@ -271,6 +271,26 @@ def test_a_link_in_the_place_of_unfinished_files_is_refused(folder: Path) -> Non
     assert contents(folder / "base") == before
 
 
+@pytest.mark.parametrize("leads_to", ["empty", "full", "nothing"])
+def test_an_output_that_is_a_link_is_written_where_it_leads(folder: Path, leads_to: str) -> None:
+    if leads_to != "nothing":
+        (folder / "real").mkdir()
+    if leads_to == "full":
+        (folder / "real" / "old").write_text("old")
+    (folder / "out").symlink_to("real")
+    run(folder, overwrite=leads_to == "full")
+    assert (folder / "out").is_symlink() and (folder / "real" / REPORT).is_file()
+    assert leftovers(folder) == ["out", "real"] and not (folder / "real" / "old").exists()
+
+
+def test_the_current_folder_as_output(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "here").mkdir()
+    monkeypatch.chdir(folder / "here")
+    pairs = [(folder / "domain", 0.7), (folder / "numeric", -0.4)]
+    merge(folder / "base", pairs, ".")
+    assert (folder / "here" / REPORT).is_file() and leftovers(folder) == ["here"]
+
+
 @pytest.mark.parametrize("largest", [1, 3000, 5000, 10**9])
 def test_shards_of_a_size(folder: Path, largest: int) -> None:
     """Other files, the same tensors; the index says which and how much."""

@@ -99,7 +99,7 @@ def extract(
     """
     if rank < 1 or (energy is not None and not 0 < energy <= 1):
         raise MergeError(f"rank must be at least 1 and energy in (0, 1], got {rank} and {energy}")
-    out = Path(out)
+    out = Path(out).resolve()
     before, after = Checkpoint.open(base), Checkpoint.open(tuned)
     for folder in (before.folder.resolve(), after.folder.resolve()):
         if out.resolve().is_relative_to(folder) or folder.is_relative_to(out.resolve()):

@@ -13,6 +13,10 @@ from torch import Tensor
 
 from ..adapter import FactorInfo, LoRAFactors
 from ..checkpoint import TensorInfo
+from ..errors import MergeError
+
+BEYOND = 1e70
+"""What ‖weight · B‖ ‖A‖ stays below: no dtype holds such a change, and fp64 the squares of what is made of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +44,33 @@ class Part:
         return tuple(info for info in infos if info is not None)
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """b (N, r), a (r, K), fp64, of scale · (B A − B₀ A₀), the weight left out."""
+        """b (N, r), a (r, K), fp64, of scale · (B A − B₀ A₀), the weight left out. MergeError where they overflow."""
         return read_stacked([self])
+
+    def check(self, factors: LoRAFactors) -> None:
+        """MergeError where the product is BEYOND; numbers of fp32 and less are far from the end of fp64."""
+        if factors.b.dtype != torch.float64 and abs(self.weight * factors.scale) < 1e50:
+            return
+        size = abs(self.weight * factors.scale)
+        for x in (factors.b, factors.a):
+            size *= float(torch.linalg.vector_norm(x.double()))
+        if not size < BEYOND:
+            raise MergeError(
+                f"{self.factors.b.file}: {self.factors.b.name} and its A are too large, their product has the size "
+                f"{size:.0e}; the adapter is damaged"
+            )
 
 
 def read_stacked(parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
-    """[b₁ b₂ …] (N, R) and [a₁; a₂; …] (R, K) of what `Part.read` gives of each, in memory of their own."""
+    """[b₁ b₂ …] (N, R) and [a₁; a₂; …] (R, K) of what `Part.read` gives of each, in memory of their own. MergeError."""
     read: list[tuple[LoRAFactors, float]] = []
     for part in parts:
-        read.append((part.factors.read(), 1.0))
+        mine = [(part.factors.read(), 1.0)]
         if part.start:
-            read.append((part.start.read(), -1.0))
+            mine.append((part.start.read(), -1.0))
+        for factors, _ in mine:
+            part.check(factors)
+        read += mine
     ranks = [len(factors.a) for factors, _ in read]
     b = torch.empty(len(read[0][0].b), sum(ranks), dtype=torch.float64)
     a = torch.empty(sum(ranks), read[0][0].a.shape[1], dtype=torch.float64)

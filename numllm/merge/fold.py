@@ -127,7 +127,8 @@ class _Torch:
             math.isfinite(float(extreme)) for extreme in torch.aminmax(new)
         )
         if not self._change.known:
-            sums.change = float((x - there.double()).square().sum())
+            difference = x.sub_(there).view(-1)
+            sums.change = float(torch.dot(difference, difference))
         sums.changed = int(np.count_nonzero(np.not_equal(bits(old), bits(new), out=self._differ[: len(old)])))
         return new, sums, True, finite
 

@@ -154,6 +154,9 @@ def plan_merge(
         targets[name] = Target(info, tuple(parts.get(name, ())), tuple(wholes.get(name, ())))
     if not targets:
         raise MergeError("the weights of all modules are 0, so nothing would change")
+    largest = max(math.prod(target.info.shape) for target in targets.values())
+    if options.method == "ties" and options.share * largest < 1:
+        raise MergeError(f"density {options.share:g} keeps no entry of any weight, so nothing would change; raise it")
     carried = _carried(base.folder)
     inputs = [*base.files, *(base.folder / name for name in carried)]
     inputs += [path for source in adapters for path in source.files]

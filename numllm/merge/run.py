@@ -139,7 +139,7 @@ def run_merge(
         raise MergeError(f"the result cannot be an adapter: {plan.needs_model}; write it as a model")
     if max_shard is not None and as_ != "model":
         raise MergeError("max shard size goes with a result that is a model")
-    out, begun = Path(out), time.perf_counter()
+    out, begun = Path(out).resolve(), time.perf_counter()  # a link stays one: what it leads to is written
     files = like_base(plan.base) if max_shard is None else in_shards(plan.base, max_shard)
     bound = max((kept for target in plan.targets.values() if (kept := plan.most_kept(target))), default=None)
     if as_ == "model":

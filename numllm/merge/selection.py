@@ -39,6 +39,7 @@ def smallest_kept(b: Tensor, a: Tensor, count: int) -> float:
     guesses, room = _guesses(b, a, count / total) if total > ROOM else ([(0.0, math.inf)], ROOM)
     low, high = 0.0, math.inf  # it is in [low, high)
     while True:
+        assert low < high, "b a holds NaN or infinity"
         lower, upper = low, high
         while guesses:
             guess = guesses.pop(0)
