@@ -70,6 +70,13 @@ def test_the_whole_way_by_commands(tmp_path, capfd):
         tmp_path / "merged", "--verify", "--report", tmp_path / "report.json", "--json",
     )
     assert code == 0 and json.loads(out.splitlines()[-1])["overall"] and (tmp_path / "report.json").exists()
+    before = (model / "config.json").read_bytes()
+    for option, file in (("--report", model / "config.json"), ("--plot", adapters[0] / "plot.png")):
+        code, _, err = run(
+            capfd, "merge", "--base", model, "--adapter", adapters[0], "--out", tmp_path / "again", option, file,
+        )
+        assert code and "which is only read" in err and not (tmp_path / "again").exists()
+    assert (model / "config.json").read_bytes() == before
     results = []
     for name, arguments in (("base", ()), ("both", ("--adapter", adapters[0], "--adapter", adapters[1]))):
         results.append(tmp_path / f"{name}.json")

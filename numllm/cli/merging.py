@@ -104,6 +104,10 @@ def merge(
         raise click.UsageError("--compare-logits goes with adapters of one weight each")
     if plot:
         check_figure(plot)
+    for file in filter(None, (report, plot)):
+        for folder in (Path(base), *(weighted(text)[0] for text in adapters), *([Path(tuned)] if tuned else [])):
+            if folder.is_dir() and file.resolve().is_relative_to(folder.resolve()):
+                raise click.UsageError(f"{file} lies in {folder}, which is only read; choose another place")
     if tuned:
         result = extract(base, tuned, out, rank=number or 16, energy=energy, overwrite=overwrite, progress=bar)
     else:
