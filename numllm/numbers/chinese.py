@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .context import day_at, price_before, with_ordinal_words, with_unit
+from .context import counted_label, day_at, price_before, with_ordinal_words, with_unit
 from .core import Core
 from .measures import RATIO_MEASURE, Measure, measure_at
 from .number import Number, make
 from .numerals import DIGITS, FORMAL, TENS, chinese_to_int, decimal_string, exact_decimal
 from .ordinals import read_ordinal
-from .patterns import CALENDAR, CN_RUN, MARK_BEFORE
+from .patterns import CALENDAR, CN_RUN, MARK_BEFORE, MOVED
+from .ranges import try_range
 from .reading import chinese_at
-from .shapes import iso_date, try_range
+from .shapes import iso_date
 from .spoken import SPOKEN, try_spoken
 from .units import NOT_BEFORE, Unit
 
@@ -44,6 +45,7 @@ _COUNTED = re.compile(r"以[上下内]")
 _COUNTED_BEFORE = re.compile(r"(?:满|至少|不[少多]于|仅有?|只有|每[^，。；\n]{1,8}为)\Z")
 _IDIOM = re.compile(
     "十年(?:树木|寒窗|磨一剑|如一日)|三年五载|一年(?:四季|之计|到头|一[度次]|半载)|三天两头|(?<=一波)三折|(?<=半斤)八两|"
+    "三十而立|四十不惑|五十知天命|三百六十行|二十四节气|三十六(?:计|策)|七十二变|五十步|"
     "三天打鱼|两天晒网|三十年河|一日千里|一分钱一分货|五十步笑|一天天|(?<=三番)五次|两票制|[两三]桶油|三只松鼠|三人(?:行|成虎)|三个代表|两个(?:务必|维护|确立)|四个(?:自信|全面|意识)"
 )
 _AFTER_MONEY = "以之的人钱为起每左上下整多余至到及和与或是不未计收者内外兑可只就买卖"  # 二元控制, 三元论 name no money
@@ -85,7 +87,8 @@ def read_formal(text: str, i: int) -> tuple[Number | None, int]:
         return _chinese_day(text, core)
     measure = measure_at(text, core)
     if measure is None or (core.lone and measure.unit.grade < 2 and measure.unit.name != "期"):
-        return None, run.end()
+        if measure is None or not counted_label(text, core.start, measure.end):
+            return None, run.end()
     return with_unit(text, core, measure)
 
 
@@ -148,7 +151,7 @@ def read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
         after = text[core.end : core.end + 1]
         if after == "时" and (hour := _hour(text, i)) is not None:
             return hour
-        if after == "大":  # 二十大, 十九大
+        if after == "大" or _IDIOM.match(text, i) is not None:  # 二十大, 十九大
             return None, core.end
         if core.scaled or (not core.lone and core.exponent < 0):
             return make(text, core.start, core.end, core.value(), "", "other", True)
@@ -203,7 +206,7 @@ def _approximate(text: str, i: int, numeral: str) -> tuple[Number, int] | None:
     end = i + len(numeral)
     core = Core(i, end, str(low), 0, False, "c", False, False, "")
     measure = measure_at(text, core)
-    if measure is None and numeral[-1] in "万亿":
+    if measure is None and numeral[-1] in "百千万亿":
         measure = Measure(end, Unit("other", "", 0, 1))
     if measure is None or measure.unit.grade == 0 or measure.add is not None:
         return None
@@ -238,6 +241,11 @@ def _chinese_measure(text: str, core: Core, p: str) -> Measure | None:
         return None
     if (word == "门" and p == "花") or (word == "名" and p == "前"):
         return None
+    if measure.unit.name == "1":  # 三个百分点; 两个点 are points of a move, or dots
+        dots = text.endswith("个点", core.end, measure.end) and MOVED.search(text, max(0, core.start - 3), core.start)
+        return None if dots is None else measure
+    if measure.unit.grade == 0 and counted_label(text, core.start, measure.end):  # 共五章
+        return measure
     if after and word + after in ("套房", "类户"):
         return None
     if word in "分点手头份张" or core.digits == "0":

@@ -13,10 +13,19 @@ from .numerals import FOLD, exact_decimal
 from .patterns import DOTTED, INDEX_CUE, MARK_BEFORE, MOVED, WORD_TAIL
 from .units import SPACE, UNITS
 
-__all__ = ["bare_number", "cue_before", "day_at", "label_at", "price_before", "with_ordinal_words", "with_unit"]
+__all__ = [
+    "bare_number",
+    "counted_label",
+    "cue_before",
+    "day_at",
+    "label_at",
+    "price_before",
+    "with_ordinal_words",
+    "with_unit",
+]
 
 _PER_BEFORE = re.compile(
-    r"每(1|一)?(股|件|斤|吨|桶|度|平米|台|份|张|套|辆|平方米|公斤|千克|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)(?:每[年月日天季])?[^，。；、,;：:0-9每\n]{0,10}\Z"
+    r"每(1|一)?(股|件|斤|吨|桶|度|平米|平(?![均方])|台|份|张|套|辆|平方米|公斤|千克|克拉|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)(?:每[年月日天季])?[^，。；、,;：:0-9每\n]{0,10}\Z"
 )
 _LABEL = re.compile(
     r"(?:(?<![比条惯])例题?|公式|附件|附录|附注|步骤|习题|案例|阶段|情形|方案|版本|"
@@ -81,10 +90,8 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
     if name == "起" and (core.scaled or _COUNTED_CASES.match(text, end) is None):  # 总价100万起 counts no cases
         return make(text, start, core.end, value, "", "other", core.scaled or core.exponent < 0)
     if unit.grade == 0:
-        word = text[end - 1]
-        cue = _COUNT_CUE.search(text, max(0, start - 6), start) or _COUNT_NOUN.match(text, end - 1)
-        counted = word in _COUNTABLE and cue is not None
-        return make(text, start, end, value, word if counted else "", "count" if counted else kind, counted)
+        counted = counted_label(text, start, end)
+        return make(text, start, end, value, text[end - 1] if counted else "", "count" if counted else kind, counted)
     if kind == "rate" and unit.shift == -1 and text[end - 1] == "折" and core.style == "a":
         # 85折 is 0.85, 8.5折 and 8折 are 0.85 and 0.8
         if core.exponent == 0 and len(core.digits) == 2 and core.digits != "10":
@@ -124,6 +131,14 @@ _MONTH_FROM = re.compile(
 _MONTH_TO = re.compile(r"\s?(?:起|止|以?[前后]|[-–—~～至到]\s?(?:(?:19|20)[0-9]{2}\.[0-9]{1,2}(?![0-9])|今))")
 _DIVIDEND = re.compile("[0-9股][送转增配派]{1,2}\\Z")  # 10送3转2
 _SETTLEMENT = re.compile(r"(?<![A-Za-z0-9])[TDN]\s?\+\Z")  # T+0, N+3
+
+
+def counted_label(text: str, start: int, end: int) -> bool:
+    """Whether the chapters, pages … that text[start:end] names are so many of them: 共12章, 3款产品."""
+    if text[end - 1] not in _COUNTABLE:
+        return False
+    cue = _COUNT_CUE.search(text, max(0, start - 6), start) or _COUNT_NOUN.match(text, end - 1)
+    return cue is not None
 
 
 def _currency_word(text: str, start: int) -> str:

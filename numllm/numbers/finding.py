@@ -22,8 +22,9 @@ from .number import Number, make
 from .numerals import CN, FOLD, FORMAL, VULGAR, D, exact_decimal
 from .ordinals import read_ordinal
 from .patterns import AFTER_ONE, ARABIC, WORD_TAIL
+from .ranges import try_range
 from .reading import arabic_at
-from .shapes import try_date, try_range, try_special
+from .shapes import try_date, try_special
 from .spoken import SPOKEN, try_spoken
 from .units import SPACE
 
