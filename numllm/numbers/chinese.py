@@ -15,11 +15,12 @@ from .patterns import CALENDAR, CN_RUN, MARK_BEFORE, MOVED
 from .ranges import try_range
 from .reading import chinese_at
 from .shapes import iso_date
-from .spoken import SPOKEN, try_spoken
+from .spoken import PER_TEN_THOUSAND, SPOKEN, try_spoken
 from .units import NOT_BEFORE, Unit
 
 __all__ = ["read_chinese", "read_formal", "read_half"]
 
+_PER_TEN_THOUSAND = re.compile("万([一二三四五六七八九])\\Z")
 _FORMAL_RUN = re.compile(f"[{FORMAL}零万亿]{{1,64}}")
 _FORMAL_MONEY = re.compile(
     rf"(?P<whole>[{FORMAL}零万亿]{{1,64}})(?:人民币)?[元圆](?:零?(?P<jiao>[壹贰叁肆伍陆柒捌玖])角)?"
@@ -125,6 +126,9 @@ def read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
             return make(text, i, j + 1, "0.5", "1", "rate", True)
         return None, j + 1
     core = chinese_at(text, i, floor)
+    if core is None and text[i] == "万" and (share := _PER_TEN_THOUSAND.match(run.group())) is not None:
+        if PER_TEN_THOUSAND.search(text, max(floor, i - 11), i + 1) is not None:  # 佣金万三
+            return make(text, i, j, decimal_string(str(DIGITS[share.group(1)]), -4), "1", "rate", True)
     if core is None:
         return _approximate(text, i, run.group()) or (None, j)
     if n == "比" and (ratio := _SPOKEN_RATIO.match(text, i)) is not None:

@@ -27,13 +27,14 @@ __all__ = [
 _PER_BEFORE = re.compile(
     r"每(1|一)?(股|件|斤|吨|桶|度|平米|平(?![均方])|台|份|张|套|辆|平方米|公斤|千克|克拉|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)(?:每[年月日天季])?[^，。；、,;：:0-9每\n]{0,10}\Z"
 )
+_PER_SHARE = re.compile("(?<![A-Za-z])(?:EPS|DPS|BVPS|BPS)[^，。；、,;：:0-9\n]{0,8}\\Z")
 _LABEL = re.compile(
     r"(?:(?<![比条惯])例题?|公式|附件|附录|附注|步骤|习题|案例|阶段|情形|方案|版本|"
-    r"(?:(?<![\u4e00-\u9fff0-9])|(?<=[见如附下上本该此在和与及或由按据用照看从对将把的]))(?:图|表|式|行|题|页|版|章|节|卷)|章节|"
+    r"(?:(?<![\u4e00-\u9fff0-9])|(?<=[见如附下上本该此在和与及或由按据用照看从对将把的页]))(?:图|表|式|行|题|页|版|章|节|卷)|章节|"
     r"No\.|NO\.|Table|Figure|Fig\.|Eq\.|Section|Chapter|Step|第)\s{0,1}[（(]?\Z"
 )
 _IDENTIFIER_CUE = re.compile(
-    r"(?:电话|传真|帐号|账号|卡号|账户|帐户|编号|编码|代码|号码|邮编|ISBN|ISSN|证号|文号|科目|ID|单号|信箱|QQ|版本|KB|凭证|"
+    r"(?:电话|传真|帐号|账号|卡号|账户|帐户|编号|编码|代码|号码|邮编|ISBN|ISSN|DOI|doi|arXiv|证号|文号|科目|ID|单号|信箱|QQ|版本|KB|凭证|"
     r"批号|序号|端口|主科目|热线|分机|验证码|(?:[0-9]{3}|传真|电话)转)[\s:：为是（(“\"*-]{0,4}(?:[A-Z]{1,6}-)?\Z"
 )
 _CUE = re.compile(  # the last cue decides: 边际消费倾向 is a rate
@@ -47,7 +48,7 @@ _ASIDE = re.compile(  # 系数（8%，5年）为
     r"(?<=[\u4e00-\u9fff])[（(][^（()）]{1,20}[)）](?=(?:[约分]?[为是]|等于|达|[:：=＝])\s?\Z)"
 )
 _LABEL_ENDS = "例题图表式行件录注骤案页段形本版章节卷号.eenrp第"
-_IDENTIFIER_ENDS = '话真号户码编NID目箱Q本B证口线机转:：为是“"*-'
+_IDENTIFIER_ENDS = '话真号户码编NIiDv目箱Q本B证口线机转:：为是“"*-'
 _INDEX_NAME = re.compile(  # 沪深300
     "(?:沪深|中证|上证|深证|国证|北证|科创|创业板|标普|纳斯达克|日经|富时|罗素|恒生)\\Z"
 )
@@ -64,11 +65,15 @@ _ACRONYM = re.compile(r"(?<![A-Za-z])[A-Z]{2,6} \Z")
 _LINE_START = re.compile(r"(?:^|\n)[\s>#*|\-【\[\ufeff]{0,8}\Z")
 _DAYS_AFTER = re.compile(
     r"(?:以?之?内|以?前|以?后|以上|以下|之前|之后|的?期限|届满|的?时间|期满|为限"
-    r"|年化|均线|移动平均|滚动|通知存款|逆回购|理财|[犹冷宽等]|无理由|线(?![上下]))"
+    r"|[（(]不?含|年化|均线|移动平均|滚动|通知存款|逆回购|理财|[犹冷宽等]|无理由|线(?![上下]))"
 )
 _DAYS_BEFORE = re.compile(
-    r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过逾达近约隔首]|(?<![之目日])前|[大小少多低高短长]于|至少|不足|提前|延长|顺延|宽限|展期|缩短|免赔|最长|为期|期限为|[算按]|每隔)\Z"
+    r"(?:(?<![日学假周本上每])期[为是共]?|起满?|连续|持续|累计|"
+    r"[满过逾达近约隔首]|(?<![之目日])前|[大小少多低高短长]于|至少|不足|提前|延长|顺延|宽限|展期|缩短|免赔|最长|"
+    r"为期|期限为|[算按]|每隔)\Z"
 )
+# 7日（含）至30日
+_FROM_DAYS = re.compile(r"(?:\A|[^月0-9])[0-9]{1,3}日[（(]不?含[^（()）]{0,3}[)）]\s?[至到\-–—~～]\s?\Z")
 _MONTH_BEFORE = re.compile(r"(?:月|每月|次月|月的?)\Z")
 _TEX_OPERATOR = re.compile(r"\\(?:times|div|cdot|approx|pm|[lg]eq?)(?![a-z])")
 _NAMED = re.compile("(?:方[式法案]|情[景形况]|实验|假设|命题|定理|推论|引理|性质|任务|示例|类型|注)\\s?\\Z")
@@ -96,6 +101,8 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
         # 85折 is 0.85, 8.5折 and 8折 are 0.85 and 0.8
         if core.exponent == 0 and len(core.digits) == 2 and core.digits != "10":
             value = core.value(-2)
+    elif unit.shift == -2 and text.endswith("个点", start, end) and _PIPS.search(text, max(0, start - 12), start):
+        kind, name, value = "index", "点", core.value()
     elif kind == "amount":
         kind, name = price_before(text, start, name)
         if unit.name == "CNY" and (currency := core.currency or _currency_word(text, start)):
@@ -129,7 +136,11 @@ _MONTH_FROM = re.compile(
     r"|(?:19|20)[0-9]{2}\.[0-9]{1,2}\s?[-–—~～])\s?\Z"
 )
 _MONTH_TO = re.compile(r"\s?(?:起|止|以?[前后]|[-–—~～至到]\s?(?:(?:19|20)[0-9]{2}\.[0-9]{1,2}(?![0-9])|今))")
+_FLOORS = ("平", "平米", "平方米", "㎡", "m²")  # 3.2万/平 is a price of dwellings
+# points of a quotation, not per cent
+_PIPS = re.compile("(?:点差|[沪深股恒纳道标]指|指数|大盘|汇[率价])[^，。；0-9]{0,7}\\Z")
 _DIVIDEND = re.compile("[0-9股][送转增配派]{1,2}\\Z")  # 10送3转2
+_YEARS = re.compile("(?:[/、](?:19|20)[0-9]{2}){1,6}年")
 _SETTLEMENT = re.compile(r"(?<![A-Za-z0-9])[TDN]\s?\+\Z")  # T+0, N+3
 
 
@@ -151,6 +162,8 @@ def price_before(text: str, start: int, currency: str) -> tuple[str, str]:
     """(kind, unit) of money that begins at start: a price where 每股, 每吨 … stands shortly before."""
     begin = max(0, start - 20)
     per = _PER_BEFORE.search(text, begin, start) if text.find("每", begin, start) >= 0 else None
+    if per is None and text.find("PS", begin, start) >= 0 and _PER_SHARE.search(text, begin, start) is not None:
+        return "price", f"{currency}/股"
     return ("price", f"{currency}/{per.group(2)}") if per is not None else ("amount", currency)
 
 
@@ -165,6 +178,9 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
     digits = raw.isdigit()
     if n and (n == "日" or (n in SPACE and text[j + 1 : j + 2] == "日")):
         return day_at(text, core)
+    if (core.scaled or core.exponent == 0) and n and n in "/／每" and (per := per_at(text, j)) is not None:
+        if (core.scaled and per[1] in _FLOORS) or (not core.currency and cue_before(text, start) == "price"):
+            return make(text, start, per[0], value, f"{core.currency or 'CNY'}/{per[1]}", "price", True)
     if core.currency:
         if n and n in "/／" and (per := per_at(text, j)) is not None:
             return make(text, start, per[0], value, f"{core.currency}/{per[1]}", "price", True)
@@ -193,6 +209,8 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
     if operated and "*" in (n, p):  # Markdown emphasis, not a product
         operated = False
     term = (after and after in "×÷+−*＋") or (operated and value in "01")  # part of a sum, not what the word names
+    if digits and len(raw) == 4 and n in ("/", "、") and _YEARS.match(text, j) is not None and "19" <= raw[:2] <= "20":
+        return make(text, start, j, value, "", "date", False)  # 对应2024/2025/2026年
     cue = None if term else cue_before(text, start)
     if (core.scaled or "," in raw) and (money := _MONEY_WORD.search(text, max(0, start - 3), start)) is not None:
         return make(text, start, j, value, UNITS[money.group()].name, "amount", True)
@@ -313,6 +331,7 @@ def day_at(text: str, core: Core, begin: int | None = None) -> tuple[Number, int
         or int(core.digits) > 31
         or _DAYS_AFTER.match(text, j) is not None
         or (_DAYS_BEFORE.search(left) is not None and (value != "1" or left[-1:] != "前"))  # 前一日
+        or (left[-2:-1] in tuple(")）") and _FROM_DAYS.search(text, max(0, begin - 16), begin) is not None)
     ):
         return make(text, core.start, j, value, "day", "duration", True)
     return make(text, core.start, j, value, "", "date", False)

@@ -25,7 +25,7 @@ from .patterns import AFTER_ONE, ARABIC, WORD_TAIL
 from .ranges import try_range
 from .reading import arabic_at
 from .shapes import try_date, try_special
-from .spoken import SPOKEN, try_spoken
+from .spoken import PER_TEN_THOUSAND, SPOKEN, try_spoken
 from .units import SPACE
 
 __all__ = ["find_numbers"]
@@ -40,8 +40,10 @@ _EQUALS = re.compile(r"(?:[$=≈]|\\approx)\s?\Z")  # $3.5$亿元, $P=30$元, bu
 _SHARED = re.compile(  # 5.6/7.2亿元
     r"(?:[/／][0-9]{1,9}(?:\.[0-9]{1,6})?){0,4}[/／](?P<last>[0-9]{1,9}(?:\.[0-9]{1,6})?)(?![0-9./／])"
 )
+_LISTED = re.compile(  # 1、3和5年
+    r"(?P<more>(?:、[0-9]{1,9}(?:\.[0-9]{1,6})?){0,6})[、和与及](?P<last>[0-9]{1,9}(?:\.[0-9]{1,6})?)(?![0-9.、])"
+)
 _PER_MANY = re.compile(r"(?P<many>10{1,3})万分之(?P<top>[0-9]{1,9}(?:\.[0-9]{1,9})?)")  # 10万分之3
-_PER_TEN_THOUSAND = re.compile("(?:(?:佣金|费率?|税率?|利率)[^，。；0-9]{0,4}|按)万\\Z")  # 佣金按万2.5收取
 
 
 def find_numbers(text: str) -> list[Number]:
@@ -81,11 +83,20 @@ def find_numbers(text: str) -> list[Number]:
                 number = _in_list(text, found[-1], number)
             elif found and number.start == found[-1].end and number.unit == "分" and found[-1].unit == "hour":
                 number = replace(number, unit="minute", kind="duration", variable=True)  # 4小时30分
+            elif number.kind == "other" and not number.variable and number.end - number.start > 1:
+                if found and _paired(text, found[-1], number):  # 甲出三百，乙出五十
+                    number = replace(number, variable=True)
             elif number.unit == "层" and found and number.start == floor and found[-1].text[-1] in "号栋幢座楼":
                 number = replace(number, unit="", kind="ordinal", variable=False)  # 15号10层
             found.append(number)
             floor = number.end
     return found
+
+
+def _paired(text: str, last: Number, number: Number) -> bool:
+    """Whether a bare Chinese numeral stands shortly behind another one that means a sum: 甲出三百，乙出五十."""
+    both = last.kind == "other" and last.variable and number.text[0] in CN and last.text[0] in CN
+    return both and number.start - last.end <= 10 and "。" not in text[last.end : number.start]
 
 
 def _in_list(text: str, last: Number, number: Number) -> Number:
@@ -127,7 +138,7 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
         if n == "万" and (share := _PER_MANY.match(text, i)) is not None:
             value = exact_decimal(Fraction(share.group("top")) / (int(share.group("many")) * 10_000))
             return make(text, i, share.end(), value, "1", "rate", True)
-        if p == "万" and core.start == i > floor and _PER_TEN_THOUSAND.search(text, max(floor, i - 12), i) is not None:
+        if p == "万" and core.start == i > floor and PER_TEN_THOUSAND.search(text, max(floor, i - 12), i) is not None:
             return make(text, i - 1, j, core.value(-4), "1", "rate", True)
     if j - i > 40:
         return make(text, i, j, text[i:j].translate(FOLD), "", "identifier", False)
@@ -136,7 +147,7 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     if ranged is not None:
         return ranged
     if measure is None:
-        if n and n in "/／" and (shared := _SHARED.match(text, j)) is not None:
+        if n and n in "/／、和与及" and (shared := (_SHARED if n in "/／" else _LISTED).match(text, j)) is not None:
             return _read_shared(text, core, shared) or bare_number(text, core, floor)
         return bare_number(text, core, floor)
     if measure.unit.grade == 1 and not core.scaled and j - i <= 3:
@@ -147,10 +158,20 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
 
 
 def _read_shared(text: str, core: Core, match: re.Match[str]) -> tuple[Number, int] | None:
-    """`5.6/7.2亿元`: the unit of the last number is the first one's too."""
+    """`5.6/7.2亿元`, `1、3和5年`: the unit of the last number is the first one's too."""
     last = arabic_at(text, match.start("last"), match.start("last"))
     measure = measure_at(text, last)
-    if measure is None or measure.unit.kind not in ("amount", "rate", "price") or core.currency or core.scaled:
+    if measure is None or core.currency or core.scaled or measure.add is not None:
+        return None
+    kind = measure.unit.kind
+    if match.re is _LISTED:
+        left = text[max(0, core.start - 14) : core.start]
+        year = kind == "duration" and last.end - match.start("last") in (2, 4) and text[last.end] == "年"
+        if year or measure.unit.grade < 2 or (kind == "rate" and not match.group("more")):
+            return None
+        if label_at(text, core, left, text[core.start : core.end], core.exponent == 0) is not None:
+            return None
+    elif kind not in ("amount", "rate", "price"):
         return None
     _, power = magnitude_at(text, match.end())
     return with_unit(text, core._replace(exponent=core.exponent + power), Measure(core.end, measure.unit))

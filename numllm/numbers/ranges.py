@@ -25,6 +25,9 @@ _DAY_SPAN = re.compile(rf"日\s?[至到\-–—―~～－−﹣]\s?([{D}]{{1,3}}
 _SPAN_BEFORE = re.compile("(?:持有|持续|期限?|超过|逾期|账龄|拖欠|满|少于|连续)[^，。；、0-9]{0,4}\\Z")
 _SPAN_AFTER = re.compile("[（(]?不?含|以?之?内|收取|的?期限?|赎回|不等|后|未")
 _CURRENCY_SIGN = re.compile("(?:US|HK|NT|[ACS])?[$¥￥€£]|RMB|USD|HKD|EUR")
+_FORECAST = re.compile(  # 24-26年归母净利润
+    "(?:[的分各]|预[计测]|公司|[营归]|收入|净利|利润|业绩|盈利|复合|C?AGR|EPS|P/?E)(?![\u4e00-\u9fff]?期)"
+)
 _ARITHMETIC = tuple("×÷+=≈＝＋−*✕－-—–/^")
 
 
@@ -81,6 +84,9 @@ def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, i
             unit, end = Unit("amount", core.currency, 0, 3), other.end
         elif core.exponent < 0 and other.exponent < 0 and cue_before(text, core.start) == "rate":
             unit, end = UNITS["倍"], other.end
+        elif _in_words(text, core, other):
+            cue = cue_before(text, core.start)
+            unit, end = UNITS["倍"] if cue == "rate" else Unit(cue or "other", "", 0, 1), other.end
         else:
             return None
     else:
@@ -119,6 +125,16 @@ def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, i
     return number, end
 
 
+def _in_words(text: str, core: Core, other: Core) -> bool:
+    """Whether two numerals without unit are one range: 100万至200万, 15到20之间."""
+    if core.fraction is not None or other.fraction is not None:
+        return False
+    if core.scaled and other.scaled:
+        return True
+    years = len(core.digits) == len(other.digits) == 4 and core.exponent == other.exponent == 0
+    return text.startswith("之间", other.end) and not years
+
+
 def _day_span(text: str, core: Core) -> tuple[Number, int] | None:
     """`持有7日至30日`, `30日至60日内`: durations; None for days of the calendar (`5日至10日`)."""
     span = _DAY_SPAN.match(text, core.end)
@@ -153,8 +169,13 @@ def _date_range(text: str, core: Core, other: Core, n: str) -> tuple[Number, int
         low, high = f"--{low:0>2}", f"--{high:0>2}"
     elif n == "日":
         calendar = 1 <= int(low) <= 31 and 1 <= int(high) <= 31
+    elif len(low) == 4 and len(high) == 2:  # 2024-26年
+        calendar = low < low[:2] + high
+        high = low[:2] + high
     else:
-        calendar = len(low) == 4 and len(high) == 4
+        calendar = len(low) == len(high) == 4 or (
+            len(low) == len(high) == 2 and 10 <= int(low) < int(high) <= int(low) + 5 and _FORECAST.match(text, end)
+        )
     if not calendar:
         return None
     if text[end : end + 1] == {"月": "份", "年": "度"}.get(text[end - 1]):

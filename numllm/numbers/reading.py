@@ -32,7 +32,8 @@ _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _HUNDRED_MILLIONS = re.compile("个[多余]?亿")  # 1.5个亿
 
 
-_FOLLOWS = frozenset("十百千万亿×✕*\\个，kKmMbBtT" + MANY).union(VULGAR)
+_AND_PART = re.compile("又([0-9]{1,4})/([0-9]{1,4})(?![0-9/])")  # 1又1/2
+_FOLLOWS = frozenset("十百千万亿×✕*\\个，又kKmMbBtT" + MANY).union(VULGAR)
 _GAPS = frozenset(SPACE)
 _LEADS = frozenset("-−－﹣–负").union((sign[-1] for sign in SIGNS), (code[-1] for code in CODES))
 
@@ -145,6 +146,9 @@ def _follow(text: str, i: int, core: Core) -> Core:
     if c in VULGAR and exponent == 0:  # 1½
         value = int(digits) + Fraction(*VULGAR[c])
         return core._replace(end=j + 1, scaled=True, fraction=-value if core.negative else value)
+    if c == "又" and exponent == 0 and (part := _AND_PART.match(text, j)) is not None and int(part.group(2)):
+        value = int(digits) + Fraction(int(part.group(1)), int(part.group(2)))
+        return core._replace(end=part.end(), scaled=True, fraction=-value if core.negative else value)
     if c == "，" and exponent == 0 and j - i <= 3 and (groups := _WIDE_COMMA.match(text, j)) is not None:  # 1，000元
         whole, _, rest = groups.group().replace("，", "").partition(".")
         j, digits, exponent = groups.end(), digits + whole + rest, -len(rest)

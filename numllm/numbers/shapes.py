@@ -37,6 +37,10 @@ _SLASH_DATE = re.compile(  # 06/03/2022 is of June, 15/03/2024 of March
     r"/(?P<y>(?:19|20)[0-9]{2})(?![0-9/])"
 )
 _TIME = re.compile(r"(?:[01]?[0-9]|2[0-4])[:：][0-5][0-9](?:[:：][0-5][0-9])?(?![0-9])")
+_SHORT_DATE = re.compile(r"(?P<m>0?[1-9]|1[0-2])/(?P<d>3[01]|[12][0-9]|0?[1-9])(?![0-9/.%％])")  # 08/27
+_DATED_BEFORE = re.compile(r"(?:于|[自从]|截[至止]|(?:日期|时间|日)[:：为是]?)\s?\Z")
+_DOI = re.compile(r"10\.[0-9]{4,9}/[A-Za-z0-9._;()/:<>\-]{1,120}(?<![.;:(])")
+_HOUR = re.compile("([0-9]{1,2})[时点](?![0-9])")
 _CLOCK = re.compile(
     r"([0-9]{1,2})\s?[时点](?:\s?([0-9]{1,2})\s?分(?!之)|整|半|(?=[前后至到起止许内为开召举截结关发、,，。]))"
 )
@@ -45,6 +49,10 @@ _RATIO = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:\s?[:：∶]\s?[0-9]+(?:\.[0-9]+)?){
 _CITED_YEAR = re.compile(r"(?:(?<=[，,])|(?<=[，,] ))(?:19|20)[0-9]{2}[:：](?!1)")  # 出版社，2016：23
 _NAMED_DAY = re.compile(r"(0?[1-9]|1[0-2])·(3[01]|[12][0-9]|0?[1-9])(?![0-9·])")  # “3·15”晚会
 _RATIO_AFTER = re.compile("的?(?:比[例率价]|杠杆|配[比股资])")  # 1:20的杠杆
+_RATIO_BEFORE = re.compile("(?:杠杆|比[例率价]|配[比股资]|赔率|[盈亏]比)[^，。；、0-9]{0,6}\\Z")
+_RATIO_TO = re.compile(
+    r"\s?[至到\-–—~～]\s?(?P<top>[0-9]{1,6}(?:\.[0-9]+)?)[:：∶](?P<bottom>[0-9]{1,6}(?:\.[0-9]+)?)(?![:：∶0-9])"
+)
 _SPOKEN_RATIO = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?比([0-9]{1,6}(?:\.[0-9]{1,6})?)(?![0-9.,%％万亿年月日元])")
 _STANDARD = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})*[:：\-—–](?:19|20)[0-9]{2}(?![0-9])")  # ISO 9001:2015
 _STANDARD_NAME = re.compile(r"(?<![A-Za-z])(?:[A-Z]{2,6}|(?:[A-Z]{2,4}|DB[0-9]{2})/[TZ])\s?\Z")
@@ -58,7 +66,8 @@ _BRACKET_ISSUE = re.compile(
 )
 _PHONE = re.compile(
     r"(?:0[0-9]{2,3}[-－][0-9]{7,8}(?:-[0-9]{1,5})?|1[3-9][0-9]{9}|1[3-9][0-9][- ][0-9]{4}[- ][0-9]{4}"
-    r"|400[0-9]-[0-9]{3}-[0-9]{3}|400[-－]?[0-9]{3}[-－]?[0-9]{4})(?![0-9])"
+    r"|400[0-9]-[0-9]{3}-[0-9]{3}|400[-－ ]?[0-9]{3}[-－ ]?[0-9]{4}"
+    r"|86[- ](?:1[3-9][0-9][- ]?[0-9]{4}[- ]?[0-9]{4}|[0-9]{2,3}[- ][0-9]{7,8}))(?![0-9])"
 )
 
 
@@ -132,8 +141,10 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
         if match is not None and not core.scaled and len(match.group()) <= 60:
             clock = _TIME.match(text, i)
             left = text[max(0, i - 4) : i]
-            ratio = _RATIO_AFTER.match(text, match.end()) is not None or (
-                any(c in left for c in "比例按率") and text[match.end() : match.end() + 1] not in [*"收开前后起止"]
+            ratio = (
+                _RATIO_AFTER.match(text, match.end()) is not None
+                or (any(c in left for c in "比例按率") and text[match.end() : match.end() + 1] not in [*"收开前后起止"])
+                or _RATIO_BEFORE.search(text, max(0, i - 12), i) is not None
             )
             if clock is not None and clock.end() == match.end() and not ratio:
                 return make(text, i, clock.end(), clock.group().replace("：", ":"), "", "time", False)
@@ -142,9 +153,13 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
             parts = re.split(r"\s?[:：∶]\s?", match.group())
             if len(parts) == 2 and Fraction(parts[1]):
                 value = exact_decimal(Fraction(parts[0]) / Fraction(parts[1]))
+                if (to := _RATIO_TO.match(text, match.end())) is not None and Fraction(to.group("bottom")):
+                    return _ratio_range(text, i, Fraction(parts[0]) / Fraction(parts[1]), to)
             else:
                 value = ":".join(parts)
             return make(text, i, match.end(), value, "1", "rate", True)
+    elif n == "/" and core.exponent <= -4 and (doi := _DOI.match(text, i)) is not None:
+        return make(text, i, doi.end(), doi.group(), "", "identifier", False)
     elif n in "/／" and core.exponent == 0 and not core.scaled:
         terms = _CREDIT_TERMS.match(text, i)
         if terms is not None:
@@ -153,6 +168,9 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
         if dated is not None:
             month, day = dated.group("m") or dated.group("month"), dated.group("d") or dated.group("day")
             return make(text, i, dated.end(), f"{dated.group('y')}-{month:0>2}-{day:0>2}", "", "date", False)
+        short = _SHORT_DATE.match(text, i)
+        if short is not None and (text[i] == "0" or _DATED_BEFORE.search(text, max(0, i - 5), i) is not None):
+            return _dated(text, short)
         slash = _SLASH.match(text, j)
         if (
             slash is not None
@@ -164,7 +182,7 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
             return make(
                 text, core.start, slash.end(), exact_decimal(-value if core.negative else value), "1", "rate", True
             )
-    elif n in "-－":
+    elif n in "-－" or (n == " " and text.startswith(("86 ", "400 "), i)):
         phone = _PHONE.match(text, i)
         if phone is not None:
             return make(text, i, phone.end(), phone.group(), "", "identifier", False)
@@ -179,17 +197,29 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
     elif n in "时点 ":
         if n == " " and j - i == 3 and text[i] == "1" and (phone := _PHONE.match(text, i)) is not None:  # 138 0013 8000
             return make(text, i, phone.end(), phone.group(), "", "identifier", False)
+        day = DAYTIME.search(text, max(0, i - 2), i) if i and text[i - 1] in "午上晚晨早" else None
         clock = _CLOCK.match(text, i)
+        late = day is not None and day.group("late") is not None
+        if clock is None and day is not None and (hour := _HOUR.match(text, i)) is not None:
+            hours = int(hour.group(1))
+            if hours <= 24:
+                return make(text, i, hour.end(), f"{hours + 12 * (late and hours < 12):02d}:00", "", "time", False)
         if clock is not None and clock.group(2) is None:  # 当Q=10时, 下调14点: no time of day
             no_clock = MOVED if n == "点" else _NO_CLOCK
             if no_clock.search(text, max(0, i - 3), i) is not None:
                 return None
         if clock is not None and int(clock.group(1)) <= 24 and not INDEX_CUE.search(text[max(0, i - 16) : i]):
-            minute = clock.group(2) or ("30" if clock.group().endswith("半") else "00")
-            day = DAYTIME.search(text, max(0, i - 2), i)
-            late = day is not None and day.group("late") is not None and int(clock.group(1)) < 12
-            return make(text, i, clock.end(), f"{int(clock.group(1)) + 12 * late:02d}:{minute:0>2}", "", "time", False)
+            minute, hours = clock.group(2) or ("30" if clock.group().endswith("半") else "00"), int(clock.group(1))
+            hours += 12 * (late and hours < 12)
+            return make(text, i, clock.end(), f"{hours:02d}:{minute:0>2}", "", "time", False)
     elif n == "·" and (named := _NAMED_DAY.match(text, i)) is not None:
         month, day = named.groups()
         return make(text, i, named.end(), f"--{month:0>2}-{day:0>2}", "", "date", False)
     return None
+
+
+def _ratio_range(text: str, i: int, first: Fraction, to: re.Match[str]) -> tuple[Number, int]:
+    """`1:10到1:20`: two ratios, the smaller one first whichever is written first."""
+    second = Fraction(to.group("top")) / Fraction(to.group("bottom"))
+    low, high = exact_decimal(min(first, second)), exact_decimal(max(first, second))
+    return Number(text[i : to.end()], i, to.end(), low, "1", "rate", True, low, high), to.end()

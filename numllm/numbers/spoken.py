@@ -10,7 +10,7 @@ from .core import Core
 from .number import Number, make
 from .numerals import DIGITS, D, chinese_to_int, exact_decimal
 
-__all__ = ["DAYTIME", "SPOKEN", "try_spoken"]
+__all__ = ["DAYTIME", "PER_TEN_THOUSAND", "SPOKEN", "try_spoken"]
 
 SPOKEN = "厘分块毛角点"  # what stands behind a numeral that `try_spoken` may read
 _DIGIT = f"[{D}一二三四五六七八九]"
@@ -25,6 +25,9 @@ _COINS = re.compile(
 _PAID = re.compile(  # 涨了五毛, 卖12块
     "(?:[涨跌升降差省花卖收付交给赚赔亏贵罚补退赢输欠借还]了?|每[\u4e00-\u9fff]|便宜了?|优惠|补贴|[卖涨跌降]到|只[要需]|仅需|[低高]了|一共)"
     "[约近才]?\\Z"
+)
+PER_TEN_THOUSAND = re.compile(  # 佣金按万2.5收取, 日息万五
+    "(?:(?:佣金|费率?|税率?|利率|[日月]息)[^，。；0-9]{0,4}|按)万\\Z"
 )
 _CLOCK = re.compile(
     rf"点(?:(?P<half>半)|(?P<quarters>[一三])刻|(?P<minute>[{D}]{{1,2}}|[一二三四五]?十[一二三四五六七八九]?)分|整|钟)?"
