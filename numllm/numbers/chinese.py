@@ -41,14 +41,15 @@ _SPOKEN_RATIO = re.compile(
     "([一二三四五六七八九十百]{1,4})比([一二三四五六七八九十百]{1,4})(?![万千亿]|点[零一二三四五六七八九])"
 )
 _STEP_WORDS = "这那某同上下前后另任头本哪"  # 这一年, 上一季度: a step in a row, no duration
-_HALF = re.compile(r"半(?:(?P<m>个月)|(?P<y>年)(?!度|报)|(?P<d>天)|(?P<h>个?小时)|(?P<q>个季度))")
+_HALF = re.compile(r"半(?:(?P<m>个月)|(?P<y>年)(?![度报线])|(?P<d>天)|(?P<h>个?小时)|(?P<q>个季度))")
 _COUNTED = re.compile(r"以[上下内]")
 _COUNTED_BEFORE = re.compile(r"(?:满|至少|不[少多]于|仅有?|只有|每[^，。；\n]{1,8}为)\Z")
 _IDIOM = re.compile(
     "十年(?:树木|寒窗|磨一剑|如一日)|三年五载|一年(?:四季|之计|到头|一[度次]|半载)|三天两头|(?<=一波)三折|(?<=半斤)八两|"
     "三十而立|四十不惑|五十知天命|三百六十行|二十四节气|三十六(?:计|策)|七十二变|五十步|"
-    "三天打鱼|两天晒网|三十年河|一日千里|一分钱一分货|五十步笑|一天天|(?<=三番)五次|两票制|[两三]桶油|三只松鼠|三人(?:行|成虎)|三个代表|两个(?:务必|维护|确立)|四个(?:自信|全面|意识)"
+    "三天打鱼|两天晒网|三十年河|一日千里|一分钱一分货|五十步笑|一天天|(?<=三番)五次|两票制|[两三]桶油|三只松鼠|三人(?:行|成虎)|三个代表|两个(?:务必|维护|确立|毫不动摇)|四个(?:自信|全面|意识)"
 )
+_TRADED = re.compile("[买卖持增减][入出进仓有了]{0,2}\\Z")
 _AFTER_MONEY = "以之的人钱为起每左上下整多余至到及和与或是不未计收者内外兑可只就买卖"  # 二元控制, 三元论 name no money
 
 
@@ -252,6 +253,8 @@ def _chinese_measure(text: str, core: Core, p: str) -> Measure | None:
         return measure
     if after and word + after in ("套房", "类户"):
         return None
+    if word == "手" and _TRADED.search(text, max(0, core.start - 3), core.start) is not None:  # 买了五手
+        return measure
     if word in "分点手头份张" or core.digits == "0":
         return None if word in "分点手头" or core.digits in "01" else measure
     if (measure.unit.name == "期" and p != "分") or (word in "级代号节章款度" and measure.unit.grade == 0):
@@ -263,7 +266,7 @@ def _is_mark(text: str, i: int, j: int, p: str) -> bool:
     left = text[max(0, i - 10) : i]
     if text[j] in ")）":
         return bool(p) and p in "（("
-    return p == "\u3000" or MARK_BEFORE.search(left) is not None
+    return p in ("\u3000", " ") or MARK_BEFORE.search(left) is not None
 
 
 def _chinese_date(text: str, match: re.Match[str]) -> tuple[Number, int] | None:

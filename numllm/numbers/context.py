@@ -130,6 +130,7 @@ _CURRENCY_WORD = re.compile("(?:港币|美金|新?台币)\\Z")
 _MONEY_WORD = re.compile("(?:人民币|港币|美金)\\Z")  # 人民币500万
 _LATIN_BEFORE = re.compile("[A-Za-z]")
 _STATED = re.compile(r"(?:[^作视认划分称级]为|等于|[升降增减]至|[^到可录]达)\s?\$?\Z")
+_QUOTED_DAY = re.compile(r"(0?[1-9]|1[0-2])\.(3[01]|[12][0-9]|0?[1-9])")  # “9.24”行情
 _MONTH = re.compile(r"((?:19|20)[0-9]{2})\.(0?[1-9]|1[0-2])")
 _MONTH_FROM = re.compile(
     r"(?:[自从]|截[至止]|(?<![升降增减涨跌收大小高低等])[至到于]|(?:日期|时间)[:：为是]?"
@@ -141,6 +142,7 @@ _FLOORS = ("平", "平米", "平方米", "㎡", "m²")  # 3.2万/平 is a price 
 _PIPS = re.compile("(?:点差|[沪深股恒纳道标]指|指数|大盘|汇[率价])[^，。；0-9]{0,7}\\Z")
 _DIVIDEND = re.compile("[0-9股][送转增配派]{1,2}\\Z")  # 10送3转2
 _YEARS = re.compile("(?:[/、](?:19|20)[0-9]{2}){1,6}年")
+_BOOKED = re.compile("[借贷]记?[^，。；\n]{1,22}科目\\Z")  # 借记“本年利润”科目35 600
 _SETTLEMENT = re.compile(r"(?<![A-Za-z0-9])[TDN]\s?\+\Z")  # T+0, N+3
 
 
@@ -198,6 +200,8 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         return label
     if n and n.isascii() and (n.isalpha() or n == "_"):
         return before_letters(text, core, p, raw)
+    if p and p in "“\"" and n and n in "”\"" and (day := _QUOTED_DAY.fullmatch(raw)) is not None:
+        return make(text, start, j, f"--{day.group(1):0>2}-{day.group(2):0>2}", "", "date", False)
     if not digits and 6 <= j - start <= 7 and (dated := _month_at(text, start, j, left)) is not None:
         return dated
     whole = len(text) - (j - start) <= 16 and text.strip() == raw
@@ -212,6 +216,8 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
     if digits and len(raw) == 4 and n in ("/", "、") and _YEARS.match(text, j) is not None and "19" <= raw[:2] <= "20":
         return make(text, start, j, value, "", "date", False)  # 对应2024/2025/2026年
     cue = None if term else cue_before(text, start)
+    if cue == "rate" and text[j - 1] in "万亿":  # 费率：100万以下
+        cue = None
     if (core.scaled or "," in raw) and (money := _MONEY_WORD.search(text, max(0, start - 3), start)) is not None:
         return make(text, start, j, value, UNITS[money.group()].name, "amount", True)
     if digits and cue is None and not whole and not core.scaled:
@@ -231,6 +237,8 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
     if value == "10" and n and n in "送转派配" and text[j + 1 : j + 2].isdigit():  # 10送3转2
         operated = True
     if p and p in "送转增配派" and _DIVIDEND.search(left) is not None:
+        operated = True
+    if (p == "满" and n and n in "减返送打") or (p in ("减", "返") and left[-2:-1].isdigit()):  # 满200减30
         operated = True
     if p == "+" and _SETTLEMENT.search(left) is not None:
         operated = False
@@ -284,7 +292,8 @@ def label_at(text: str, core: Core, left: str, raw: str, digits: bool) -> tuple[
             title = "\u4e00" <= n <= "\u9fff" or (n == " " and text[j + 1 : j + 2].isalpha())
             if "." in raw and (title or (n in ".．" and _SECTION_TITLE.match(text, j) is not None)):
                 return make(text, start, j, core.value(), "", "ordinal", False)
-    if word and word in _IDENTIFIER_ENDS and _IDENTIFIER_CUE.search(left) is not None:
+    booked = word == "目" and _BOOKED.search(text, max(0, start - 28), start) is not None
+    if word and word in _IDENTIFIER_ENDS and not booked and _IDENTIFIER_CUE.search(left) is not None:
         tail = _GROUPS.match(text, j) or DOTTED.match(text, j) or WORD_TAIL.match(text, j)
         end = tail.end() if tail is not None else j
         return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)

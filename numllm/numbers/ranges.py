@@ -103,7 +103,7 @@ def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, i
             low = core._replace(exponent=core.exponent + _scale_of(text, k, other))
             if Decimal(low.value()) >= Decimal(other.value()):  # 5000至1万元
                 low = core
-    elif measure.unit != unit or (unit.shift == -2 and (text[after - 1] == "点") != (text[end - 1] == "点")):
+    elif measure.unit != unit or (unit.shift == -2 and (text[after - 1] in "%％﹪") != (text[end - 1] in "%％﹪")):
         return None  # 提升4.3个百分点至76.8%
     first, second = low.value(unit.shift), other.value(unit.shift)
     if "/" in first or "/" in second:
