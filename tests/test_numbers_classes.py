@@ -123,6 +123,53 @@ CLASSES: dict[str, list[tuple[str, ...]]] = {
     "one and a half between slashes": [
         ("期限1又1/2年。", "1又1/2年|1.5|year|duration|+"),
     ],
+    "points beside per cent": [
+        ("毛利率下滑2.3ppt至31.7%。", "2.3ppt|0.023|1|rate|+", "31.7%|0.317|1|rate|+"),
+        ("提升5pct-8pct。", "5pct-8pct|0.05|1|rate|+|0.05|0.08"),
+        ("收益率6.8%-7.2%/年。", "6.8%-7.2%|0.068|1|rate|+|0.068|0.072"),
+    ],
+    "a magnitude behind the word of a rate": [
+        ("申购费率：100万以下1.5%。", "100万|1000000||other|+", "1.5%|0.015|1|rate|+"),
+    ],
+    "accounts that are booked": [
+        ("借记“本年利润”科目35 600。", "35 600|35600||amount|+"),
+        ("会计科目1001。", "1001|1001||identifier|-"),
+    ],
+    "discounts": [
+        ("满200减30。", "200|200||other|+", "30|30||other|+"),
+        ("打满30分钟。", "30分钟|30|minute|duration|+"),
+    ],
+    "days in quotation marks": [
+        ("“9.24”行情以来。", "9.24|--09-24||date|-"),
+        ("“0.85”为其系数。", "0.85|0.85||other|+"),
+    ],
+    "words that are counted behind 第": [
+        ("第二杯半价，第一层次输入值。", "第二杯|2||ordinal|-", "第一层次|1||ordinal|-"),
+    ],
+    "coins behind coins": [
+        ("每斤两块三毛五。", "两块三毛五|2.35|CNY/斤|price|+"),
+        ("卖了3块5毛钱。", "3块5毛钱|3.5|CNY|amount|+"),
+        ("合计四千一百块。", "四千一百块|4100|CNY|amount|+"),
+    ],
+    "years of a forecast": [
+        ("给予25年15-18倍PE。", "25年|25||date|-", "15-18倍|15|1|rate|+|15|18"),
+        ("过去25年净利润翻番。", "25年|25|year|duration|+"),
+        ("对应24/25/26年PE。", "24|24||date|-", "25|25||date|-", "26年|26||date|-"),
+    ],
+    "a unit written once behind slashes": [
+        ("增至45亿/52亿美元。", "45亿|4500000000|USD|amount|+", "52亿美元|5200000000|USD|amount|+"),
+        ("选3/5/10/15/20年交。", "3|3|year|duration|+", "5|5|year|duration|+", "10|10|year|duration|+",
+         "15|15|year|duration|+", "20年|20|year|duration|+"),
+        ("自55/60周岁起。", "55|55|岁|count|+", "60周岁|60|岁|count|+"),
+        ("选2/10年期组合。", "2|2||other|-", "10年期|10|year|duration|+"),
+    ],
+    "differences in brackets": [
+        ("边际贡献率=(10-6)/10=40%。", "10|10||other|+", "6|6||other|+", "10|10||other|+", "40%|0.4|1|rate|+"),
+    ],
+    "floor space of speech": [
+        ("套内89平的房子。", "89平|89|平|count|+"),
+        ("100平均分给两组。", "100|100||other|-", "两组|2|组|count|-"),
+    ],
 }
 
 

@@ -108,7 +108,8 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
         if unit.name == "CNY" and (currency := core.currency or _currency_word(text, start)):
             name = name.replace("CNY", currency)
     elif name == "点":
-        if INDEX_CUE.search(text, max(0, start - 16), start) or MOVED.search(text, max(0, start - 3), start) or (
+        quoted = _PIPS.search(text, max(0, start - 12), start) or INDEX_CUE.search(text, max(0, start - 16), start)
+        if quoted or MOVED.search(text, max(0, start - 3), start) or (
             len(core.digits) >= 3 or (core.style == "a" and core.exponent < 0)
         ):
             kind = "index"
@@ -142,6 +143,7 @@ _FLOORS = ("平", "平米", "平方米", "㎡", "m²")  # 3.2万/平 is a price 
 _PIPS = re.compile("(?:点差|[沪深股恒纳道标]指|指数|大盘|汇[率价])[^，。；0-9]{0,7}\\Z")
 _DIVIDEND = re.compile("[0-9股][送转增配派]{1,2}\\Z")  # 10送3转2
 _YEARS = re.compile("(?:[/、](?:19|20)[0-9]{2}){1,6}年")
+_SHORT_YEARS = re.compile(r"[/、]([23][0-9])(?:[/、][23][0-9])*年\s?(?:P/?[EBS]|EPS|归母|净利|营收|业绩)")
 _BOOKED = re.compile("[借贷]记?[^，。；\n]{1,22}科目\\Z")  # 借记“本年利润”科目35 600
 _SETTLEMENT = re.compile(r"(?<![A-Za-z0-9])[TDN]\s?\+\Z")  # T+0, N+3
 
@@ -212,9 +214,12 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         operated = operated or _TEX_OPERATOR.match(text, j) is not None
     if operated and "*" in (n, p):  # Markdown emphasis, not a product
         operated = False
-    term = (after and after in "×÷+−*＋") or (operated and value in "01")  # part of a sum, not what the word names
-    if digits and len(raw) == 4 and n in ("/", "、") and _YEARS.match(text, j) is not None and "19" <= raw[:2] <= "20":
-        return make(text, start, j, value, "", "date", False)  # 对应2024/2025/2026年
+    difference = n == "-" and p in ("(", "（") and text[j + 1 : j + 2].isdecimal()  # (10-6)/10
+    operated = operated or difference or (p == "-" and n and n in ")）" and left[-2:-1].isdigit())
+    # part of a sum, not what the word names
+    term = difference or (after and after in "×÷+−*＋") or (operated and value in "01")
+    if digits and n in ("/", "、") and _is_year(text, j, raw):
+        return make(text, start, j, value, "", "date", False)
     cue = None if term else cue_before(text, start)
     if cue == "rate" and text[j - 1] in "万亿":  # 费率：100万以下
         cue = None
@@ -243,6 +248,14 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
     if p == "+" and _SETTLEMENT.search(left) is not None:
         operated = False
     return make(text, start, j, value, "", "other", bool(operated) and value != "1")
+
+
+def _is_year(text: str, j: int, raw: str) -> bool:
+    """Whether the digits before j are the first of years in a row: 对应2024/2025/2026年, 24/25年PE."""
+    if len(raw) == 4:
+        return "19" <= raw[:2] <= "20" and _YEARS.match(text, j) is not None
+    years = _SHORT_YEARS.match(text, j) if len(raw) == 2 else None
+    return years is not None and int(years.group(1)) == int(raw) + 1
 
 
 def _month_at(text: str, start: int, end: int, left: str) -> tuple[Number, int] | None:

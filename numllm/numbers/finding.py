@@ -38,7 +38,7 @@ _CLINGING = frozenset("第_^\\@#{%=&/-.?−" + string.ascii_letters)
 _AREA_PHONE = re.compile(r"[(（]0[0-9]{2,3}[)）][- ]?[0-9]{7,8}(?![0-9])")  # (0755)82943100
 _EQUALS = re.compile(r"(?:[$=≈]|\\approx)\s?\Z")  # $3.5$亿元, $P=30$元, but not $T+1$年
 _SHARED = re.compile(  # 5.6/7.2亿元
-    r"(?:[/／][0-9]{1,9}(?:\.[0-9]{1,6})?){0,4}[/／](?P<last>[0-9]{1,9}(?:\.[0-9]{1,6})?)(?![0-9./／])"
+    r"(?:[/／][0-9]{1,9}(?:\.[0-9]{1,6})?[万亿]?){0,4}[/／](?P<last>[0-9]{1,9}(?:\.[0-9]{1,6})?)(?![0-9./／])"
 )
 _LISTED = re.compile(  # 1、3和5年
     r"(?P<more>(?:、[0-9]{1,9}(?:\.[0-9]{1,6})?){0,6})[、和与及](?P<last>[0-9]{1,9}(?:\.[0-9]{1,6})?)(?![0-9.、])"
@@ -161,20 +161,26 @@ def _read_shared(text: str, core: Core, match: re.Match[str]) -> tuple[Number, i
     """`5.6/7.2亿元`, `1、3和5年`: the unit of the last number is the first one's too."""
     last = arabic_at(text, match.start("last"), match.start("last"))
     measure = measure_at(text, last)
-    if measure is None or core.currency or core.scaled or measure.add is not None:
+    if measure is None or core.currency or (core.scaled and not last.scaled) or measure.add is not None:
         return None
-    kind = measure.unit.kind
-    if match.re is _LISTED:
+    kind, count = measure.unit.kind, match.group().count(text[core.end])
+    if measure.unit.grade < 2 or kind == "index":
+        return None
+    if kind == "duration" and text[last.end] == "年" and len(core.digits) > 1:  # 2024/2025年, 24/25/26年
+        if len(core.digits) == 4 or int(last.digits) == int(core.digits) + count:
+            return None
+    if match.re is _SHARED:
+        if kind == "duration" and count == 1 and text[core.start - 1 : core.start] not in ("/", "／"):  # 2/10年期
+            return None
+    else:
         left = text[max(0, core.start - 14) : core.start]
-        year = kind == "duration" and last.end - match.start("last") in (2, 4) and text[last.end] == "年"
-        if year or measure.unit.grade < 2 or (kind == "rate" and not match.group("more")):
+        if kind == "rate" and not match.group("more"):
             return None
         if label_at(text, core, left, text[core.start : core.end], core.exponent == 0) is not None:
             return None
-    elif kind not in ("amount", "rate", "price"):
-        return None
     _, power = magnitude_at(text, match.end())
-    return with_unit(text, core._replace(exponent=core.exponent + power), Measure(core.end, measure.unit))
+    exponent = core.exponent if core.scaled else core.exponent + power
+    return with_unit(text, core._replace(exponent=exponent), Measure(core.end, measure.unit))
 
 
 def _read_vulgar(text: str, i: int) -> tuple[Number, int]:

@@ -23,7 +23,9 @@ _MULTIPLE = re.compile(  # 25x PE, 25x 2025E PE, PE 25x
     r"[xX](?:(?=(?P<named>(?:的|\s?(?:(?:20)?[0-9]{2}[AEF]?年?)?\s?(?:P/?[EBS]|EV|市[盈净销]率|估值)(?![a-z]))))"
     r"|(?![A-Za-z0-9+\-−=*^_×÷<>≤≥$\\{(]))"
 )
-_VALUATION = re.compile("(?:P/?[EBS]|EV|EBITDA|估值|市[盈净销]率|倍数|对应)[^。；\\n]{0,14}\\Z")
+_VALUATION = re.compile(
+    "(?:P/?[EBS]|EV|EBITDA|估值|市[盈净销]率|倍数|对应)[^。；\\n]{0,14}\\Z|[0-9][xX][/、和至~～-]\\Z"
+)
 
 
 class Measure(NamedTuple):

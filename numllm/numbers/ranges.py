@@ -93,7 +93,7 @@ def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, i
         unit, end = found.unit, found.end
         if unit.name == "day" and text[end - 1] == "日":
             return None
-    if dash and text[end : end + 1] in _ARITHMETIC:
+    if dash and text[end : end + 1] in _ARITHMETIC and text[end + 1 : end + 2] not in ("年", "月", "日"):
         return None
     low = core
     if measure is None:

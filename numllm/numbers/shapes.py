@@ -18,6 +18,10 @@ _YEAR_DATE = re.compile(
     rf"(?P<y>[{D}]{{4}})\s?年(?:度|代|\s?(?P<m>[{D}]{{1,2}})\s?月(?:份|\s?(?P<d>[{D}]{{1,2}})\s?[日号])?)?"
 )
 _SHORT_YEAR = re.compile(r"(?:[5-9][0-9]年(?:代|初|末|底)|[0-9]{2}年\s?[0-9]{1,2}月(?:\s?[0-9]{1,2}日)?)")
+_FORECAST_YEAR = re.compile(
+    r"[23][0-9]年(?=\s?(?:[0-9.]+(?:[-–~～至][0-9.]+)?[倍xX]|P/?[EBS]|EPS|归母|净利|营收|业绩|盈利预测))"
+)
+_STRETCH = re.compile("(?:过去|未来|今后|连续|[近前后这每历满长达约超期限])\\Z")
 _MASKED_YEAR = re.compile(
     r"(?P<y>[12２][0-9０-９]?[×xX＊*✕╳][0-9０-９l×xX＊*]{1,2}|[12][0-9][×xX＊*✕╳]{1,2}[0-9０-９l]{0,2}|"
     r"[12][0-9]{2}[×xX＊*✕╳])"
@@ -56,7 +60,7 @@ _RATIO_TO = re.compile(
 _SPOKEN_RATIO = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?比([0-9]{1,6}(?:\.[0-9]{1,6})?)(?![0-9.,%％万亿年月日元])")
 _STANDARD = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})*[:：\-—–](?:19|20)[0-9]{2}(?![0-9])")  # ISO 9001:2015
 _STANDARD_NAME = re.compile(r"(?<![A-Za-z])(?:[A-Z]{2,6}|(?:[A-Z]{2,4}|DB[0-9]{2})/[TZ])\s?\Z")
-_SLASH = re.compile(rf"[/／]([{D}]{{1,12}})(?![{D}/／.年])")
+_SLASH = re.compile(rf"[/／]([{D}]{{1,12}})(?![{D}/／.年岁]|周岁)")
 _CREDIT_TERMS = re.compile(r"[0-9]+/[0-9]+(?:[,，、;；\s]{0,2}[0-9]+/[0-9]+){0,4}[,，、;；\s]{0,2}[nN]/[0-9]+")
 _ISSUE = re.compile(r"\s?第\s?[0-9０-９]{1,6}\s?号")
 _BRACKET_ISSUE = re.compile(
@@ -79,6 +83,12 @@ def iso_date(year: str | None, month: int | None, day: int | None) -> str:
     if day is not None:
         parts.append(f"{day:02d}")
     return "-".join(parts)
+
+
+def _forecast_year(text: str, i: int) -> re.Match[str] | None:
+    """`25年` of a forecast: 给予25年15倍PE, 对应24/25/26年PE; None for a duration (过去25年净利润)."""
+    year = _FORECAST_YEAR.match(text, i)
+    return year if year is not None and _STRETCH.search(text, max(0, i - 3), i) is None else None
 
 
 def _dated(text: str, match: re.Match[str]) -> tuple[Number, int] | None:
@@ -104,7 +114,7 @@ def try_date(text: str, i: int, j: int, n: str) -> tuple[Number, int] | None:
             if issue is not None:
                 return make(text, i, issue.end(), text[i : issue.end()].translate(FOLD), "", "identifier", False)
         elif j - i == 2:
-            short = _SHORT_YEAR.match(text, i)
+            short = _SHORT_YEAR.match(text, i) or _forecast_year(text, i)
             if short is not None:
                 return make(text, i, short.end(), text[i:j], "", "date", False)
     elif k and k in "×xX＊*✕╳" and text[i] in "12２":
