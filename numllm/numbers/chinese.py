@@ -49,6 +49,8 @@ _IDIOM = re.compile(
     "三十而立|四十不惑|五十知天命|三百六十行|二十四节气|三十六(?:计|策)|七十二变|五十步|"
     "三天打鱼|两天晒网|三十年河|一日千里|一分钱一分货|五十步笑|一天天|(?<=三番)五次|两票制|[两三]桶油|三只松鼠|三人(?:行|成虎)|三个代表|两个(?:务必|维护|确立|毫不动摇|一百年)|二十国集团|四个(?:自信|全面|意识)"
 )
+_POINTS = re.compile(f"{MOVED.pattern}|[加减让扣抽返干赚亏][了到]?\\Z")  # 加了两个点
+_EACH = re.compile("([两二三四五六七八九十百千万]*[百千万][一二三四五六七八九])一\\Z")  # 两万八一平
 _TRADED = re.compile("[买卖持增减][入出进仓有了]{0,2}\\Z")
 _AFTER_MONEY = "以之的人钱为起每左上下整多余至到及和与或是不未计收者内外兑可只就买卖"  # 二元控制, 三元论 name no money
 
@@ -123,13 +125,18 @@ def read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
             return make(text, i, j + 1, value, "1", "rate", True)
     if run.group() == "一" and n == "半":
         after = text[j + 1 : j + 2]
-        if after and (after in "以的股多左不时" or not "\u4e00" <= after <= "\u9fff"):
+        if (p and p in "近约逾超过占有足到达") or (
+            after and (after in "以的股多左不时" or not "\u4e00" <= after <= "\u9fff")
+        ):
             return make(text, i, j + 1, "0.5", "1", "rate", True)
         return None, j + 1
     core = chinese_at(text, i, floor)
     if core is None and text[i] == "万" and (share := _PER_TEN_THOUSAND.match(run.group())) is not None:
         if PER_TEN_THOUSAND.search(text, max(floor, i - 11), i + 1) is not None:  # 佣金万三
             return make(text, i, j, decimal_string(str(DIGITS[share.group(1)]), -4), "1", "rate", True)
+    if core is None and n and n in "平斤个张只吨套件人" and (each := _EACH.match(run.group())) is not None:
+        if (value := chinese_to_int(each.group(1))) is not None:
+            return make(text, i, j - 1, str(value), "", "other", True)
     if core is None:
         return _approximate(text, i, run.group()) or (None, j)
     if n == "比" and (ratio := _SPOKEN_RATIO.match(text, i)) is not None:
@@ -247,7 +254,7 @@ def _chinese_measure(text: str, core: Core, p: str) -> Measure | None:
     if (word == "门" and p == "花") or (word == "名" and p == "前"):
         return None
     if measure.unit.name == "1":  # 三个百分点; 两个点 are points of a move, or dots
-        dots = text.endswith("个点", core.end, measure.end) and MOVED.search(text, max(0, core.start - 3), core.start)
+        dots = text.endswith("个点", core.end, measure.end) and _POINTS.search(text, max(0, core.start - 4), core.start)
         return None if dots is None else measure
     if measure.unit.grade == 0 and counted_label(text, core.start, measure.end):  # 共五章
         return measure

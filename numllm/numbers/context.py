@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _PER_BEFORE = re.compile(
-    r"每(1|一)?(股|件|斤|吨|桶|度|平米|平(?![均方])|台|份|张|套|辆|平方米|公斤|千克|克拉|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)(?:每[年月日天季])?[^，。；、,;：:0-9每\n]{0,10}\Z"
+    r"每(1|一)?(股|件|斤|吨|桶|度|平米|平(?![均方])|台|份|张|套|辆|平方米|公斤|千克|克拉|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|头|羽|盒|袋|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)(?:每[年月日天季])?[^，。；、,;：:0-9每\n]{0,10}\Z"
 )
 _PER_SHARE = re.compile("(?<![A-Za-z])(?:EPS|DPS|BVPS|BPS)[^，。；、,;：:0-9\n]{0,8}\\Z")
 _LABEL = re.compile(
@@ -35,7 +35,7 @@ _LABEL = re.compile(
 )
 _IDENTIFIER_CUE = re.compile(
     r"(?:电话|传真|帐号|账号|卡号|账户|帐户|编号|编码|代码|号码|邮编|ISBN|ISSN|DOI|doi|arXiv|证号|文号|科目|ID|单号|信箱|QQ|版本|KB|凭证|"
-    r"批号|序号|端口|主科目|热线|分机|验证码|(?:[0-9]{3}|传真|电话)转)[\s:：为是（(“\"*-]{0,4}(?:[A-Z]{1,6}-)?\Z"
+    r"批号|序号|端口|主科目|热线|分机|验证码|(?:[0-9]{3}|传真|电话)转)[\s:：为是（(“\"*-]{0,4}(?:[A-Z]{1,6}-|临)?\Z"
 )
 _CUE = re.compile(  # the last cue decides: 边际消费倾向 is a rate
     r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|(?:现值|获利|盈利)指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|(?<!协)方差|(?<![同环相对])比(?=[约分]?[为是达：:=＝]|\Z))|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
@@ -48,14 +48,14 @@ _ASIDE = re.compile(  # 系数（8%，5年）为
     r"(?<=[\u4e00-\u9fff])[（(][^（()）]{1,20}[)）](?=(?:[约分]?[为是]|等于|达|[:：=＝])\s?\Z)"
 )
 _LABEL_ENDS = "例题图表式行件录注骤案页段形本版章节卷号.eenrp第"
-_IDENTIFIER_ENDS = '话真号户码编NIiDv目箱Q本B证口线机转:：为是“"*-'
+_IDENTIFIER_ENDS = '话真号户码编NIiDv临目箱Q本B证口线机转:：为是“"*-'
 _INDEX_NAME = re.compile(  # 沪深300
     "(?:沪深|中证|上证|深证|国证|北证|科创|创业板|标普|纳斯达克|日经|富时|罗素|恒生)\\Z"
 )
 _NUMBERED_THING = re.compile(r"[\u4e00-\u9fff]号[:：\s]{0,2}\Z")
 _SECTION_TITLE = re.compile("[.．][ \u3000]?[A-Za-z\u4e00-\u9fff★]")  # 1.2. 国民收入
 _GROUPS = re.compile("(?: [0-9]{4}){2,5}(?: [0-9]{1,3})?(?![0-9])")  # 6228 4800 1234 5678 901
-_PART = re.compile("-[0-9]{1,3}(?![0-9])")  # ISO 14064-1
+_PART = re.compile("-[0-9]{1,4}(?![0-9])(?:/[A-Z][0-9]{0,3}(?![A-Za-z0-9]))?")  # ISO 14064-1, CN 11-1081/F
 _SOFTWARE = re.compile(  # Python 3.11
     "(?:Python|Windows|Office|Excel|Word|Java|Android|iOS|HarmonyOS|Linux|Ubuntu|Stata|SPSS|Matlab|MATLAB|EViews|Oracle|MySQL"
     "|HTTP|TLS|SAP|GPT|ChatGPT|Basel|Web|Wi-Fi|USB) ?\\Z"

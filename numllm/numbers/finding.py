@@ -35,7 +35,7 @@ _CIRCLED |= {chr(0x3220 + i): i + 1 for i in range(10)}
 _SEED = re.compile(rf"[<{D}{CN}{FORMAL}半①-⒛㈠-㈩¼-¾⅓-⅞](?!(?<=一)(?<!第一)[^{AFTER_ONE}])")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,4000}>")
 _CLINGING = frozenset("第_^\\@#{%=&/-.?−" + string.ascii_letters)
-_AREA_PHONE = re.compile(r"[(（]0[0-9]{2,3}[)）][- ]?[0-9]{7,8}(?![0-9])")  # (0755)82943100
+_AREA_PHONE = re.compile(r"[(（]0[0-9]{2,3}[)）][- ]?(?:[0-9]{7,8}|[0-9]{3,4}[- ][0-9]{4})(?![0-9])")  # (0755)82943100
 _EQUALS = re.compile(r"(?:[$=≈]|\\approx)\s?\Z")  # $3.5$亿元, $P=30$元, but not $T+1$年
 _SHARED = re.compile(  # 5.6/7.2亿元
     r"(?:[/／][0-9]{1,9}(?:\.[0-9]{1,6})?[万亿]?){0,4}[/／](?P<last>[0-9]{1,9}(?:\.[0-9]{1,6})?)(?![0-9./／])"

@@ -23,7 +23,7 @@ __all__ = [
 # a lone 一 is by far the most frequent numeral and nearly always part of a word (一般, 一种, 统一): passed over in
 # the search itself unless an ordinal or list mark stands before it or a measure after it
 AFTER_ONE = (
-    "年个日天周元倍成折半小分美港欧季月吨公米亩亿万千百十点星工平升桶盎英块角毛比又至到〇零○一二三四五六七八九两、)）交刻廿卅人名手股"
+    "年个日天周元倍成折半斤小分美港欧季月吨公米亩亿万千百十点星工平升桶盎英块角毛比又至到〇零○一二三四五六七八九两、)）交刻廿卅人名手股"
 )
 ARABIC = re.compile(
     rf"(?:[0-9]{{1,3}}(?:(?:,|\{{,\}})[0-9]{{3}})+(?![0-9])|[０-９]{{1,3}}(?:[，,][０-９]{{3}})+(?![０-９])|[{D}]+)"

@@ -19,11 +19,11 @@ _INTEREST_UNIT = re.compile(rf"(?P<unit>[厘分])(?:(?P<half>半)|(?P<tenth>{_DI
 # power of ten of 厘: one in a hundred a year, in a thousand a month, in ten thousand a day; 分 is ten of them
 _INTEREST_POWER = {"年": -2, "月": -3, "日": -4}
 _COINS = re.compile(
-    rf"块(?P<jiao>{_DIGIT})(?:[毛角](?:(?P<cents>{_DIGIT})分?)?钱?)?(?![{D}十百千万个成块%％.]|{_DIGIT})|[角毛](?P<fen>{_DIGIT})(?:分钱?|(?![{D}十百千万个.]|{_DIGIT}))|"
+    rf"块(?P<jiao>{_DIGIT})(?:[毛角](?:(?P<cents>{_DIGIT})分?)?钱?)?(?![{D}十百千万个成块%％.]|(?!一[斤个张只平米公克杯碗盒瓶份串件次天月年吨度晚人]){_DIGIT})|[角毛](?P<fen>{_DIGIT})(?:分钱?|(?![{D}十百千万个.]|{_DIGIT}))|"
     r"(?P<mao>[角毛])钱?|(?P<cent>分)钱|(?P<yuan>块)(?![钱地板砖屏表电])"
 )
 _PAID = re.compile(  # 涨了五毛, 卖12块
-    "(?:[涨跌升降差省花卖收付交给赚赔亏贵罚补退赢输欠借还]了?|每[\u4e00-\u9fff]|便宜了?|优惠|补贴|[卖涨跌降]到|只[要需]|仅需|[低高]了|合计|共)"
+    "(?:[涨跌升降差省花卖收付交给赚赔亏贵罚补退赢输欠借还]了?|每[\u4e00-\u9fff]|[破超值]了?|便宜了?|优惠|补贴|[卖涨跌降]到|只[要需]|仅需|[低高]了|合计|共)"
     "[约近才]?\\Z"
 )
 PER_TEN_THOUSAND = re.compile(  # 佣金按万2.5收取, 日息万五
