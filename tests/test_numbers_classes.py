@@ -192,6 +192,21 @@ CLASSES: dict[str, list[tuple[str, ...]]] = {
     "points of speech": [
         ("满仓干了十个点，又加了两个点。", "十个点|0.1|1|rate|+", "两个点|0.02|1|rate|+"),
     ],
+    "ordinals in a list": [
+        ("适用第1、2项。", "第1|1||ordinal|-", "2项|2||ordinal|-"),
+        ("第1、2项已缴，另缴3项。", "第1|1||ordinal|-", "2项|2||ordinal|-", "3项|3|项|count|+"),
+    ],
+    "last digits": [
+        ("卡号尾号6789。", "6789|6789||identifier|-"),
+    ],
+    "a unit at the first character": [
+        ("两周内完成。", "两周|2|week|duration|+"),
+        ("上两周完成。",),
+    ],
+    "tenths before 为宜": [
+        ("以两成到三成为宜。", "两成到三成|0.2|1|rate|+|0.2|0.3"),
+        ("三成为何亏损。",),
+    ],
 }
 
 

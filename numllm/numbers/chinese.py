@@ -247,7 +247,7 @@ def _chinese_measure(text: str, core: Core, p: str) -> Measure | None:
         return None
     if word == "成" and after and after in "不":
         return None
-    if word == "周" and p in "上下本":
+    if word == "周" and p and p in "上下本":
         return None
     if word == "折" and core.digits == "1" and after and after not in "，。、优出销以的左至到起":
         return None

@@ -107,6 +107,9 @@ def _in_list(text: str, last: Number, number: Number) -> Number:
         return number
     if number.kind == "count" and last.kind == "ordinal" and last.text[-1] == number.text[-1]:
         return replace(number, unit="", kind="ordinal", variable=False)
+    if last.kind == "ordinal" and last.text[0] == "第" and number.kind == "count" and number.unit in "项条款页题期批":
+        if last.text[-1].isdecimal() or last.text[-1] in CN:  # 第1、2项
+            return replace(number, unit="", kind="ordinal", variable=False)
     if number.kind == "other" and last.kind == "rate" and "." in number.text and last.text.isascii():
         if last.text[-1].isdigit() and last.low is None and "/" not in last.text and ":" not in last.text:
             return replace(number, unit="1", kind="rate", variable=True)

@@ -19,6 +19,7 @@ _CHANGE = re.compile(
 _PERCENT_TEX = re.compile(r"\s?(?:\$\s?\\(?:%|textperthousand)(?:\s?\$)?|\\(?:%|textperthousand))")
 _PER_TIME = re.compile("[/／·](?:[天日月年人次期]|小时)(?![0-9])")
 _TENTHS = re.compile("[半一二三四五六七八九](?![十百千万个年月天人家股次条项])")
+_FITTING = ("为宜", "为限", "为佳", "为好")  # 三成为宜
 _MULTIPLE = re.compile(  # 25x PE, 25x 2025E PE, PE 25x
     r"[xX](?:(?=(?P<named>(?:的|\s?(?:(?:20)?[0-9]{2}[AEF]?年?)?\s?(?:P/?[EBS]|EV|市[盈净销]率|估值)(?![a-z]))))"
     r"|(?![A-Za-z0-9+\-−=*^_×÷<>≤≥$\\{(]))"
@@ -64,7 +65,7 @@ def unit_at(text: str, j: int) -> Measure | None:
         if after:
             if c.isascii() and after.isascii() and after.isalnum() and c != "%":
                 continue
-            if after in NOT_BEFORE.get(word, ""):
+            if after in NOT_BEFORE.get(word, "") and not (word == "成" and text.startswith(_FITTING, end)):
                 continue
             if c in "%％" and after.isascii() and after.isalnum() and text[end : end + 2].isalnum():
                 if all(digit in "0123456789ABCDEF" for digit in text[end : end + 2]):
