@@ -43,6 +43,7 @@ CLASSES: dict[str, list[tuple[str, ...]]] = {
     ],
     "units of volume and weight": [
         ("搭载1.5L排量发动机。", "1.5L|1.5|L|count|+"),
+        ("$\\frac{2t}{3}$与Q=2L+1。", "2|2||other|+", "3|3||other|+", "2|2||other|+", "1|1||other|-"),
         ("载重8t的货车。", "8t|8|t|count|+"),
     ],
     "what a price is for": [
@@ -165,6 +166,9 @@ CLASSES: dict[str, list[tuple[str, ...]]] = {
     ],
     "differences in brackets": [
         ("边际贡献率=(10-6)/10=40%。", "10|10||other|+", "6|6||other|+", "10|10||other|+", "40%|0.4|1|rate|+"),
+        ("收益11万元（1 311-1 300）。", "11万元|110000|CNY|amount|+", "1 311|1311||other|+", "1 300|1300||other|+"),
+        ("长安汽车（2016-2020）。", "2016|2016||date|-", "2020|2020||date|-"),
+        ("讲义（P.18-19）。", "18|18||other|-", "19|19||other|-"),
     ],
     "floor space of speech": [
         ("套内89平的房子。", "89平|89|平|count|+"),
@@ -172,6 +176,7 @@ CLASSES: dict[str, list[tuple[str, ...]]] = {
     ],
     "decimal coefficients": [
         ("C=200+0.75Y，本利和为1.1236P。", "200|200||other|+", "0.75|0.75||other|+", "1.1236|1.1236||other|+"),
+        ("print(f'{x:>10.4f}')", "10.4f|10.4f||identifier|-"),
         ("使用2.4G频段。", "2.4G|2.4G||identifier|-"),
     ],
     "numbers of serials and notices": [

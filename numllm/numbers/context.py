@@ -145,6 +145,8 @@ _DIVIDEND = re.compile("[0-9股][送转增配派]{1,2}\\Z")  # 10送3转2
 _YEARS = re.compile("(?:[/、](?:19|20)[0-9]{2}){1,6}年")
 _SHORT_YEARS = re.compile(r"[/、]([23][0-9])(?:[/、][23][0-9])*年\s?(?:P/?[EBS]|EPS|归母|净利|营收|业绩)")
 _BOOKED = re.compile("[借贷]记?[^，。；\n]{1,22}科目\\Z")  # 借记“本年利润”科目35 600
+_MINUEND = re.compile(r"(?:[（(]([0-9][0-9,]{0,13}(?:\.[0-9]{1,6})?)|[+×*\[\-][0-9.,]{1,14})-\Z")
+_SUBTRAHEND = re.compile(r"-([0-9]{1,12}(?:\.[0-9]{1,9})?)[)）]")
 _SETTLEMENT = re.compile(r"(?<![A-Za-z0-9])[TDN]\s?\+\Z")  # T+0, N+3
 
 
@@ -214,8 +216,11 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         operated = operated or _TEX_OPERATOR.match(text, j) is not None
     if operated and "*" in (n, p):  # Markdown emphasis, not a product
         operated = False
-    difference = n == "-" and p in ("(", "（") and text[j + 1 : j + 2].isdecimal()  # (10-6)/10
-    operated = operated or difference or (p == "-" and n and n in ")）" and left[-2:-1].isdigit())
+    difference = n == "-" and p in ("(", "（") and _is_minuend(text, start, j, Fraction(value))
+    if p == "-" and n and n in ")）" and (minuend := _MINUEND.search(text, max(0, start - 20), start)) is not None:
+        first = minuend.group(1)
+        operated = first is None or _is_minuend(text, *minuend.span(1), Fraction(first.replace(",", "")))
+    operated = operated or difference
     # part of a sum, not what the word names
     term = difference or (after and after in "×÷+−*＋") or (operated and value in "01")
     if digits and n in ("/", "、") and _is_year(text, j, raw):
@@ -248,6 +253,15 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
     if p == "+" and _SETTLEMENT.search(left) is not None:
         operated = False
     return make(text, start, j, value, "", "other", bool(operated) and value != "1")
+
+
+def _is_minuend(text: str, start: int, end: int, value: Fraction) -> bool:
+    """Whether text[start:end] behind a bracket is what something is taken from: (600-160-40), but not (2016-2020)."""
+    called = text[start - 2 : start - 1].isascii() and text[start - 2 : start - 1].isalnum()  # f(0-x)
+    if called or not text[end + 1 : end + 2].isdecimal() or (text[start] == "0" and text[start + 1 : start + 2] != "."):
+        return False
+    other = _SUBTRAHEND.match(text, end)
+    return other is None or Fraction(other.group(1)) < value
 
 
 def _is_year(text: str, j: int, raw: str) -> bool:

@@ -169,8 +169,8 @@ def _read_shared(text: str, core: Core, match: re.Match[str]) -> tuple[Number, i
     kind, count = measure.unit.kind, match.group().count(text[core.end])
     if measure.unit.grade < 2 or kind == "index":
         return None
-    if kind == "duration" and text[last.end] == "年" and len(core.digits) > 1:  # 2024/2025年, 24/25/26年
-        if len(core.digits) == 4 or int(last.digits) == int(core.digits) + count:
+    if kind == "duration" and measure.unit.name == "year" and len(core.digits) > 1:  # 2024/2025年, 24/25/26年
+        if len(last.digits) == 4 or int(last.digits) == int(core.digits) + count:
             return None
     if match.re is _SHARED:
         if kind == "duration" and count == 1 and text[core.start - 1 : core.start] not in ("/", "／"):  # 2/10年期

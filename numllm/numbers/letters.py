@@ -41,7 +41,7 @@ def before_letters(text: str, core: Core, p: str, raw: str) -> tuple[Number, int
             return make(text, start, j + 1, core.value(), "1", "rate", True)
         if "." in raw and n in "PYQKXypqkx" and before and before in "为是得成":  # 本利和为1.1236P
             return make(text, start, j, core.value(), "", "other", True)
-        short = len(raw) < 4 or "." in raw
+        short = len(raw) < 4 or ("." in raw and n not in "defg")  # 10.4f formats
         if short and not (raw[0] == "0" and raw.isdigit()) and (operated or (after and after in "+−=^_×÷<>≤≥")):
             return make(text, start, j, core.value(), "", "other", True)
     tail = WORD_TAIL.match(text, j)

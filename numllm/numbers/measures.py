@@ -96,7 +96,7 @@ def measure_at(text: str, core: Core) -> Measure | None:
     if found is None:
         return None
     unit, end = found.unit, found.end
-    if unit.name in ("L", "t") and core.start and text[core.start - 1] in "=+-−–×*·/":  # Q=2L+3K
+    if unit.name in ("L", "t") and core.start and text[core.start - 1] in "=+-−–×*·/{($&":  # Q=2L+3K
         return None
     if unit.kind == "amount":
         if unit.name == "CNY" and text[end : end + 1].isnumeric() and text[end - 1] in "元块圆":
