@@ -13,8 +13,9 @@ import string
 from dataclasses import replace
 from fractions import Fraction
 
+from .bare import bare_number
 from .chinese import read_chinese, read_formal, read_half
-from .context import bare_number, label_at, with_unit
+from .context import label_at, with_unit
 from .core import Core, magnitude_at
 from .letters import in_address, read_index
 from .measures import RATIO_MEASURE, Measure, measure_at
