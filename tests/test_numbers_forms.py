@@ -218,6 +218,7 @@ def test_ten_megabytes_of_digits_in_one_line_do_not_hang() -> None:
 
 
 PIECES = "一 十 第 （ ） 1 23 456 , ， . % 元 年 月 日 万 亿 至 - 分之 点 半 成 折 每 / 股 $ \\ { } 负 ( ) :"
+PIECES += " 块 毛 平 个点 x PE 、 和 又 10.1016/a 08/27 科目 两万八一 １　２３４"
 PIECES += " 壹 拾 角 2024 × 几 余 个 ½ · 七八 \\[ 2024.3 起 ＵＳＤ"
 
 

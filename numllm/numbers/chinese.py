@@ -5,20 +5,22 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .context import day_at, price_before, with_ordinal_words, with_unit
+from .context import counted_label, day_at, price_before, with_ordinal_words, with_unit
 from .core import Core
 from .measures import RATIO_MEASURE, Measure, measure_at
 from .number import Number, make
 from .numerals import DIGITS, FORMAL, TENS, chinese_to_int, decimal_string, exact_decimal
 from .ordinals import read_ordinal
-from .patterns import CALENDAR, CN_RUN, MARK_BEFORE
+from .patterns import CALENDAR, CN_RUN, MARK_BEFORE, MOVED
+from .ranges import try_range
 from .reading import chinese_at
-from .shapes import iso_date, try_range
-from .spoken import SPOKEN, try_spoken
+from .shapes import iso_date
+from .spoken import PER_TEN_THOUSAND, SPOKEN, try_spoken
 from .units import NOT_BEFORE, Unit
 
 __all__ = ["read_chinese", "read_formal", "read_half"]
 
+_PER_TEN_THOUSAND = re.compile("万([一二三四五六七八九])\\Z")
 _FORMAL_RUN = re.compile(f"[{FORMAL}零万亿]{{1,64}}")
 _FORMAL_MONEY = re.compile(
     rf"(?P<whole>[{FORMAL}零万亿]{{1,64}})(?:人民币)?[元圆](?:零?(?P<jiao>[壹贰叁肆伍陆柒捌玖])角)?"
@@ -39,13 +41,17 @@ _SPOKEN_RATIO = re.compile(
     "([一二三四五六七八九十百]{1,4})比([一二三四五六七八九十百]{1,4})(?![万千亿]|点[零一二三四五六七八九])"
 )
 _STEP_WORDS = "这那某同上下前后另任头本哪"  # 这一年, 上一季度: a step in a row, no duration
-_HALF = re.compile(r"半(?:(?P<m>个月)|(?P<y>年)(?!度|报)|(?P<d>天)|(?P<h>个?小时)|(?P<q>个季度))")
+_HALF = re.compile(r"半(?:(?P<m>个月)|(?P<y>年)(?![度报线])|(?P<d>天)|(?P<h>个?小时)|(?P<q>个季度))")
 _COUNTED = re.compile(r"以[上下内]")
 _COUNTED_BEFORE = re.compile(r"(?:满|至少|不[少多]于|仅有?|只有|每[^，。；\n]{1,8}为)\Z")
 _IDIOM = re.compile(
     "十年(?:树木|寒窗|磨一剑|如一日)|三年五载|一年(?:四季|之计|到头|一[度次]|半载)|三天两头|(?<=一波)三折|(?<=半斤)八两|"
-    "三天打鱼|两天晒网|三十年河|一日千里|一分钱一分货|五十步笑|一天天|(?<=三番)五次|两票制|[两三]桶油|三只松鼠|三人(?:行|成虎)|三个代表|两个(?:务必|维护|确立)|四个(?:自信|全面|意识)"
+    "三十而立|四十不惑|五十知天命|三百六十行|二十四节气|三十六(?:计|策)|七十二变|五十步|"
+    "三天打鱼|两天晒网|三十年河|一日千里|一分钱一分货|五十步笑|一天天|(?<=三番)五次|两票制|[两三]桶油|三只松鼠|三人(?:行|成虎)|三个代表|两个(?:务必|维护|确立|毫不动摇|一百年)|二十国集团|四个(?:自信|全面|意识)"
 )
+_POINTS = re.compile(f"{MOVED.pattern}|[加减让扣抽返干赚亏][了到]?\\Z")  # 加了两个点
+_EACH = re.compile("([两二三四五六七八九十百千万]*[百千万][一二三四五六七八九])一\\Z")  # 两万八一平
+_TRADED = re.compile("[买卖持增减][入出进仓有了]{0,2}\\Z")
 _AFTER_MONEY = "以之的人钱为起每左上下整多余至到及和与或是不未计收者内外兑可只就买卖"  # 二元控制, 三元论 name no money
 
 
@@ -85,7 +91,8 @@ def read_formal(text: str, i: int) -> tuple[Number | None, int]:
         return _chinese_day(text, core)
     measure = measure_at(text, core)
     if measure is None or (core.lone and measure.unit.grade < 2 and measure.unit.name != "期"):
-        return None, run.end()
+        if measure is None or not counted_label(text, core.start, measure.end):
+            return None, run.end()
     return with_unit(text, core, measure)
 
 
@@ -118,10 +125,18 @@ def read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
             return make(text, i, j + 1, value, "1", "rate", True)
     if run.group() == "一" and n == "半":
         after = text[j + 1 : j + 2]
-        if after and (after in "以的股多左不时" or not "\u4e00" <= after <= "\u9fff"):
+        if (p and p in "近约逾超过占有足到达") or (
+            after and (after in "以的股多左不时" or not "\u4e00" <= after <= "\u9fff")
+        ):
             return make(text, i, j + 1, "0.5", "1", "rate", True)
         return None, j + 1
     core = chinese_at(text, i, floor)
+    if core is None and text[i] == "万" and (share := _PER_TEN_THOUSAND.match(run.group())) is not None:
+        if PER_TEN_THOUSAND.search(text, max(floor, i - 11), i + 1) is not None:  # 佣金万三
+            return make(text, i, j, decimal_string(str(DIGITS[share.group(1)]), -4), "1", "rate", True)
+    if core is None and n and n in "平斤个张只吨套件人" and (each := _EACH.match(run.group())) is not None:
+        if (value := chinese_to_int(each.group(1))) is not None:
+            return make(text, i, j - 1, str(value), "", "other", True)
     if core is None:
         return _approximate(text, i, run.group()) or (None, j)
     if n == "比" and (ratio := _SPOKEN_RATIO.match(text, i)) is not None:
@@ -148,7 +163,7 @@ def read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
         after = text[core.end : core.end + 1]
         if after == "时" and (hour := _hour(text, i)) is not None:
             return hour
-        if after == "大":  # 二十大, 十九大
+        if after == "大" or _IDIOM.match(text, i) is not None:  # 二十大, 十九大
             return None, core.end
         if core.scaled or (not core.lone and core.exponent < 0):
             return make(text, core.start, core.end, core.value(), "", "other", True)
@@ -203,7 +218,7 @@ def _approximate(text: str, i: int, numeral: str) -> tuple[Number, int] | None:
     end = i + len(numeral)
     core = Core(i, end, str(low), 0, False, "c", False, False, "")
     measure = measure_at(text, core)
-    if measure is None and numeral[-1] in "万亿":
+    if measure is None and numeral[-1] in "百千万亿":
         measure = Measure(end, Unit("other", "", 0, 1))
     if measure is None or measure.unit.grade == 0 or measure.add is not None:
         return None
@@ -232,14 +247,21 @@ def _chinese_measure(text: str, core: Core, p: str) -> Measure | None:
         return None
     if word == "成" and after and after in "不":
         return None
-    if word == "周" and p in "上下本":
+    if word == "周" and p and p in "上下本":
         return None
     if word == "折" and core.digits == "1" and after and after not in "，。、优出销以的左至到起":
         return None
     if (word == "门" and p == "花") or (word == "名" and p == "前"):
         return None
+    if measure.unit.name == "1":  # 三个百分点; 两个点 are points of a move, or dots
+        dots = text.endswith("个点", core.end, measure.end) and _POINTS.search(text, max(0, core.start - 4), core.start)
+        return None if dots is None else measure
+    if measure.unit.grade == 0 and counted_label(text, core.start, measure.end):  # 共五章
+        return measure
     if after and word + after in ("套房", "类户"):
         return None
+    if word == "手" and _TRADED.search(text, max(0, core.start - 3), core.start) is not None:  # 买了五手
+        return measure
     if word in "分点手头份张" or core.digits == "0":
         return None if word in "分点手头" or core.digits in "01" else measure
     if (measure.unit.name == "期" and p != "分") or (word in "级代号节章款度" and measure.unit.grade == 0):
@@ -251,7 +273,7 @@ def _is_mark(text: str, i: int, j: int, p: str) -> bool:
     left = text[max(0, i - 10) : i]
     if text[j] in ")）":
         return bool(p) and p in "（("
-    return p == "\u3000" or MARK_BEFORE.search(left) is not None
+    return p in ("\u3000", " ") or MARK_BEFORE.search(left) is not None
 
 
 def _chinese_date(text: str, match: re.Match[str]) -> tuple[Number, int] | None:

@@ -6,26 +6,35 @@ import re
 from fractions import Fraction
 
 from .core import MANY, Core
-from .letters import before_letters
-from .measures import Measure, per_at
+from .measures import Measure
 from .number import Number, make
 from .numerals import FOLD, exact_decimal
 from .patterns import DOTTED, INDEX_CUE, MARK_BEFORE, MOVED, WORD_TAIL
 from .units import SPACE, UNITS
 
-__all__ = ["bare_number", "cue_before", "day_at", "label_at", "price_before", "with_ordinal_words", "with_unit"]
+__all__ = [
+    "counted_label",
+    "cue_before",
+    "day_at",
+    "label_at",
+    "month_at",
+    "price_before",
+    "with_ordinal_words",
+    "with_unit",
+]
 
 _PER_BEFORE = re.compile(
-    r"每(1|一)?(股|件|斤|吨|桶|度|平米|台|份|张|套|辆|平方米|公斤|千克|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)(?:每[年月日天季])?[^，。；、,;：:0-9每\n]{0,10}\Z"
+    r"每(1|一)?(股|件|斤|吨|桶|度|平米|平(?![均方])|台|份|张|套|辆|平方米|公斤|千克|克拉|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|头|羽|盒|袋|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)(?:每[年月日天季])?[^，。；、,;：:0-9每\n]{0,10}\Z"
 )
+_PER_SHARE = re.compile("(?<![A-Za-z])(?:EPS|DPS|BVPS|BPS)[^，。；、,;：:0-9\n]{0,8}\\Z")
 _LABEL = re.compile(
     r"(?:(?<![比条惯])例题?|公式|附件|附录|附注|步骤|习题|案例|阶段|情形|方案|版本|"
-    r"(?:(?<![\u4e00-\u9fff0-9])|(?<=[见如附下上本该此在和与及或由按据用照看从对将把的]))(?:图|表|式|行|题|页|版|章|节|卷)|章节|"
+    r"(?:(?<![\u4e00-\u9fff0-9])|(?<=[见如附下上本该此在和与及或由按据用照看从对将把的页]))(?:图|表|式|行|题|页|版|章|节|卷)|章节|"
     r"No\.|NO\.|Table|Figure|Fig\.|Eq\.|Section|Chapter|Step|第)\s{0,1}[（(]?\Z"
 )
 _IDENTIFIER_CUE = re.compile(
-    r"(?:电话|传真|帐号|账号|卡号|账户|帐户|编号|编码|代码|号码|邮编|ISBN|ISSN|证号|文号|科目|ID|单号|信箱|QQ|版本|KB|凭证|"
-    r"批号|序号|端口|主科目|热线|分机|验证码|(?:[0-9]{3}|传真|电话)转)[\s:：为是（(“\"*-]{0,4}(?:[A-Z]{1,6}-)?\Z"
+    r"(?:电话|传真|帐号|账号|卡号|账户|帐户|编号|编码|代码|号码|邮编|ISBN|ISSN|DOI|doi|arXiv|证号|文号|科目|ID|单号|信箱|QQ|版本|KB|凭证|"
+    r"批号|序号|端口|尾号|[后末][四4]位|主科目|热线|分机|验证码|(?:[0-9]{3}|传真|电话)转)[\s:：为是（(“\"*-]{0,4}(?:[A-Z]{1,6}-|临)?\Z"
 )
 _CUE = re.compile(  # the last cue decides: 边际消费倾向 is a rate
     r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|(?:现值|获利|盈利)指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|(?<!协)方差|(?<![同环相对])比(?=[约分]?[为是达：:=＝]|\Z))|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
@@ -38,14 +47,14 @@ _ASIDE = re.compile(  # 系数（8%，5年）为
     r"(?<=[\u4e00-\u9fff])[（(][^（()）]{1,20}[)）](?=(?:[约分]?[为是]|等于|达|[:：=＝])\s?\Z)"
 )
 _LABEL_ENDS = "例题图表式行件录注骤案页段形本版章节卷号.eenrp第"
-_IDENTIFIER_ENDS = '话真号户码编NID目箱Q本B证口线机转:：为是“"*-'
+_IDENTIFIER_ENDS = '话真号户码编NIiDv临目箱Q本B证口线机转位:：为是“"*-'
 _INDEX_NAME = re.compile(  # 沪深300
     "(?:沪深|中证|上证|深证|国证|北证|科创|创业板|标普|纳斯达克|日经|富时|罗素|恒生)\\Z"
 )
 _NUMBERED_THING = re.compile(r"[\u4e00-\u9fff]号[:：\s]{0,2}\Z")
 _SECTION_TITLE = re.compile("[.．][ \u3000]?[A-Za-z\u4e00-\u9fff★]")  # 1.2. 国民收入
 _GROUPS = re.compile("(?: [0-9]{4}){2,5}(?: [0-9]{1,3})?(?![0-9])")  # 6228 4800 1234 5678 901
-_PART = re.compile("-[0-9]{1,3}(?![0-9])")  # ISO 14064-1
+_PART = re.compile("-[0-9]{1,4}(?![0-9])(?:/[A-Z][0-9]{0,3}(?![A-Za-z0-9]))?")  # ISO 14064-1, CN 11-1081/F
 _SOFTWARE = re.compile(  # Python 3.11
     "(?:Python|Windows|Office|Excel|Word|Java|Android|iOS|HarmonyOS|Linux|Ubuntu|Stata|SPSS|Matlab|MATLAB|EViews|Oracle|MySQL"
     "|HTTP|TLS|SAP|GPT|ChatGPT|Basel|Web|Wi-Fi|USB) ?\\Z"
@@ -55,15 +64,17 @@ _ACRONYM = re.compile(r"(?<![A-Za-z])[A-Z]{2,6} \Z")
 _LINE_START = re.compile(r"(?:^|\n)[\s>#*|\-【\[\ufeff]{0,8}\Z")
 _DAYS_AFTER = re.compile(
     r"(?:以?之?内|以?前|以?后|以上|以下|之前|之后|的?期限|届满|的?时间|期满|为限"
-    r"|年化|均线|移动平均|滚动|通知存款|逆回购|理财|[犹冷宽等]|无理由|线(?![上下]))"
+    r"|[（(]不?含|年化|均线|移动平均|滚动|通知存款|逆回购|理财|[犹冷宽等]|无理由|线(?![上下]))"
 )
 _DAYS_BEFORE = re.compile(
-    r"(?:(?<![日学假周本上每])期[为是共]?|起满?|[满过逾达近约隔首]|(?<![之目日])前|[大小少多低高短长]于|至少|不足|提前|延长|顺延|宽限|展期|缩短|免赔|最长|为期|期限为|[算按]|每隔)\Z"
+    r"(?:(?<![日学假周本上每])期[为是共]?|起满?|连续|持续|累计|"
+    r"[满过逾达近约隔首]|(?<![之目日])前|[大小少多低高短长]于|至少|不足|提前|延长|顺延|宽限|展期|缩短|免赔|最长|"
+    r"为期|期限为|[算按]|每隔)\Z"
 )
+# 7日（含）至30日
+_FROM_DAYS = re.compile(r"(?:\A|[^月0-9])[0-9]{1,3}日[（(]不?含[^（()）]{0,3}[)）]\s?[至到\-–—~～]\s?\Z")
 _MONTH_BEFORE = re.compile(r"(?:月|每月|次月|月的?)\Z")
-_TEX_OPERATOR = re.compile(r"\\(?:times|div|cdot|approx|pm|[lg]eq?)(?![a-z])")
 _NAMED = re.compile("(?:方[式法案]|情[景形况]|实验|假设|命题|定理|推论|引理|性质|任务|示例|类型|注)\\s?\\Z")
-_OPERATORS = "×÷+=≈＝＋−*✕"
 
 
 def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
@@ -76,25 +87,26 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
         value = exact_decimal(whole - measure.add if core.negative else whole + measure.add)
     if name == "year" and text[start - 2 : start] == "民国":
         return make(text, start, end, str(1911 + int(core.digits)), "", "date", False)
-    if name == "起" and (dated := _month_at(text, start, core.end, text[max(0, start - 14) : start])) is not None:
+    if name == "起" and (dated := month_at(text, start, core.end, text[max(0, start - 14) : start])) is not None:
         return dated
     if name == "起" and (core.scaled or _COUNTED_CASES.match(text, end) is None):  # 总价100万起 counts no cases
         return make(text, start, core.end, value, "", "other", core.scaled or core.exponent < 0)
     if unit.grade == 0:
-        word = text[end - 1]
-        cue = _COUNT_CUE.search(text, max(0, start - 6), start) or _COUNT_NOUN.match(text, end - 1)
-        counted = word in _COUNTABLE and cue is not None
-        return make(text, start, end, value, word if counted else "", "count" if counted else kind, counted)
+        counted = counted_label(text, start, end)
+        return make(text, start, end, value, text[end - 1] if counted else "", "count" if counted else kind, counted)
     if kind == "rate" and unit.shift == -1 and text[end - 1] == "折" and core.style == "a":
         # 85折 is 0.85, 8.5折 and 8折 are 0.85 and 0.8
         if core.exponent == 0 and len(core.digits) == 2 and core.digits != "10":
             value = core.value(-2)
+    elif unit.shift == -2 and text.endswith("个点", start, end) and _PIPS.search(text, max(0, start - 12), start):
+        kind, name, value = "index", "点", core.value()
     elif kind == "amount":
         kind, name = price_before(text, start, name)
         if unit.name == "CNY" and (currency := core.currency or _currency_word(text, start)):
             name = name.replace("CNY", currency)
     elif name == "点":
-        if INDEX_CUE.search(text, max(0, start - 16), start) or MOVED.search(text, max(0, start - 3), start) or (
+        quoted = _PIPS.search(text, max(0, start - 12), start) or INDEX_CUE.search(text, max(0, start - 16), start)
+        if quoted or MOVED.search(text, max(0, start - 3), start) or (
             len(core.digits) >= 3 or (core.style == "a" and core.exponent < 0)
         ):
             kind = "index"
@@ -113,17 +125,23 @@ _COUNT_CUE = re.compile(
 )
 _COUNT_NOUN = re.compile("款(?:产品|理财|基金|保险|车型|新品|新车|手机|游戏|软件|App|APP)")
 _CURRENCY_WORD = re.compile("(?:港币|美金|新?台币)\\Z")
-_MONEY_WORD = re.compile("(?:人民币|港币|美金)\\Z")  # 人民币500万
-_LATIN_BEFORE = re.compile("[A-Za-z]")
-_STATED = re.compile(r"(?:[^作视认划分称级]为|等于|[升降增减]至|[^到可录]达)\s?\$?\Z")
 _MONTH = re.compile(r"((?:19|20)[0-9]{2})\.(0?[1-9]|1[0-2])")
 _MONTH_FROM = re.compile(
     r"(?:[自从]|截[至止]|(?<![升降增减涨跌收大小高低等])[至到于]|(?:日期|时间)[:：为是]?"
     r"|(?:19|20)[0-9]{2}\.[0-9]{1,2}\s?[-–—~～])\s?\Z"
 )
 _MONTH_TO = re.compile(r"\s?(?:起|止|以?[前后]|[-–—~～至到]\s?(?:(?:19|20)[0-9]{2}\.[0-9]{1,2}(?![0-9])|今))")
-_DIVIDEND = re.compile("[0-9股][送转增配派]{1,2}\\Z")  # 10送3转2
-_SETTLEMENT = re.compile(r"(?<![A-Za-z0-9])[TDN]\s?\+\Z")  # T+0, N+3
+# points of a quotation, not per cent
+_PIPS = re.compile("(?:点差|[沪深股恒纳道标]指|指数|大盘|汇[率价])[^，。；0-9]{0,7}\\Z")
+_BOOKED = re.compile("[借贷]记?[^，。；\n]{1,22}科目\\Z")  # 借记“本年利润”科目35 600
+
+
+def counted_label(text: str, start: int, end: int) -> bool:
+    """Whether the chapters, pages … that text[start:end] names are so many of them: 共12章, 3款产品."""
+    if text[end - 1] not in _COUNTABLE:
+        return False
+    cue = _COUNT_CUE.search(text, max(0, start - 6), start) or _COUNT_NOUN.match(text, end - 1)
+    return cue is not None
 
 
 def _currency_word(text: str, start: int) -> str:
@@ -136,75 +154,12 @@ def price_before(text: str, start: int, currency: str) -> tuple[str, str]:
     """(kind, unit) of money that begins at start: a price where 每股, 每吨 … stands shortly before."""
     begin = max(0, start - 20)
     per = _PER_BEFORE.search(text, begin, start) if text.find("每", begin, start) >= 0 else None
+    if per is None and text.find("PS", begin, start) >= 0 and _PER_SHARE.search(text, begin, start) is not None:
+        return "price", f"{currency}/股"
     return ("price", f"{currency}/{per.group(2)}") if per is not None else ("amount", currency)
 
 
-def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
-    """A numeral in Arabic digits without any unit: decided by what stands around it."""
-    start, j = core.start, core.end
-    value = core.value()
-    left = text[max(0, start - 14) : start]
-    n = text[j : j + 1]
-    p = left[-1:]
-    raw = text[start:j]
-    digits = raw.isdigit()
-    if n and (n == "日" or (n in SPACE and text[j + 1 : j + 2] == "日")):
-        return day_at(text, core)
-    if core.currency:
-        if n and n in "/／" and (per := per_at(text, j)) is not None:
-            return make(text, start, per[0], value, f"{core.currency}/{per[1]}", "price", True)
-        kind, unit = price_before(text, start, core.currency)
-        return make(text, start, j, value, unit, kind, True)
-    if p and p in "（(" and n and n in "）)" and start > floor:
-        if digits and len(raw) <= 2 and not _LATIN_BEFORE.match(left[-2:-1]):
-            return make(text, *with_ordinal_words(text, start - 1, j + 1), value, "", "ordinal", False)
-        year = digits and len(raw) == 4 and "1900" <= raw.translate(FOLD) <= "2099"
-        if (len(raw) > 2 and not year) and _negative_entry(text, start - 1, j + 1):
-            return make(text, start - 1, j + 1, core._replace(negative=True).value(), "", "amount", True)
-        if year:
-            return make(text, start, j, value, "", "date", False)
-    if not core.scaled and (label := label_at(text, core, left, raw, digits)) is not None:
-        return label
-    if n and n.isascii() and (n.isalpha() or n == "_"):
-        return before_letters(text, core, p, raw)
-    if not digits and 6 <= j - start <= 7 and (dated := _month_at(text, start, j, left)) is not None:
-        return dated
-    whole = len(text) - (j - start) <= 16 and text.strip() == raw
-    after = text[j + 1 : j + 2] if n and n in SPACE else n
-    before = left[-2:-1] if p and p in SPACE else p
-    operated = (after and after in _OPERATORS) or (before and before in _OPERATORS)
-    if n == "\\":
-        operated = operated or _TEX_OPERATOR.match(text, j) is not None
-    if operated and "*" in (n, p):  # Markdown emphasis, not a product
-        operated = False
-    term = (after and after in "×÷+−*＋") or (operated and value in "01")  # part of a sum, not what the word names
-    cue = None if term else cue_before(text, start)
-    if (core.scaled or "," in raw) and (money := _MONEY_WORD.search(text, max(0, start - 3), start)) is not None:
-        return make(text, start, j, value, UNITS[money.group()].name, "amount", True)
-    if digits and cue is None and not whole and not core.scaled:
-        if raw[0] == "0" and len(raw) > 1:
-            return make(text, start, j, raw, "", "identifier", False)
-        six = len(raw) == 6 and p and p in "（(" and n and n in "）)."
-        if len(raw) >= 8 or six:
-            return make(text, start, j, raw.translate(FOLD), "", "identifier", False)
-        if len(raw) == 4 and not operated and "1900" <= raw.translate(FOLD) <= "2099":
-            return make(text, start, j, value, "", "date", False)
-    if cue is not None:
-        return make(text, start, j, value, "1" if cue == "rate" else "", cue, True)
-    if core.scaled or not digits or core.negative or whole:
-        return make(text, start, j, value, "", "other", True)
-    stated = (not after or after in "，。；、,;)）$和与") and _STATED.search(text, max(0, start - 3), start) is not None
-    operated = operated or stated or (p == "{" and left.endswith(("frac{", "}{")))  # stated: 180天以上为0
-    if value == "10" and n and n in "送转派配" and text[j + 1 : j + 2].isdigit():  # 10送3转2
-        operated = True
-    if p and p in "送转增配派" and _DIVIDEND.search(left) is not None:
-        operated = True
-    if p == "+" and _SETTLEMENT.search(left) is not None:
-        operated = False
-    return make(text, start, j, value, "", "other", bool(operated) and value != "1")
-
-
-def _month_at(text: str, start: int, end: int, left: str) -> tuple[Number, int] | None:
+def month_at(text: str, start: int, end: int, left: str) -> tuple[Number, int] | None:
     """`自2024.3起`: a month of a year where the words beside it say that it is a date."""
     month = _MONTH.fullmatch(text, start, end)
     if month is None or (_MONTH_FROM.search(left) is None and _MONTH_TO.match(text, end) is None):
@@ -251,7 +206,8 @@ def label_at(text: str, core: Core, left: str, raw: str, digits: bool) -> tuple[
             title = "\u4e00" <= n <= "\u9fff" or (n == " " and text[j + 1 : j + 2].isalpha())
             if "." in raw and (title or (n in ".．" and _SECTION_TITLE.match(text, j) is not None)):
                 return make(text, start, j, core.value(), "", "ordinal", False)
-    if word and word in _IDENTIFIER_ENDS and _IDENTIFIER_CUE.search(left) is not None:
+    booked = word == "目" and _BOOKED.search(text, max(0, start - 28), start) is not None
+    if word and word in _IDENTIFIER_ENDS and not booked and _IDENTIFIER_CUE.search(left) is not None:
         tail = _GROUPS.match(text, j) or DOTTED.match(text, j) or WORD_TAIL.match(text, j)
         end = tail.end() if tail is not None else j
         return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)
@@ -279,14 +235,6 @@ def _spaced_mark(left: str, n: str) -> bool:
     return n in ")）" and left[-1:] in ("\u3000", " ") and max(map(left.rfind, "（(")) <= max(map(left.rfind, "）)"))
 
 
-def _negative_entry(text: str, start: int, end: int) -> bool:
-    """Whether `(1,234.5)` stands alone in a cell or line, the accountant's way to write a negative."""
-    before, after = text[start - 1 : start], text[end : end + 1]
-    if text[start + 1 : end - 1].isdigit():  # (500) is one only in a cell of a table
-        return "|" in text[start - 2 : start] and "|" in text[end : end + 2]
-    return (not before or before in " \t|\n\u3000") and (not after or after in " \t|\n\r\u3000")
-
-
 def day_at(text: str, core: Core, begin: int | None = None) -> tuple[Number, int]:
     """`30日内` is a duration, `5日` a day of the month; `begin` is where a range starts that core ends."""
     j = core.end + (1 if text[core.end : core.end + 1] in SPACE else 0) + 1
@@ -298,6 +246,7 @@ def day_at(text: str, core: Core, begin: int | None = None) -> tuple[Number, int
         or int(core.digits) > 31
         or _DAYS_AFTER.match(text, j) is not None
         or (_DAYS_BEFORE.search(left) is not None and (value != "1" or left[-1:] != "前"))  # 前一日
+        or (left[-2:-1] in tuple(")）") and _FROM_DAYS.search(text, max(0, begin - 16), begin) is not None)
     ):
         return make(text, core.start, j, value, "day", "duration", True)
     return make(text, core.start, j, value, "", "date", False)

@@ -13,8 +13,9 @@ import string
 from dataclasses import replace
 from fractions import Fraction
 
+from .bare import bare_number
 from .chinese import read_chinese, read_formal, read_half
-from .context import bare_number, label_at, with_unit
+from .context import label_at, with_unit
 from .core import Core, magnitude_at
 from .letters import in_address, read_index
 from .measures import RATIO_MEASURE, Measure, measure_at
@@ -22,9 +23,10 @@ from .number import Number, make
 from .numerals import CN, FOLD, FORMAL, VULGAR, D, exact_decimal
 from .ordinals import read_ordinal
 from .patterns import AFTER_ONE, ARABIC, WORD_TAIL
+from .ranges import try_range
 from .reading import arabic_at
-from .shapes import try_date, try_range, try_special
-from .spoken import SPOKEN, try_spoken
+from .shapes import try_date, try_special
+from .spoken import PER_TEN_THOUSAND, SPOKEN, try_spoken
 from .units import SPACE
 
 __all__ = ["find_numbers"]
@@ -34,13 +36,15 @@ _CIRCLED |= {chr(0x3220 + i): i + 1 for i in range(10)}
 _SEED = re.compile(rf"[<{D}{CN}{FORMAL}半①-⒛㈠-㈩¼-¾⅓-⅞](?!(?<=一)(?<!第一)[^{AFTER_ONE}])")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,4000}>")
 _CLINGING = frozenset("第_^\\@#{%=&/-.?−" + string.ascii_letters)
-_AREA_PHONE = re.compile(r"[(（]0[0-9]{2,3}[)）][- ]?[0-9]{7,8}(?![0-9])")  # (0755)82943100
+_AREA_PHONE = re.compile(r"[(（]0[0-9]{2,3}[)）][- ]?(?:[0-9]{7,8}|[0-9]{3,4}[- ][0-9]{4})(?![0-9])")  # (0755)82943100
 _EQUALS = re.compile(r"(?:[$=≈]|\\approx)\s?\Z")  # $3.5$亿元, $P=30$元, but not $T+1$年
 _SHARED = re.compile(  # 5.6/7.2亿元
-    r"(?:[/／][0-9]{1,9}(?:\.[0-9]{1,6})?){0,4}[/／](?P<last>[0-9]{1,9}(?:\.[0-9]{1,6})?)(?![0-9./／])"
+    r"(?:[/／][0-9]{1,9}(?:\.[0-9]{1,6})?[万亿]?){0,4}[/／](?P<last>[0-9]{1,9}(?:\.[0-9]{1,6})?)(?![0-9./／])"
+)
+_LISTED = re.compile(  # 1、3和5年
+    r"(?P<more>(?:、[0-9]{1,9}(?:\.[0-9]{1,6})?){0,6})[、和与及](?P<last>[0-9]{1,9}(?:\.[0-9]{1,6})?)(?![0-9.、])"
 )
 _PER_MANY = re.compile(r"(?P<many>10{1,3})万分之(?P<top>[0-9]{1,9}(?:\.[0-9]{1,9})?)")  # 10万分之3
-_PER_TEN_THOUSAND = re.compile("(?:(?:佣金|费率?|税率?|利率)[^，。；0-9]{0,4}|按)万\\Z")  # 佣金按万2.5收取
 
 
 def find_numbers(text: str) -> list[Number]:
@@ -80,11 +84,20 @@ def find_numbers(text: str) -> list[Number]:
                 number = _in_list(text, found[-1], number)
             elif found and number.start == found[-1].end and number.unit == "分" and found[-1].unit == "hour":
                 number = replace(number, unit="minute", kind="duration", variable=True)  # 4小时30分
+            elif number.kind == "other" and not number.variable and number.end - number.start > 1:
+                if found and _paired(text, found[-1], number):  # 甲出三百，乙出五十
+                    number = replace(number, variable=True)
             elif number.unit == "层" and found and number.start == floor and found[-1].text[-1] in "号栋幢座楼":
                 number = replace(number, unit="", kind="ordinal", variable=False)  # 15号10层
             found.append(number)
             floor = number.end
     return found
+
+
+def _paired(text: str, last: Number, number: Number) -> bool:
+    """Whether a bare Chinese numeral stands shortly behind another one that means a sum: 甲出三百，乙出五十."""
+    both = last.kind == "other" and last.variable and number.text[0] in CN and last.text[0] in CN
+    return both and number.start - last.end <= 10 and "。" not in text[last.end : number.start]
 
 
 def _in_list(text: str, last: Number, number: Number) -> Number:
@@ -95,6 +108,9 @@ def _in_list(text: str, last: Number, number: Number) -> Number:
         return number
     if number.kind == "count" and last.kind == "ordinal" and last.text[-1] == number.text[-1]:
         return replace(number, unit="", kind="ordinal", variable=False)
+    if last.kind == "ordinal" and last.text[0] == "第" and number.kind == "count" and number.unit in "项条款页题期批":
+        if last.text[-1].isdecimal() or last.text[-1] in CN:  # 第1、2项
+            return replace(number, unit="", kind="ordinal", variable=False)
     if number.kind == "other" and last.kind == "rate" and "." in number.text and last.text.isascii():
         if last.text[-1].isdigit() and last.low is None and "/" not in last.text and ":" not in last.text:
             return replace(number, unit="1", kind="rate", variable=True)
@@ -126,7 +142,7 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
         if n == "万" and (share := _PER_MANY.match(text, i)) is not None:
             value = exact_decimal(Fraction(share.group("top")) / (int(share.group("many")) * 10_000))
             return make(text, i, share.end(), value, "1", "rate", True)
-        if p == "万" and core.start == i > floor and _PER_TEN_THOUSAND.search(text, max(floor, i - 12), i) is not None:
+        if p == "万" and core.start == i > floor and PER_TEN_THOUSAND.search(text, max(floor, i - 12), i) is not None:
             return make(text, i - 1, j, core.value(-4), "1", "rate", True)
     if j - i > 40:
         return make(text, i, j, text[i:j].translate(FOLD), "", "identifier", False)
@@ -135,7 +151,7 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     if ranged is not None:
         return ranged
     if measure is None:
-        if n and n in "/／" and (shared := _SHARED.match(text, j)) is not None:
+        if n and n in "/／、和与及" and (shared := (_SHARED if n in "/／" else _LISTED).match(text, j)) is not None:
             return _read_shared(text, core, shared) or bare_number(text, core, floor)
         return bare_number(text, core, floor)
     if measure.unit.grade == 1 and not core.scaled and j - i <= 3:
@@ -146,13 +162,29 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
 
 
 def _read_shared(text: str, core: Core, match: re.Match[str]) -> tuple[Number, int] | None:
-    """`5.6/7.2亿元`: the unit of the last number is the first one's too."""
+    """`5.6/7.2亿元`, `1、3和5年`: the unit of the last number is the first one's too."""
     last = arabic_at(text, match.start("last"), match.start("last"))
     measure = measure_at(text, last)
-    if measure is None or measure.unit.kind not in ("amount", "rate", "price") or core.currency or core.scaled:
+    if measure is None or core.currency or (core.scaled and not last.scaled) or measure.add is not None:
         return None
+    kind, count = measure.unit.kind, match.group().count(text[core.end])
+    if measure.unit.grade < 2 or kind == "index":
+        return None
+    if kind == "duration" and measure.unit.name == "year" and len(core.digits) > 1:  # 2024/2025年, 24/25/26年
+        if len(last.digits) == 4 or int(last.digits) == int(core.digits) + count:
+            return None
+    if match.re is _SHARED:
+        if kind == "duration" and count == 1 and text[core.start - 1 : core.start] not in ("/", "／"):  # 2/10年期
+            return None
+    else:
+        left = text[max(0, core.start - 14) : core.start]
+        if kind == "rate" and not match.group("more"):
+            return None
+        if label_at(text, core, left, text[core.start : core.end], core.exponent == 0) is not None:
+            return None
     _, power = magnitude_at(text, match.end())
-    return with_unit(text, core._replace(exponent=core.exponent + power), Measure(core.end, measure.unit))
+    exponent = core.exponent if core.scaled else core.exponent + power
+    return with_unit(text, core._replace(exponent=exponent), Measure(core.end, measure.unit))
 
 
 def _read_vulgar(text: str, i: int) -> tuple[Number, int]:

@@ -16,6 +16,8 @@ __all__ = ["before_letters", "in_address", "read_index"]
 
 _TEX_WORDS = set("approx times cdot ge geq geqslant le leq leqslant ne neq pm mp div sim simeq to in equiv n".split())
 _INDICATORS = set("PMI CPI PPI GDP EPS PE PB PS PEG ROE ROA ROI ROIC EBITDA EBIT LPR VIX BDI NAV IRR NPV WACC".split())
+_SERIAL_CLASS = re.compile("/[A-Z][0-9]{0,3}(?![A-Za-z0-9])")  # CN 11-1081/F
+_EDITION = re.compile("[:：](?:19|20)[0-9]{2}(?![0-9])")  # ISO9001:2015
 _PATH = re.compile(r"[A-Za-z0-9./:@_~%?&=#-]{1,60}\Z")
 _PATH_GOES_ON = re.compile(r"[0-9A-Za-z.\-]{1,60}(?:/|\.[A-Za-z]|_)")
 _TIMES = re.compile("x[0-9]{1,4}(?:小时|天|[^A-Za-z0-9]?米|元|万|%)")  # 7x24小时
@@ -37,7 +39,10 @@ def before_letters(text: str, core: Core, p: str, raw: str) -> tuple[Number, int
         operated = bool(before) and before in "=+-−–×÷/<>≤≥{$&"
         if n in "xX" and "." in raw and not operated and (not after or after not in "+-−=*^_×÷<>≤≥$\\"):
             return make(text, start, j + 1, core.value(), "1", "rate", True)
-        if len(raw) < 4 and not (raw[0] == "0" and raw.isdigit()) and (operated or (after and after in "+−=^_×÷<>≤≥")):
+        if "." in raw and n in "PYQKXypqkx" and before and before in "为是得成":  # 本利和为1.1236P
+            return make(text, start, j, core.value(), "", "other", True)
+        short = len(raw) < 4 or ("." in raw and n not in "defg")  # 10.4f formats
+        if short and not (raw[0] == "0" and raw.isdigit()) and (operated or (after and after in "+−=^_×÷<>≤≥")):
             return make(text, start, j, core.value(), "", "other", True)
     tail = WORD_TAIL.match(text, j)
     end = tail.end() if tail is not None else j + 1
@@ -69,7 +74,9 @@ def read_index(text: str, i: int, floor: int, p: str) -> tuple[Number | None, in
     end = match.end()
     if kind == "identifier" and (tail := WORD_TAIL.match(text, end)) is not None:
         end = tail.end()
-    if kind == "identifier" and (tail := DOTTED.match(text, end)) is not None:
+    if kind == "identifier" and (tail := DOTTED.match(text, end) or _EDITION.match(text, end)) is not None:
+        end = tail.end()
+    if text[i - 2 : i] == "CN" and (tail := _SERIAL_CLASS.match(text, end)) is not None:
         end = tail.end()
     return make(text, i, end, text[i:end].translate(FOLD), "", kind, False)
 
@@ -86,7 +93,8 @@ def _is_quantity(text: str, i: int, name: str) -> bool:
 
 def in_address(text: str, i: int) -> bool:
     """Whether i lies inside a URL or an HTML tag: looked for within a bounded distance to the left."""
-    if text[i - 1] == "/" and i > 1 and text[i - 2].isascii() and text[i - 2].isalpha():
+    multiple = i > 2 and text[i - 2] in "xX" and text[i - 3].isdecimal()  # 15.2x/12.8x
+    if text[i - 1] == "/" and i > 1 and text[i - 2].isascii() and text[i - 2].isalpha() and not multiple:
         path = _PATH.search(text, max(0, i - 60), i)
         if path is not None and ("." in path.group() or path.group().count("/") > 1):
             return True

@@ -19,6 +19,14 @@ _CHANGE = re.compile(
 _PERCENT_TEX = re.compile(r"\s?(?:\$\s?\\(?:%|textperthousand)(?:\s?\$)?|\\(?:%|textperthousand))")
 _PER_TIME = re.compile("[/／·](?:[天日月年人次期]|小时)(?![0-9])")
 _TENTHS = re.compile("[半一二三四五六七八九](?![十百千万个年月天人家股次条项])")
+_FITTING = ("为宜", "为限", "为佳", "为好")  # 三成为宜
+_MULTIPLE = re.compile(  # 25x PE, 25x 2025E PE, PE 25x
+    r"[xX](?:(?=(?P<named>(?:的|\s?(?:(?:20)?[0-9]{2}[AEF]?年?)?\s?(?:P/?[EBS]|EV|市[盈净销]率|估值)(?![a-z]))))"
+    r"|(?![A-Za-z0-9+\-−=*^_×÷<>≤≥$\\{(]))"
+)
+_VALUATION = re.compile(
+    "(?:P/?[EBS]|EV|EBITDA|估值|市[盈净销]率|倍数|对应)[^。；\\n]{0,14}\\Z|[0-9][xX][/、和至~～-]\\Z"
+)
 
 
 class Measure(NamedTuple):
@@ -57,7 +65,7 @@ def unit_at(text: str, j: int) -> Measure | None:
         if after:
             if c.isascii() and after.isascii() and after.isalnum() and c != "%":
                 continue
-            if after in NOT_BEFORE.get(word, ""):
+            if after in NOT_BEFORE.get(word, "") and not (word == "成" and text.startswith(_FITTING, end)):
                 continue
             if c in "%％" and after.isascii() and after.isalnum() and text[end : end + 2].isalnum():
                 if all(digit in "0123456789ABCDEF" for digit in text[end : end + 2]):
@@ -75,6 +83,9 @@ def measure_at(text: str, core: Core) -> Measure | None:
             return None
         found = unit_at(text, j + 1)
         return None if found is None or found.unit.grade == 0 else found
+    if c and c in "xX" and core.style == "a" and (multiple := _MULTIPLE.match(text, j)) is not None:
+        valued = _VALUATION.search(text, max(0, core.start - 20), core.start) if not multiple.group("named") else True
+        return Measure(j + 1, UNITS["倍"]) if valued else None
     if c and c in "（(" and core.style == "a":
         return _bracketed(text, core)
     if c == "个" and text[j + 1 : j + 2] == "半":
@@ -85,6 +96,8 @@ def measure_at(text: str, core: Core) -> Measure | None:
     if found is None:
         return None
     unit, end = found.unit, found.end
+    if unit.name in ("L", "t") and core.start and text[core.start - 1] in "=+-−–×*·/{($&":  # Q=2L+3K
+        return None
     if unit.kind == "amount":
         if unit.name == "CNY" and text[end : end + 1].isnumeric() and text[end - 1] in "元块圆":
             change = _CHANGE.match(text, end)

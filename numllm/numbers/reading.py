@@ -14,7 +14,10 @@ from .units import CODES, MAGNITUDES, SIGNS, SPACE, UNITS
 __all__ = ["arabic_at", "chinese_at"]
 
 _WIDE_COMMA = re.compile(r"(?:，[0-9]{3}){0,4}，000(?![0-9，,.])|(?:，[0-9]{3}){1,4}\.[0-9]{2}(?![0-9])")
-_SPACED = re.compile(r"[0-9]{1,3}(?:[ \u00a0\u2009\u202f][0-9]{3})+(?![0-9])(?:\.[0-9]+)?")
+_SPACED = re.compile(
+    r"[0-9]{1,3}(?:[ \u00a0\u2009\u202f][0-9]{3})+(?![0-9])(?:\.[0-9]+)?|"
+    r"[０-９]{1,3}(?:[ \u3000][０-９]{3})+(?![０-９])(?:[.．][０-９]+)?"
+)
 _CN_FRACTION = re.compile("点([零〇○一二三四五六七八九]{1,32})(百万|千万|百亿|千亿|万亿|[万亿])?")
 _MIXED = re.compile(r"([0-9]+(?:\.[0-9]+)?)([十百千]?[万亿]|[百千])")
 _SHORT_TENTH = re.compile(r"([0-9]{1,4})万([1-9])(?=[。，；、！？)）]|\Z)")
@@ -29,7 +32,8 @@ _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _HUNDRED_MILLIONS = re.compile("个[多余]?亿")  # 1.5个亿
 
 
-_FOLLOWS = frozenset("十百千万亿×✕*\\个，kKmMbBtT" + MANY).union(VULGAR)
+_AND_PART = re.compile("又([0-9]{1,4})/([0-9]{1,4})(?![0-9/])")  # 1又1/2
+_FOLLOWS = frozenset("十百千万亿×✕*\\个，又kKmMbBtT" + MANY).union(VULGAR)
 _GAPS = frozenset(SPACE)
 _LEADS = frozenset("-−－﹣–负").union((sign[-1] for sign in SIGNS), (code[-1] for code in CODES))
 
@@ -99,10 +103,12 @@ def arabic_at(text: str, i: int, floor: int) -> Core:
     j = match.end()
     raw = match.group()
     spaced = None
-    if j < len(text) and text[j] in " \u00a0\u2009\u202f" and len(raw) <= 3 and text[j + 1 : j + 4].isdecimal():
+    if j < len(text) and text[j] in SPACE and len(raw) <= 3 and text[j + 1 : j + 4].isdecimal():
         spaced = _SPACED.match(text, i)
         if spaced is not None and (
-            len(raw) < 3 or " 000" in spaced.group() or unit_at(text, magnitude_at(text, spaced.end())[0])
+            len(raw) < 3
+            or "000" in spaced.group().translate(FOLD)[len(raw) :]
+            or unit_at(text, magnitude_at(text, spaced.end())[0])
         ):
             j, raw = spaced.end(), spaced.group()
         else:
@@ -140,6 +146,9 @@ def _follow(text: str, i: int, core: Core) -> Core:
     if c in VULGAR and exponent == 0:  # 1½
         value = int(digits) + Fraction(*VULGAR[c])
         return core._replace(end=j + 1, scaled=True, fraction=-value if core.negative else value)
+    if c == "又" and exponent == 0 and (part := _AND_PART.match(text, j)) is not None and int(part.group(2)):
+        value = int(digits) + Fraction(int(part.group(1)), int(part.group(2)))
+        return core._replace(end=part.end(), scaled=True, fraction=-value if core.negative else value)
     if c == "，" and exponent == 0 and j - i <= 3 and (groups := _WIDE_COMMA.match(text, j)) is not None:  # 1，000元
         whole, _, rest = groups.group().replace("，", "").partition(".")
         j, digits, exponent = groups.end(), digits + whole + rest, -len(rest)
@@ -153,6 +162,8 @@ def _follow(text: str, i: int, core: Core) -> Core:
                 digits, exponent = _split(value)
             else:
                 j, exponent = end, exponent + power
+                if text[j : j + 1] in tuple(MANY) and (many := magnitude_at(text, j + 1))[1]:  # 4.5万多亿
+                    j, exponent = many[0], exponent + many[1]
             scaled = True
     elif c == "个" and (hundreds := _HUNDRED_MILLIONS.match(text, j)) is not None:
         j, exponent, scaled = hundreds.end(), exponent + 8, True

@@ -1,27 +1,27 @@
-"""Dates, times, ratios, fractions and ranges: numbers of several parts."""
+"""Dates, times, ratios, fractions, telephone numbers: numbers of several parts."""
 
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 from fractions import Fraction
 
-from .context import cue_before, day_at, price_before
-from .core import Core, magnitude_at
-from .measures import RATIO_MEASURE, Measure, measure_at
+from .core import Core
 from .number import Number, make
-from .numerals import FOLD, D, chinese_to_int, exact_decimal
-from .patterns import ARABIC, DOTTED, INDEX_CUE, MOVED
-from .reading import arabic_at, chinese_at
+from .numerals import FOLD, D, exact_decimal
+from .patterns import DOTTED, INDEX_CUE, MOVED
 from .spoken import DAYTIME
-from .units import MAGNITUDES, SPACE, UNITS, Unit
+from .units import SPACE
 
-__all__ = ["iso_date", "try_date", "try_range", "try_special"]
+__all__ = ["iso_date", "try_date", "try_special"]
 
 _YEAR_DATE = re.compile(
     rf"(?P<y>[{D}]{{4}})\s?年(?:度|代|\s?(?P<m>[{D}]{{1,2}})\s?月(?:份|\s?(?P<d>[{D}]{{1,2}})\s?[日号])?)?"
 )
 _SHORT_YEAR = re.compile(r"(?:[5-9][0-9]年(?:代|初|末|底)|[0-9]{2}年\s?[0-9]{1,2}月(?:\s?[0-9]{1,2}日)?)")
+_FORECAST_YEAR = re.compile(
+    r"[23][0-9]年(?=\s?(?:[0-9.]+(?:[-–~～至][0-9.]+)?[倍xX]|P/?[EBS]|EPS|归母|净利|营收|业绩|盈利预测))"
+)
+_STRETCH = re.compile("(?:过去|未来|今后|连续|[近前后这每历满长达约超期限])\\Z")
 _MASKED_YEAR = re.compile(
     r"(?P<y>[12２][0-9０-９]?[×xX＊*✕╳][0-9０-９l×xX＊*]{1,2}|[12][0-9][×xX＊*✕╳]{1,2}[0-9０-９l]{0,2}|"
     r"[12][0-9]{2}[×xX＊*✕╳])"
@@ -41,6 +41,10 @@ _SLASH_DATE = re.compile(  # 06/03/2022 is of June, 15/03/2024 of March
     r"/(?P<y>(?:19|20)[0-9]{2})(?![0-9/])"
 )
 _TIME = re.compile(r"(?:[01]?[0-9]|2[0-4])[:：][0-5][0-9](?:[:：][0-5][0-9])?(?![0-9])")
+_SHORT_DATE = re.compile(r"(?P<m>0?[1-9]|1[0-2])/(?P<d>3[01]|[12][0-9]|0?[1-9])(?![0-9/.%％])")  # 08/27
+_DATED_BEFORE = re.compile(r"(?:于|[自从]|截[至止]|(?:日期|时间|日)[:：为是]?)\s?\Z")
+_DOI = re.compile(r"10\.[0-9]{4,9}/[A-Za-z0-9._;()/:<>\-]{1,120}(?<![.;:(])")
+_HOUR = re.compile("([0-9]{1,2})[时点](?![0-9])")
 _CLOCK = re.compile(
     r"([0-9]{1,2})\s?[时点](?:\s?([0-9]{1,2})\s?分(?!之)|整|半|(?=[前后至到起止许内为开召举截结关发、,，。]))"
 )
@@ -49,19 +53,15 @@ _RATIO = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:\s?[:：∶]\s?[0-9]+(?:\.[0-9]+)?){
 _CITED_YEAR = re.compile(r"(?:(?<=[，,])|(?<=[，,] ))(?:19|20)[0-9]{2}[:：](?!1)")  # 出版社，2016：23
 _NAMED_DAY = re.compile(r"(0?[1-9]|1[0-2])·(3[01]|[12][0-9]|0?[1-9])(?![0-9·])")  # “3·15”晚会
 _RATIO_AFTER = re.compile("的?(?:比[例率价]|杠杆|配[比股资])")  # 1:20的杠杆
+_RATIO_BEFORE = re.compile("(?:杠杆|比[例率价]|配[比股资]|赔率|[盈亏]比)[^，。；、0-9]{0,6}\\Z")
+_RATIO_TO = re.compile(
+    r"\s?[至到\-–—~～]\s?(?P<top>[0-9]{1,6}(?:\.[0-9]+)?)[:：∶](?P<bottom>[0-9]{1,6}(?:\.[0-9]+)?)(?![:：∶0-9])"
+)
 _SPOKEN_RATIO = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?比([0-9]{1,6}(?:\.[0-9]{1,6})?)(?![0-9.,%％万亿年月日元])")
 _STANDARD = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})*[:：\-—–](?:19|20)[0-9]{2}(?![0-9])")  # ISO 9001:2015
 _STANDARD_NAME = re.compile(r"(?<![A-Za-z])(?:[A-Z]{2,6}|(?:[A-Z]{2,4}|DB[0-9]{2})/[TZ])\s?\Z")
-_SLASH = re.compile(rf"[/／]([{D}]{{1,12}})(?![{D}/／.年])")
+_SLASH = re.compile(rf"[/／]([{D}]{{1,12}})(?![{D}/／.年岁]|周岁)")
 _CREDIT_TERMS = re.compile(r"[0-9]+/[0-9]+(?:[,，、;；\s]{0,2}[0-9]+/[0-9]+){0,4}[,，、;；\s]{0,2}[nN]/[0-9]+")
-_RANGE = re.compile(
-    r"\s?(?:至|到|[~～]{1,2}|[-–—―－−﹣]{1,2})\s?"
-    r"(?=(?:(?:US|HK|NT|[ACS])?[$¥￥€£]|RMB|USD|HKD|EUR)?[-−负]?[0-9０-９零一二三四五六七八九十两百千万壹贰叁])"
-)
-_DAY_SPAN = re.compile(rf"日\s?[至到\-–—―~～－−﹣]\s?([{D}]{{1,3}}|[一二三四五六七八九十百]{{1,5}})日")
-_SPAN_BEFORE = re.compile("(?:持有|持续|期限?|超过|逾期|账龄|拖欠|满|少于|连续)[^，。；、0-9]{0,4}\\Z")
-_SPAN_AFTER = re.compile("[（(]?不?含|以?之?内|收取|的?期限?|赎回|不等|后|未")
-_CURRENCY_SIGN = re.compile("(?:US|HK|NT|[ACS])?[$¥￥€£]|RMB|USD|HKD|EUR")
 _ISSUE = re.compile(r"\s?第\s?[0-9０-９]{1,6}\s?号")
 _BRACKET_ISSUE = re.compile(
     r"\\?[〕\]］)）】]\s?(?:(?:第\s?)?[A-Z]{0,4}[0-9０-９]{1,14}(?:-[0-9]{1,3})?\s?号|"
@@ -69,10 +69,11 @@ _BRACKET_ISSUE = re.compile(
     r"字)第?[0-9]{1,7}(?:-[0-9]{1,3})?号)"  # （2023）京01民初123号
 )
 _PHONE = re.compile(
-    r"(?:0[0-9]{2,3}[-－][0-9]{7,8}(?:-[0-9]{1,5})?|1[3-9][0-9]{9}|1[3-9][0-9][- ][0-9]{4}[- ][0-9]{4}"
-    r"|400[0-9]-[0-9]{3}-[0-9]{3}|400[-－]?[0-9]{3}[-－]?[0-9]{4})(?![0-9])"
+    r"(?:0[0-9]{2,3}[-－](?:[0-9]{7,8}|[0-9]{3,4} [0-9]{4})(?:-[0-9]{1,5})?|1[3-9][0-9]{9}"
+    r"|1[3-9][0-9][- ][0-9]{4}[- ][0-9]{4}"
+    r"|400[0-9]-[0-9]{3}-[0-9]{3}|400[-－ ]?[0-9]{3}[-－ ]?[0-9]{4}"
+    r"|86[- ](?:1[3-9][0-9][- ]?[0-9]{4}[- ]?[0-9]{4}|[0-9]{2,3}[- ][0-9]{7,8}))(?![0-9])"
 )
-_ARITHMETIC = tuple("×÷+=≈＝＋−*✕－-—–/^")
 
 
 def iso_date(year: str | None, month: int | None, day: int | None) -> str:
@@ -83,6 +84,12 @@ def iso_date(year: str | None, month: int | None, day: int | None) -> str:
     if day is not None:
         parts.append(f"{day:02d}")
     return "-".join(parts)
+
+
+def _forecast_year(text: str, i: int) -> re.Match[str] | None:
+    """`25年` of a forecast: 给予25年15倍PE, 对应24/25/26年PE; None for a duration (过去25年净利润)."""
+    year = _FORECAST_YEAR.match(text, i)
+    return year if year is not None and _STRETCH.search(text, max(0, i - 3), i) is None else None
 
 
 def _dated(text: str, match: re.Match[str]) -> tuple[Number, int] | None:
@@ -108,7 +115,7 @@ def try_date(text: str, i: int, j: int, n: str) -> tuple[Number, int] | None:
             if issue is not None:
                 return make(text, i, issue.end(), text[i : issue.end()].translate(FOLD), "", "identifier", False)
         elif j - i == 2:
-            short = _SHORT_YEAR.match(text, i)
+            short = _SHORT_YEAR.match(text, i) or _forecast_year(text, i)
             if short is not None:
                 return make(text, i, short.end(), text[i:j], "", "date", False)
     elif k and k in "×xX＊*✕╳" and text[i] in "12２":
@@ -145,8 +152,10 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
         if match is not None and not core.scaled and len(match.group()) <= 60:
             clock = _TIME.match(text, i)
             left = text[max(0, i - 4) : i]
-            ratio = _RATIO_AFTER.match(text, match.end()) is not None or (
-                any(c in left for c in "比例按率") and text[match.end() : match.end() + 1] not in [*"收开前后起止"]
+            ratio = (
+                _RATIO_AFTER.match(text, match.end()) is not None
+                or (any(c in left for c in "比例按率") and text[match.end() : match.end() + 1] not in [*"收开前后起止"])
+                or _RATIO_BEFORE.search(text, max(0, i - 12), i) is not None
             )
             if clock is not None and clock.end() == match.end() and not ratio:
                 return make(text, i, clock.end(), clock.group().replace("：", ":"), "", "time", False)
@@ -155,9 +164,13 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
             parts = re.split(r"\s?[:：∶]\s?", match.group())
             if len(parts) == 2 and Fraction(parts[1]):
                 value = exact_decimal(Fraction(parts[0]) / Fraction(parts[1]))
+                if (to := _RATIO_TO.match(text, match.end())) is not None and Fraction(to.group("bottom")):
+                    return _ratio_range(text, i, Fraction(parts[0]) / Fraction(parts[1]), to)
             else:
                 value = ":".join(parts)
             return make(text, i, match.end(), value, "1", "rate", True)
+    elif n == "/" and core.exponent <= -4 and (doi := _DOI.match(text, i)) is not None:
+        return make(text, i, doi.end(), doi.group(), "", "identifier", False)
     elif n in "/／" and core.exponent == 0 and not core.scaled:
         terms = _CREDIT_TERMS.match(text, i)
         if terms is not None:
@@ -166,6 +179,9 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
         if dated is not None:
             month, day = dated.group("m") or dated.group("month"), dated.group("d") or dated.group("day")
             return make(text, i, dated.end(), f"{dated.group('y')}-{month:0>2}-{day:0>2}", "", "date", False)
+        short = _SHORT_DATE.match(text, i)
+        if short is not None and (text[i] == "0" or _DATED_BEFORE.search(text, max(0, i - 5), i) is not None):
+            return _dated(text, short)
         slash = _SLASH.match(text, j)
         if (
             slash is not None
@@ -177,7 +193,7 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
             return make(
                 text, core.start, slash.end(), exact_decimal(-value if core.negative else value), "1", "rate", True
             )
-    elif n in "-－":
+    elif n in "-－" or (n == " " and text.startswith(("86 ", "400 "), i)):
         phone = _PHONE.match(text, i)
         if phone is not None:
             return make(text, i, phone.end(), phone.group(), "", "identifier", False)
@@ -192,152 +208,29 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
     elif n in "时点 ":
         if n == " " and j - i == 3 and text[i] == "1" and (phone := _PHONE.match(text, i)) is not None:  # 138 0013 8000
             return make(text, i, phone.end(), phone.group(), "", "identifier", False)
+        day = DAYTIME.search(text, max(0, i - 2), i) if i and text[i - 1] in "午上晚晨早" else None
         clock = _CLOCK.match(text, i)
+        late = day is not None and day.group("late") is not None
+        if clock is None and day is not None and (hour := _HOUR.match(text, i)) is not None:
+            hours = int(hour.group(1))
+            if hours <= 24:
+                return make(text, i, hour.end(), f"{hours + 12 * (late and hours < 12):02d}:00", "", "time", False)
         if clock is not None and clock.group(2) is None:  # 当Q=10时, 下调14点: no time of day
             no_clock = MOVED if n == "点" else _NO_CLOCK
             if no_clock.search(text, max(0, i - 3), i) is not None:
                 return None
         if clock is not None and int(clock.group(1)) <= 24 and not INDEX_CUE.search(text[max(0, i - 16) : i]):
-            minute = clock.group(2) or ("30" if clock.group().endswith("半") else "00")
-            day = DAYTIME.search(text, max(0, i - 2), i)
-            late = day is not None and day.group("late") is not None and int(clock.group(1)) < 12
-            return make(text, i, clock.end(), f"{int(clock.group(1)) + 12 * late:02d}:{minute:0>2}", "", "time", False)
+            minute, hours = clock.group(2) or ("30" if clock.group().endswith("半") else "00"), int(clock.group(1))
+            hours += 12 * (late and hours < 12)
+            return make(text, i, clock.end(), f"{hours:02d}:{minute:0>2}", "", "time", False)
     elif n == "·" and (named := _NAMED_DAY.match(text, i)) is not None:
         month, day = named.groups()
         return make(text, i, named.end(), f"--{month:0>2}-{day:0>2}", "", "date", False)
     return None
 
 
-def try_range(text: str, core: Core, measure: Measure | None) -> tuple[Number, int] | None:
-    """`7至15年`, `5%-8%`, `20-30万元`: core is the low end, measure its unit if it has one."""
-    after = measure.end if measure is not None else core.end
-    c = text[after : after + 1]
-    if c == "日" and measure is None:
-        return _day_span(text, core)
-    if not c or c not in "至到-–—―~～－−﹣ ":
-        return None
-    separator = _RANGE.match(text, after)
-    if separator is None or (measure is not None and (measure.add is not None or measure.unit.grade == 0)):
-        return None
-    k = separator.end()
-    sign = separator.group().strip()
-    signs = _CURRENCY_SIGN.match(text, k)
-    if signs is not None:
-        if not core.currency or measure is not None or core.scaled:
-            return None
-        k = signs.end()
-    signed = text[k] in "-−负"
-    if signed:
-        if not core.negative or sign in ("-", "−", "－"):
-            return None
-        k += 1
-    other = arabic_at(text, k, k) if text[k] in "0123456789０１２３４５６７８９" else chinese_at(text, k, k)
-    if other is None or other.end - k > 40:
-        return None
-    other = other._replace(negative=signed)
-    dash = sign not in ("至", "到")
-    n = text[other.end : other.end + 1]
-    if dash and measure is None:
-        if n and n in "-–—/.":  # 1-2-3, 3-5/7
-            return None
-        if core.digits == "1" and text[core.start - 1 : core.start] in ("(", "（"):  # (1-20%)
-            return None
-    if dash and text[core.start - 1 : core.start] in _ARITHMETIC:
-        return None
-    if measure is None and n == "日":
-        days = day_at(text, other, core.start)[0]
-        if days.variable and core.fraction is None and Fraction(core.value()) < Fraction(days.value):
-            end, low = days.end, core.value()
-            return Number(text[core.start : end], core.start, end, low, "day", "duration", True, low, days.value), end
-    if measure is None and core.style == "a" and n and (n in "年月日" or text[other.end : other.end + 2] == " 年"):
-        if (number := _date_range(text, core, other, n)) is not None:
-            return number
-    found = RATIO_MEASURE._replace(end=other.end) if other.fraction is not None else measure_at(text, other)
-    if found is None or found.unit.grade == 0 or found.add is not None:
-        if measure is not None:
-            return None
-        close = dash and len(separator.group()) == 1 and not other.scaled  # $100-200
-        if core.currency and (close or signs is not None):
-            unit, end = Unit("amount", core.currency, 0, 3), other.end
-        elif core.exponent < 0 and other.exponent < 0 and cue_before(text, core.start) == "rate":
-            unit, end = UNITS["倍"], other.end
-        else:
-            return None
-    else:
-        unit, end = found.unit, found.end
-        if unit.name == "day" and text[end - 1] == "日":
-            return None
-    if dash and text[end : end + 1] in _ARITHMETIC:
-        return None
-    low = core
-    if measure is None:
-        if core.fraction is not None or other.fraction is not None:
-            return None
-        if not core.scaled and other.scaled:
-            low = core._replace(exponent=core.exponent + _scale_of(text, k, other))
-            if Decimal(low.value()) >= Decimal(other.value()):  # 5000至1万元
-                low = core
-    elif measure.unit != unit or (unit.shift == -2 and (text[after - 1] == "点") != (text[end - 1] == "点")):
-        return None  # 提升4.3个百分点至76.8%
-    first, second = low.value(unit.shift), other.value(unit.shift)
-    if "/" in first or "/" in second:
-        return None
-    if core.negative and signed and Decimal(first) > Decimal(second):  # -2%至-5%
-        first, second = second, first
-    if Decimal(first) >= Decimal(second):
-        return None
-    if measure is not None and unit.kind != "rate" and not dash and Decimal(second) > 5 * Decimal(first):
-        if MOVED.search(text, max(0, core.start - 3), core.start) is not None:  # 上涨20元至850元
-            return None
-    lone = core.lone and other.lone and unit.grade < 2
-    kind, name = unit.kind, unit.name
-    if kind == "amount":
-        kind, name = price_before(text, core.start, name)
-    elif name == "点":
-        kind = "index"
-    number = Number(text[core.start : end], core.start, end, first, name, kind, not lone, first, second)
-    return number, end
-
-
-def _day_span(text: str, core: Core) -> tuple[Number, int] | None:
-    """`持有7日至30日`, `30日至60日内`: durations; None for days of the calendar (`5日至10日`)."""
-    span = _DAY_SPAN.match(text, core.end)
-    if span is None or core.fraction is not None or core.exponent:
-        return None
-    high = int(span.group(1)) if span.group(1).isdecimal() else chinese_to_int(span.group(1)) or 0
-    low, end = int(core.value()), span.end()
-    before = text[max(0, core.start - 8) : core.start]
-    if low >= high or (before and before[-1] in "月自") or not (
-        high > 31 or _SPAN_BEFORE.search(before) is not None or _SPAN_AFTER.match(text, end) is not None
-    ):
-        return None
-    return Number(text[core.start : end], core.start, end, str(low), "day", "duration", True, str(low), str(high)), end
-
-
-def _scale_of(text: str, i: int, core: Core) -> int:
-    """The power of ten of the magnitude word that ends a numeral read at i."""
-    if core.style == "c":
-        return MAGNITUDES.get(text[core.end - 1], 0)
-    match = ARABIC.match(text, i)
-    return magnitude_at(text, match.end())[1] if match is not None else 0
-
-
-def _date_range(text: str, core: Core, other: Core, n: str) -> tuple[Number, int] | None:
-    """`2014-2018年`, `1-6月`, `10-15日`: years, months and days of the calendar, not durations."""
-    end = other.end + (1 if n in "年月日" else 2)
-    low, high = core.digits, other.digits
-    if core.exponent or other.exponent or len(low) > 4 or len(high) > 4:
-        return None
-    if n == "月":
-        calendar = 1 <= int(low) <= 12 and 1 <= int(high) <= 12
-        low, high = f"--{low:0>2}", f"--{high:0>2}"
-    elif n == "日":
-        calendar = 1 <= int(low) <= 31 and 1 <= int(high) <= 31
-    else:
-        calendar = len(low) == 4 and len(high) == 4
-    if not calendar:
-        return None
-    if text[end : end + 1] == {"月": "份", "年": "度"}.get(text[end - 1]):
-        end += 1
-    number = Number(text[core.start : end], core.start, end, low, "", "date", False, low, high)
-    return number, end
+def _ratio_range(text: str, i: int, first: Fraction, to: re.Match[str]) -> tuple[Number, int]:
+    """`1:10到1:20`: two ratios, the smaller one first whichever is written first."""
+    second = Fraction(to.group("top")) / Fraction(to.group("bottom"))
+    low, high = exact_decimal(min(first, second)), exact_decimal(max(first, second))
+    return Number(text[i : to.end()], i, to.end(), low, "1", "rate", True, low, high), to.end()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from .context import price_before
 from .core import Core
 from .number import Number, make
 from .numerals import DIGITS, D, chinese_to_int, exact_decimal
 
-__all__ = ["DAYTIME", "SPOKEN", "try_spoken"]
+__all__ = ["DAYTIME", "PER_TEN_THOUSAND", "SPOKEN", "try_spoken"]
 
 SPOKEN = "厘分块毛角点"  # what stands behind a numeral that `try_spoken` may read
 _DIGIT = f"[{D}一二三四五六七八九]"
@@ -18,8 +19,15 @@ _INTEREST_UNIT = re.compile(rf"(?P<unit>[厘分])(?:(?P<half>半)|(?P<tenth>{_DI
 # power of ten of 厘: one in a hundred a year, in a thousand a month, in ten thousand a day; 分 is ten of them
 _INTEREST_POWER = {"年": -2, "月": -3, "日": -4}
 _COINS = re.compile(
-    rf"块(?P<jiao>{_DIGIT})(?![{D}十百千万个成%％.]|{_DIGIT})|[角毛](?P<fen>{_DIGIT})(?:分钱?|(?![{D}十百千万个.]|{_DIGIT}))|"
-    r"(?P<mao>[角毛])钱?|(?P<cent>分)钱"
+    rf"块(?P<jiao>{_DIGIT})(?:[毛角](?:(?P<cents>{_DIGIT})分?)?钱?)?(?![{D}十百千万个成块%％.]|(?!一[斤个张只平米公克杯碗盒瓶份串件次天月年吨度晚人]){_DIGIT})|[角毛](?P<fen>{_DIGIT})(?:分钱?|(?![{D}十百千万个.]|{_DIGIT}))|"
+    r"(?P<mao>[角毛])钱?|(?P<cent>分)钱|(?P<yuan>块)(?![钱地板砖屏表电])"
+)
+_PAID = re.compile(  # 涨了五毛, 卖12块
+    "(?:[涨跌升降差省花卖收付交给赚赔亏贵罚补退赢输欠借还]了?|每[\u4e00-\u9fff]|[破超值]了?|便宜了?|优惠|补贴|[卖涨跌降]到|只[要需]|仅需|[低高]了|合计|共)"
+    "[约近才]?\\Z"
+)
+PER_TEN_THOUSAND = re.compile(  # 佣金按万2.5收取, 日息万五
+    "(?:(?:佣金|费率?|税率?|利率|[日月]息)[^，。；0-9]{0,4}|按)万\\Z"
 )
 _CLOCK = re.compile(
     rf"点(?:(?P<half>半)|(?P<quarters>[一三])刻|(?P<minute>[{D}]{{1,2}}|[一二三四五]?十[一二三四五六七八九]?)分|整|钟)?"
@@ -42,16 +50,21 @@ def try_spoken(text: str, core: Core) -> tuple[Number, int] | None:
         return _clock(text, core)
     if c == "厘" or (coins := _COINS.match(text, core.end)) is None:
         return None
-    if coins.group("mao") and core.style == "c" and not coins.group().endswith("钱"):  # 三角债, 四角
-        return None
+    if coins.group("yuan") or (coins.group("mao") and core.style == "c" and not coins.group().endswith("钱")):
+        hundreds = core.style == "c" and len(core.digits) > 2  # 四千一百块
+        if not hundreds and _PAID.search(text, max(0, core.start - 5), core.start) is None:  # 三角债, 四角, 12块
+            return None
     value = Fraction(core.value())
     if coins.group("jiao"):
         value += Fraction(_digit(coins.group("jiao")), 10)
+        if coins.group("cents"):
+            value += Fraction(_digit(coins.group("cents")), 100)
     elif coins.group("fen"):
         value = value / 10 + Fraction(_digit(coins.group("fen")), 100)
-    else:
+    elif not coins.group("yuan"):
         value /= 100 if coins.group("cent") else 10
-    return make(text, core.start, coins.end(), exact_decimal(value), "CNY", "amount", True)
+    kind, unit = price_before(text, core.start, "CNY")
+    return make(text, core.start, coins.end(), exact_decimal(value), unit, kind, True)
 
 
 def _interest(text: str, core: Core) -> tuple[Number, int] | None:

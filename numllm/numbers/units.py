@@ -54,7 +54,7 @@ _RATES = {
     -1: "成 折",
     -2: "% ％ ﹪ 个百分点 百分点 个点 pct PCT pcts pp ppt ppts",
     -3: "‰ 个千分点",
-    -4: "‱ 个基点 基点 bp bps BP BPs BPS 个bp 个BP",
+    -4: "‱ 个基点 基点 bp bps BP BPs BPS 个bp 个BP 个bps 个BPs 个BPS",
     0: "倍",
 }
 _MEASURED = (
@@ -62,12 +62,12 @@ _MEASURED = (
     "平方米 立方米 平方公里 平米 亩 公顷 升 毫升 公升 桶 盎司 千瓦时 千瓦 兆瓦 "
     "千伏安 蒲式耳 磅 英亩 英里 海里 人次 人月 工时 机器工时 人工工时 台时 工日 个工日 人日 人天 "
     "℃ 架次 班次 批次 兆瓦时 吉瓦 马力 标准箱 户次 车次 大卡 千卡 分贝 赫兹 "
-    "kg km mm cm ha g mg ml m² km² m³ ㎡ kW MW GW kWh MWh GWh TWh kVA MB GB TB GHz MHz Gbps Mbps TEU DWT"
+    "kg km mm cm ha g t L mg ml m² km² m³ ㎡ kW MW GW kWh MWh GWh TWh kVA MB GB TB GHz MHz Gbps Mbps TEU DWT"
 )
 _CONCRETE = "股 件 台 人 名 户 岁 辆 头 艘 架 栋 幢 手 份 张 公斤"
 _ABSTRACT = (
     "个 项 种 类 次 家 位 组 批 期 笔 套 部 座 本 册 支 枚 间 步 轮 分 条 点 片 根 块 粒 箱 袋 瓶 盒 单位 只 篇 道 票 "
-    "亿次 颗 副 幅 宗 场 门 层 天次 口 例 年级 起 处 单 档 席 班 株 题"
+    "亿次 颗 副 幅 宗 场 门 层 天次 口 例 年级 起 处 单 档 席 班 株 题 小题 平"
 )
 _NUMBERED = "号 章 节 级 页 楼 版 届 卷 世纪 代 年代 款 集 回 阶 号楼 号线 季度 度 次方 元组"
 # a unit word is none when one of these characters follows it
@@ -116,6 +116,10 @@ NOT_BEFORE = {
     "号": "召",
     "层": "次面级",
     "场": "所景地",
+    "节": "气",
+    "集": "中合团体聚资成",
+    "平": "均方安米台静衡等板仓常原日时抑价息分行稳凡面庸局盘复整抛今开移",
+    "次方": "程",
     "门": "店槛",
     "步": "骤走",
     "日": "元常记期历报",
