@@ -295,7 +295,7 @@ def test_what_is_kept_does_not_hang_on_the_order_of_a_sum() -> None:
     found = []
     for factor in (1.0, 1 - 2.0**-50, 1 + 2.0**-50):  # as another library's rounding
         delta = EntrywiseDelta(
-            ((b * factor, a),), (1.0,), (threshold,), Options(method="ties", density=0.25), (0,), {}, {}
+            ((b * factor, a),), (1.0,), (threshold,), Options(method="ties", density=0.25), (0,), {}
         )
         found.append(torch.zeros(30, 40, dtype=torch.float64))
         delta.add_to(found[-1], 0)

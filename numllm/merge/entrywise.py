@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .factors import Parts
 from .options import Options
 from .selection import tile_rows
 
@@ -32,8 +33,8 @@ class EntrywiseDelta:
     options: Options
     draws: tuple[int, ...]
     """Key of each part's random numbers."""
-    cosines: dict[str, float | None]
-    angles: dict[str, dict[str, list]]
+    triangles: Parts
+    """As `Delta` has them."""
 
     def to(self, device: torch.device) -> EntrywiseDelta:
         """With its factors on a device."""

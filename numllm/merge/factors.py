@@ -166,35 +166,56 @@ def decompose(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return Product(b, a, vectors=True).svd()
 
 
-def compare(parts: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[dict[str, float | None], dict[str, dict[str, list]]]:
-    """How adapters' deltas lie to each other; name → (b, a), weights included.
+Parts = Mapping[str, tuple[Tensor, Tensor]]
+"""Adapter → (b (N, r), a (r, K)) of its change of one weight, its weight included."""
+
+Comparison = tuple[dict[str, float | None], dict[str, dict[str, list]]]
+"""Pair of adapters → the cosine of their changes; pair → {"output": …, "input": …}, cosines of principal angles."""
+
+
+def compare(parts: Parts) -> Comparison:
+    """How adapters' changes of a weight lie to each other.
 
     cosines: pair → ⟨Δᵢ, Δⱼ⟩ / (‖Δᵢ‖ ‖Δⱼ‖), None where one is zero. angles: pair → {"output": …, "input": …}, the
     cosines of the principal angles between the column spaces of the B (what they write) and the row spaces of
     the A (what they read), falling: 1 is a shared direction, 0 an orthogonal one.
     """
-    names = list(parts)
-    # ⟨BᵢAᵢ, BⱼAⱼ⟩ = Σ (BᵢᵀBⱼ) ∘ (AᵢAⱼᵀ): nothing of size N × K is made.
-    inner = {
-        (i, j): float(((parts[i][0].T @ parts[j][0]) * (parts[i][1] @ parts[j][1].T)).sum())
-        for at, i in enumerate(names) for j in names[at:]
-    }
-    bases = {name: (_basis(b), _basis(a.T)) for name, (b, a) in parts.items()} if len(names) > 1 else {}
-    cosines: dict[str, float | None] = {}
-    angles: dict[str, dict[str, list]] = {}
-    for (i, j), product in inner.items():
-        if i == j:
-            continue
-        size = math.sqrt(max(inner[i, i], 0.0) * max(inner[j, j], 0.0))
-        cosines[f"{i} · {j}"] = max(-1.0, min(1.0, product / size)) if size else None
-        angles[f"{i} · {j}"] = {
-            side: torch.linalg.svdvals(left.T @ right).clamp_max(1.0).tolist()
-            for side, left, right in zip(("output", "input"), bases[i], bases[j], strict=True)
-        }
-    return cosines, angles
+    return compare_all([parts])[0]
 
 
-def _basis(x: Tensor) -> Tensor:
-    """An orthonormal basis (n, rank) of the columns of x (n, r)."""
+def compare_all(weights: Sequence[Parts]) -> list[Comparison]:
+    """`compare` of each. Those of equal sizes go together: the matrices are so small that calls are all they cost."""
+    found: list[Comparison] = [({}, {}) for _ in weights]
+    groups: dict[tuple, list[int]] = {}
+    for place, parts in enumerate(weights):
+        if len(parts) > 1:
+            groups.setdefault(tuple((name, b.shape, a.shape) for name, (b, a) in parts.items()), []).append(place)
+    for places in groups.values():
+        names = list(weights[places[0]])
+        b = [torch.stack([weights[place][name][0] for place in places]) for name in names]
+        a = [torch.stack([weights[place][name][1].T for place in places]) for name in names]
+        bases = {"output": [_basis(x) for x in b], "input": [_basis(x) for x in a]}
+
+        def inner(i: int, j: int, b: list[Tensor] = b, a: list[Tensor] = a) -> list[float]:
+            # ⟨BᵢAᵢ, BⱼAⱼ⟩ = Σ (BᵢᵀBⱼ) ∘ (AᵢAⱼᵀ): nothing of size N × K is made.
+            return ((b[i].mT @ b[j]) * (a[i].mT @ a[j])).sum((1, 2)).tolist()
+
+        squares = [inner(i, i) for i in range(len(names))]
+        for i, j in itertools.combinations(range(len(names)), 2):
+            pair = f"{names[i]} · {names[j]}"
+            for place, product, *both in zip(places, inner(i, j), squares[i], squares[j], strict=True):
+                size = math.sqrt(math.prod(max(square, 0.0) for square in both))
+                found[place][0][pair] = max(-1.0, min(1.0, product / size)) if size else None
+                found[place][1][pair] = {}
+            for side, ((u, ranks), (v, others)) in ((side, (each[i], each[j])) for side, each in bases.items()):
+                values = torch.linalg.svdvals(u.mT @ v).clamp_max_(1.0).tolist()
+                for place, cosines, rank, other in zip(places, values, ranks, others, strict=True):
+                    found[place][1][pair][side] = cosines[: min(rank, other)]
+    return found
+
+
+def _basis(x: Tensor) -> tuple[Tensor, list[int]]:
+    """Orthonormal bases (G, n, r) of the columns of matrices (G, n, r), zeros after them; how many columns each has."""
     u, s, _ = torch.linalg.svd(x, full_matrices=False)
-    return u[:, : int((s > s[:1] * 1e-12 * max(x.shape)).sum())]
+    within = s > s[:, :1] * 1e-12 * max(x.shape[1:])
+    return u * within[:, None], within.sum(dim=1).tolist()

@@ -29,7 +29,7 @@ from torch import Tensor
 from ..checkpoint import row_blocks
 from ..errors import MergeError
 from .entrywise import EntrywiseDelta, elect
-from .factors import Product, Target, compare, read_stacked
+from .factors import Parts, Product, Target, read_stacked
 from .options import ENTRYWISE, Options
 from .selection import smallest_kept
 
@@ -47,8 +47,8 @@ class Delta:
     singular: Tensor
     """All singular values before truncation, falling, fp64."""
     kept: int
-    cosines: dict[str, float | None]
-    angles: dict[str, dict[str, list]]
+    triangles: Parts
+    """Of each adapter its columns of the R of B̂ and Âᵀ: small, and as good for comparing."""
 
     @property
     def energy(self) -> float:
@@ -100,10 +100,11 @@ def delta_of(
     kept, known = target.full_rank, options.energy is None and not options.noise
     if options.method == "svd" and known:
         kept = min(options.rank or largest, kept)
-    each = torch.tensor(weights, dtype=torch.float64).repeat_interleave(torch.tensor(ranks))
-    product = Product(b * each, a, vectors=balanced or kept < target.full_rank or not known)
+    columns = [weight for weight, rank in zip(weights, ranks, strict=True) for _ in range(rank)]
+    vectors = balanced or kept < target.full_rank or not known
+    product = Product(b * torch.tensor(columns, dtype=torch.float64), a, vectors=vectors)
     split = product.split(ranks)
-    cosines, angles = compare({names[part.adapter]: pair for part, pair in zip(target.parts, split, strict=True)})
+    triangles = {names[part.adapter]: pair for part, pair in zip(target.parts, split, strict=True)}
     if options.method in ENTRYWISE:
         thresholds = None
         if options.method == "ties":
@@ -114,7 +115,7 @@ def delta_of(
                 f"{options.seed}\0{names[part.adapter]}\0{target.info.name}".encode()
             ).digest()[:16], "big") for part in target.parts
         )
-        return EntrywiseDelta(tuple(read), tuple(weights), thresholds, options, draws, cosines, angles)
+        return EntrywiseDelta(tuple(read), tuple(weights), thresholds, options, draws, triangles)
     combine = {"linear": _peft_factors, "peft-ties": _peft_factors, "knots": _knots, "core": _core}
     if options.method in combine:
         product = Product(*combine[options.method](target, read, weights, options), vectors=balanced)
@@ -122,10 +123,10 @@ def delta_of(
     if not known:
         kept = _enough(target, product.singular, options)
     if kept == len(product.singular) and not balanced:
-        return Delta(product.b, product.a, product.singular, kept, cosines, angles)
+        return Delta(product.b, product.a, product.singular, kept, triangles)
     u, singular, v = product.svd(kept)
     root = singular[:kept].sqrt() if balanced else singular[:kept]
-    return Delta(u * root, v * root[:, None] if balanced else v, singular, kept, cosines, angles)
+    return Delta(u * root, v * root[:, None] if balanced else v, singular, kept, triangles)
 
 
 def _enough(target: Target, singular: Tensor, options: Options) -> int:

@@ -21,10 +21,10 @@ class Pool:
         self.threads = torch.get_num_threads()
 
     def __enter__(self) -> Pool:
-        self._executor = concurrent.futures.ThreadPoolExecutor(
-            self.threads, "numllm-merge", initializer=torch.set_num_threads, initargs=(1,)
+        self._executor, self._waiting = (
+            concurrent.futures.ThreadPoolExecutor(threads, name, initializer=torch.set_num_threads, initargs=(1,))
+            for threads, name in ((self.threads, "numllm-merge"), (1, "numllm-merge-waiting"))
         )
-        self._waiting = concurrent.futures.ThreadPoolExecutor(1, "numllm-merge-waiting")
         self._beside: list[concurrent.futures.Future[Any]] = []
         return self
 

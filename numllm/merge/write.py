@@ -17,7 +17,7 @@ from torch import Tensor
 from ..adapter import write_adapter
 from ..checkpoint import INDEX
 from ..files import Progress, write_json
-from .factors import Target
+from .factors import Parts, Target, compare_all
 from .fold import Sums, fold
 from .layout import OutFile, as_bytes, copy_range, index_of, reserve, start_writing_back, untouched, write_all
 from .methods import Delta, EntrywiseDelta, delta_of
@@ -42,15 +42,13 @@ def delta_for(plan: MergePlan, target: Target, *, balanced: bool = False) -> Del
 
 
 def row_of(plan: MergePlan, target: Target, delta: Delta | EntrywiseDelta | None, sums: Sums | None) -> Row:
-    """A weight's entry in the report."""
+    """A weight's entry in the report, but for what `add_comparisons` adds."""
     row: Row = {
         "name": target.info.name, "shape": list(target.info.shape), "dtype": target.info.dtype,
         "method": plan.options.method, "adapters": [plan.names[index] for index in target.adapters],
         "rank": target.total_rank, "rank_kept": plan.most_kept(target),
     }
     norm = math.sqrt(sums.change) if sums is not None else None
-    if delta is not None:
-        row |= {"cosines": delta.cosines, "principal_angles": delta.angles}
     if isinstance(delta, Delta):
         row |= {
             "rank_kept": delta.kept, "energy_kept": delta.energy, "singular_values": delta.singular.tolist(),
@@ -67,6 +65,12 @@ def row_of(plan: MergePlan, target: Target, delta: Delta | EntrywiseDelta | None
             "elements_changed": sums.changed,
         }
     return row
+
+
+def add_comparisons(found: Sequence[tuple[Row, Parts]]) -> None:
+    """Adds to each row how the adapters' changes of its weight lie to each other."""
+    for (row, _), (cosines, angles) in zip(found, compare_all([parts for _, parts in found]), strict=True):
+        row |= {"cosines": cosines, "principal_angles": angles}
 
 
 def write_model(
@@ -117,6 +121,7 @@ class _Writing:
         self._noted: dict[str, Row] = {name: row for line in begun for name, row in line["noted"].items()}
         self._parts: list[tuple[int, int]] = []
         self._news: dict[str, Row] = {}
+        self._to_compare: list[tuple[Row, Parts]] = []
 
     def tasks(self) -> list[tuple[int, Callable[[], None]]]:
         """(weight in the order of work, task)."""
@@ -142,6 +147,9 @@ class _Writing:
                 start_writing_back(self.handle, place + begun * row, place + last * row)
                 begun = last
         found = row_of(self.plan, target, delta, sums)
+        with self._lock:
+            if delta is not None:
+                self._to_compare.append((found, delta.triangles))
         self._done(place, target.info.nbytes, {found.pop("name"): found})
 
     def _copy(self, source: Path, start: int, place: int, count: int) -> None:
@@ -161,8 +169,13 @@ class _Writing:
             last, parts, news = self._left == 0, self._parts, self._news
             self._noted |= news
             self._parts, self._news = [], {}
-        args = (self._noted,) if last else (news, parts)
-        self.pool.wait_beside(lambda: self.stage.finish(self.handle, self.file.name, *args))
+            to_compare, self._to_compare = self._to_compare, []
+
+        def finish() -> None:
+            add_comparisons(to_compare)
+            self.stage.finish(self.handle, self.file.name, *((self._noted,) if last else (news, parts)))
+
+        self.pool.wait_beside(finish)
 
 
 def padded(delta: Delta, rank: int) -> tuple[Tensor, Tensor]:
@@ -188,7 +201,9 @@ def write_as_adapter(plan: MergePlan, folder: Path, pool: Pool, progress: Progre
     def combined(target: Target) -> tuple[Row, Delta]:
         pool.check()
         delta = delta_for(plan, target, balanced=True)
-        return row_of(plan, target, delta, None), delta
+        row = row_of(plan, target, delta, None)
+        add_comparisons([(row, delta.triangles)])
+        return row, delta
 
     tasks: list[Callable[[], Any]] = [lambda t=target: combined(t) for target in plan.targets.values()]
     results = pool.run(tasks, progress, "merging")
