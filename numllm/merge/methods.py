@@ -53,6 +53,8 @@ class Delta:
     @property
     def energy(self) -> float:
         """Σ_{j≤k} σⱼ² / Σ σⱼ²; 1 where Δ is zero."""
+        if self.kept == len(self.singular):
+            return 1.0
         total = float(self.singular.square().sum())
         return float(self.singular[: self.kept].square().sum()) / total if total else 1.0
 
