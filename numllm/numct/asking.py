@@ -82,8 +82,8 @@ def draw_options(one: Candidate, reading: Reading, state: State, rng: random.Ran
     """Several draws of wrong options for a number; none where too few are to be had."""
     number = one.number
     asked = Asked(
-        one.form, one.m, number.kind, number.unit, one.taken, one.near, state.frequency, state.answers[one.shape],
-        one.bounds, frozenset(f"{one.context}{one.stem}{one.rest}"),
+        one.form, one.m, number.kind, number.unit, one.limits, one.near, state.frequency, state.answers[one.shape],
+        one.digits,
     )
     pool = reading.pools.get((number.kind, number.unit), ())
     natural = natural_options(asked, pool, state.earlier[one.shape], one.relation, rng)

@@ -24,6 +24,8 @@ from ..numbers import Number, find_numbers
 from .arithmetic import equation, may_be_equation
 from .cheats import BLANK
 from .form import UNIT8, Form, Shape, read_form, significant, units8
+from .limits import Limits, limits
+from .options import SHOWN
 from .relations import Target, find_relation, operand
 from .sentences import CJK, Sentence, read_sentences
 from .tags import is_given, is_rule, is_statute, target_of
@@ -61,9 +63,9 @@ class Candidate:
     context: str
     stem: str  # the question before its blank
     rest: str  # the question behind it
-    taken: set[int]  # values, in 1e-8, that stand in the question or the context
+    limits: Limits  # of its wrong options
     near: list[float]  # sorted logarithms of the sizes of the numbers in question and context
-    bounds: tuple[int, int | None]  # values, in 1e-8, that the sentence sets an option between: `____元以上50万元以下`
+    digits: str  # that stand in the question or the context, each once
 
 
 @dataclass(slots=True)
@@ -196,11 +198,13 @@ def _candidate(
                 near.append(math.log(abs(exact) / UNIT8))
                 if n.kind in _WORTH:
                     taken.add(abs(exact))
+    told = _told(title, before)
     written = form.prefix + form.suffix.strip() + (form.tail if number.kind == "rate" else "")
     return Candidate(
         hashlib.sha256(f"{document}\0{text}\0{number.start}".encode()).hexdigest()[:16], number, form, m,
-        (number.kind, number.unit, form.style, form.decimals, written), tag, relation, _told(title, before), stem, rest,
-        taken, sorted(near), _bounds(sentence, number),
+        (number.kind, number.unit, form.style, form.decimals, written), tag, relation, told, stem, rest,
+        limits(form, m, number.kind, taken, _bounds(sentence, number)), sorted(near),
+        "".join(sorted(SHOWN.intersection(told + stem + rest))),
     )
 
 

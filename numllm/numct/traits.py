@@ -14,6 +14,7 @@ from .options import Asked
 
 __all__ = ["traits"]
 
+_SEEN = [0, 1, 8, 2, 3, 5, 9, 10, 6]  # of what `Asked.look` tells, the first traits
 _ITSELF = np.array([0, 1, 1, 1, 0, 0])[:, None, None, None]  # an option is like itself in three ways
 _FIRST = np.arange(1.0, 10.0)[:, None]  # digits
 _DIGITS = 16  # an option has fewer
@@ -46,7 +47,7 @@ def traits(
     seen = np.fromiter(itertools.chain.from_iterable(seen for seen, _ in looks), np.float64).reshape(len(looks), -1)[at]
     digits = np.frombuffer("".join([shown.ljust(_DIGITS) for _, shown in looks]).encode(), np.uint8)
     digits = digits.reshape(-1, _DIGITS)[at]
-    values, length, first, bags = (seen[..., i] for i in (0, 1, 6, 13))
+    values, length, bags, first = (seen[..., i] for i in (0, 1, 7, 9))
     sizes = np.log(values)
     gaps = np.abs(sizes[..., :, None] - sizes[..., None, :])
     whole = np.array([1.0 if one.kind == "rate" and one.form.style != "f" else 100.0 for one, _ in questions])
@@ -62,17 +63,17 @@ def traits(
 
     seen = seen.swapaxes(-1, -2)
     traits = np.empty((*at.shape[:2], 15, options))
-    traits[:, :, :9] = seen[:, :, :9]
+    traits[:, :, :9] = seen[:, :, _SEEN]
     traits[:, :, 9] = (gaps + _apart(options)).min(-1)
     traits[:, :, 10] = gaps.sum(-1)
     traits[:, :, 9:11] = np.round(traits[:, :, 9:11], 9)
     traits[:, :, 11:14] = counts[:3].transpose(1, 2, 0, 3)
     traits[:, :, 14] = sizes
     marks = np.empty((*at.shape[:2], 19, options))
-    marks[:, :, :9] = seen[:, :, 6:7] == _FIRST
-    marks[:, :, 9:12] = seen[:, :, 9:12]
-    marks[:, :, 12] = seen[:, :, 3] == 0
-    marks[:, :, 13] = seen[:, :, 12]
+    marks[:, :, :9] = seen[:, :, 9:10] == _FIRST
+    marks[:, :, 9:12] = seen[:, :, 11:14]
+    marks[:, :, 12] = seen[:, :, 2] == 0
+    marks[:, :, 13] = seen[:, :, 4]
     ordered = np.sort(sizes, axis=-1)
     middle = (ordered[:, :, (options - 1) // 2] + ordered[:, :, options // 2]) / 2
     marks[:, :, 14] = np.abs(sizes - middle[..., None])
