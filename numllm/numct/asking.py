@@ -31,9 +31,7 @@ class State:
     """What goes on from document to document."""
 
     options: int
-    context: int
     per_sentence: int
-    tags: frozenset[str]
     rng: random.Random
     weights: Mapping[str, float] = field(default_factory=dict)
     propose: Callable[[str, str], Sequence[str]] | None = None  # (question's id, text before the blank) → continuations

@@ -16,9 +16,9 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..numbers import Number, find_numbers
 from .arithmetic import equation, may_be_equation
@@ -28,7 +28,7 @@ from .limits import Limits, limits
 from .options import SHOWN
 from .relations import Target, find_relation, operand
 from .sentences import CJK, Sentence, read_sentences
-from .tags import is_given, is_rule, is_statute, target_of
+from .tags import TAGS, is_given, is_rule, is_statute, target_of
 
 __all__ = ["KINDS", "Candidate", "Reading", "candidates", "read"]
 
@@ -68,6 +68,19 @@ class Candidate:
     digits: str  # that stand in the question or the context, each once
 
 
+class Found(NamedTuple):
+    """A sentence with numbers that can be asked."""
+
+    key: bytes  # of its text
+    wanted: list[Candidate]
+    others: list[str]  # the tags of those that are not wanted
+
+    @property
+    def count(self) -> int:
+        """Numbers that can be asked."""
+        return len(self.wanted) + len(self.others)
+
+
 @dataclass(slots=True)
 class Reading:
     """A corpus row as its questions see it."""
@@ -76,10 +89,8 @@ class Reading:
     split: str
     pools: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     """Values in 1e-8 by kind and unit, as often as they stand in it."""
-    frequency: Counter[tuple[str, int]] = field(default_factory=Counter)
-    """How often each unit and value in 1e-8 stands in it."""
-    asked: list[tuple[bytes, list[Candidate]]] = field(default_factory=list)
-    """Of each sentence with numbers that can be asked, its hash and those numbers."""
+    asked: list[Found] = field(default_factory=list)
+    """Its sentences with numbers that can be asked."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Why numbers are not asked, and how many."""
 
@@ -93,9 +104,9 @@ def _askable(number: Number) -> bool:
     return number.value not in ("0", "1", "-1") and ":" not in number.value
 
 
-def read(row: Mapping[str, Any], context: int) -> Reading:
+def read(row: Mapping[str, Any], context: int, tags: Collection[str] = TAGS) -> Reading:
     """The numbers of a corpus row that can be asked, with a context of at most so many sentences, but for a number
-    that follows from others further back; 0 for none at all."""
+    that follows from others further back; 0 for none at all. tags: those that are wanted."""
     sentences = read_sentences(row["text"], row.get("title", ""))
     reading = Reading(row["id"], row.get("split", "train"))
     separator = ""
@@ -108,7 +119,6 @@ def read(row: Mapping[str, Any], context: int) -> Reading:
             exact = units8(number.value)
             if exact is not None and exact > 0:
                 reading.pools.setdefault((number.kind, number.unit), []).append(exact)
-                reading.frequency[number.unit, exact] += 1
     statute = is_statute(row["text"])
     for at, sentence in enumerate(sentences):
         numbers = [number for number in sentence.numbers if _askable(number)]
@@ -124,29 +134,33 @@ def read(row: Mapping[str, Any], context: int) -> Reading:
             reading.left_out["without a unit"] += unitless
             numbers = [number for number in numbers if number.unit] if unitless else numbers
         prose = len(CJK.findall(text)) if numbers else 0
-        made = []
+        found = Found(hashlib.blake2b(text.encode(), digest_size=8).digest(), [], [])
         for number in numbers:
-            one = _candidate(row["id"], sentences, at, number, separator, context, statute, prose, worked)
-            if isinstance(one, str):
-                reading.left_out[one] += 1
+            one = _candidate(row["id"], sentences, at, number, separator, context, tags, statute, prose, worked)
+            if not isinstance(one, str):
+                found.wanted.append(one)
+            elif one in TAGS:
+                found.others.append(one)
             else:
-                made.append(one)
-        if made:
-            reading.asked.append((hashlib.blake2b(text.encode(), digest_size=8).digest(), made))
+                reading.left_out[one] += 1
+        if found.wanted or found.others:
+            reading.asked.append(found)
     return reading
 
 
-def candidates(rows: Sequence[Mapping[str, Any]], context: int) -> list[Reading]:
+def candidates(rows: Sequence[Mapping[str, Any]], context: int, tags: Collection[str] = TAGS) -> list[Reading]:
     """`read` of several rows."""
-    return [read(row, context) for row in rows]
+    return [read(row, context, tags) for row in rows]
 
 
 def _candidate(
-    document: str, sentences: Sequence[Sentence], at: int, number: Number, separator: str, context: int, statute: bool,
-    prose: int, worked: bool,
+    document: str, sentences: Sequence[Sentence], at: int, number: Number, separator: str, context: int,
+    tags: Collection[str], statute: bool, prose: int, worked: bool,
 ) -> Candidate | str:
-    """The number as it can be asked, or why it cannot be. prose: Chinese characters of its sentence; worked: whether
-    it may hold a written equation."""
+    """The number as it can be asked, or its tag where that is not wanted, or why it cannot be asked.
+
+    prose: Chinese characters of its sentence; worked: whether it may hold a written equation.
+    """
     parsed = read_form(number, separator)
     if parsed is None:
         return "written in a form that cannot be varied"
@@ -186,6 +200,8 @@ def _candidate(
         tag = "derivable"
     elif is_given(text, number, digits, siblings, sentence.example):
         tag = "given"
+    if tag not in tags:
+        return tag
     title = sentence.title if context and not tells(_title_numbers(sentence.title), sentence.title) else ""
     taken: set[int] = set()
     near: list[float] = []

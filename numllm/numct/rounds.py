@@ -65,7 +65,9 @@ class Rounds:
     def add(self, reading: Reading) -> Iterator[dict[str, Any]]:
         """The questions that can be settled with one document more."""
         self.state.left_out.update(reading.left_out)
-        self.state.frequency.update(reading.frequency)
+        for (_, unit), values in reading.pools.items():
+            for value in values:
+                self.state.frequency[unit, value] += 1
         rng = random.Random(f"numct {self.seed} {reading.id}")
         order = list(range(len(reading.asked)))
         if self.limit is not None:
@@ -103,26 +105,26 @@ class Rounds:
                     count += 1
             if document.full:
                 asked = document.reading.asked
-                self.state.left_out["enough of the document"] += sum(len(asked[i][1]) for i in document.order)
+                self.state.left_out["enough of the document"] += sum(asked[i].count for i in document.order)
             elif document.order:
                 self.documents.append(document)
 
     def _wanted(self, document: _Document, place: int) -> list[Candidate]:
         """What is wanted of a sentence, the first to be asked first; nothing where it was asked before."""
         state, rng = self.state, document.rng
-        key, made = document.reading.asked[place]
-        if key in state.seen:
-            state.left_out["asked before"] += len(made)
+        found = document.reading.asked[place]
+        if found.key in state.seen:
+            state.left_out["asked before"] += found.count
             return []
-        state.seen.add(key)
+        state.seen.add(found.key)
+        for tag in found.others:
+            state.left_out[f"{tag}: {_NOT_WANTED.get(tag, 'not wanted')}"] += 1
         wanted = []
-        for one in made:
-            if one.tag not in state.tags:
-                state.left_out[f"{one.tag}: {_NOT_WANTED.get(one.tag, 'not wanted')}"] += 1
-            elif not state.wanted(one.number.kind):
-                state.left_out[_AHEAD] += 1
-            else:
+        for one in found.wanted:
+            if state.wanted(one.number.kind):
                 wanted.append(one)
+            else:
+                state.left_out[_AHEAD] += 1
         rng.shuffle(wanted)
         # what can be worked out or known first, then kinds seen least, so that rates, amounts, prices and durations
         # are all there
