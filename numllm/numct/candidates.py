@@ -54,7 +54,7 @@ class Candidate:
     """A number that can be asked."""
 
     id: str
-    number: Number
+    number: dict[str, str]  # its text, value, unit and kind
     form: Form
     m: int
     shape: Shape  # what its options look like
@@ -66,6 +66,11 @@ class Candidate:
     limits: Limits  # of its wrong options
     near: list[float]  # sorted logarithms of the sizes of the numbers in question and context
     digits: str  # that stand in the question or the context, each once
+
+    @property
+    def kind(self) -> str:
+        """The number's."""
+        return self.shape[0]
 
 
 class Found(NamedTuple):
@@ -217,7 +222,8 @@ def _candidate(
     told = _told(title, before)
     written = form.prefix + form.suffix.strip() + (form.tail if number.kind == "rate" else "")
     return Candidate(
-        hashlib.sha256(f"{document}\0{text}\0{number.start}".encode()).hexdigest()[:16], number, form, m,
+        hashlib.sha256(f"{document}\0{text}\0{number.start}".encode()).hexdigest()[:16],
+        {"text": number.text, "value": number.value, "unit": number.unit, "kind": number.kind}, form, m,
         (number.kind, number.unit, form.style, form.decimals, written), tag, relation, told, stem, rest,
         limits(form, m, number.kind, taken, _bounds(sentence, number)), sorted(near),
         "".join(sorted(SHOWN.intersection(told + stem + rest))),

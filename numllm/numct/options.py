@@ -8,7 +8,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -120,7 +120,7 @@ class Asked:
     unit: str
     limits: Limits
     near: list[float]  # sorted logarithms of the sizes of the numbers in question and context
-    frequency: Counter[tuple[str, int]]
+    frequency: Mapping[int, int]  # how often values of its unit, in 1e-8, stand in the texts
     answers: Counter[int]
     digits: str  # that stand in question or context
     several: bool = field(init=False)  # whether the answer is of several digits
@@ -141,11 +141,11 @@ class Asked:
         form, near = self.form, self.near
         style, scale = form.style, form.scale
         if style == "f":
-            value, count = form.value(m), self.frequency.get((self.unit, 0), 0)
+            value, count = form.value(m), 0
             plain, bag, (_, *face) = _face(m // 1000)
             face = (1, *face)
         else:
-            value, count = m * scale / UNIT8, self.frequency.get((self.unit, m * scale), 0)
+            value, count = m * scale / UNIT8, self.frequency.get(m * scale, 0)
             plain, bag, face = _face(m)
         distance = 0.0
         if near:
@@ -226,10 +226,12 @@ class Asked:
                 known.append(m)
                 if len(known) == _NEIGHBOURS:
                     break
-        unit, scale, frequency = self.unit, form.scale, self.frequency
-        counts = {m: count for m in known if (count := frequency.get((unit, m * scale), 0))}
-        self.near_to[base] = known, sorted(counts, key=counts.__getitem__, reverse=True)
-        return self.near_to[base]
+        scale, frequency = form.scale, self.frequency
+        real = [m for m in known if m * scale in frequency]
+        if len(real) > 1:
+            real.sort(key=lambda m: frequency[m * scale], reverse=True)
+        self.near_to[base] = found = known, real
+        return found
 
 
 def draw(
@@ -288,7 +290,8 @@ def natural_options(
         if asked.allowed(m) and asked.like(m):
             found.append((m, "corpus"))
     if relation is not None:
-        likely = [m for m in _mistaken(asked, relation) if asked.allowed(m) and asked.like(m)]
+        slips = _mistaken(asked.m, asked.form.scale, asked.form.decimals, relation)
+        likely = [m for m in slips if asked.allowed(m) and asked.like(m)]
         found += [(m, "mistake") for m in likely for _ in range(_MISTAKES)]
     return found
 
@@ -324,12 +327,12 @@ def _leading(text: str) -> str:
     return match.group() if match is not None else ""
 
 
-def _mistaken(asked: Asked, relation: str) -> list[int]:
-    """What the relation gives with a mistake, in the answer's form; none where its left side is not the answer."""
+@functools.lru_cache(_KEPT)
+def _mistaken(m: int, scale: int, decimals: int, relation: str) -> tuple[int, ...]:
+    """What the relation gives with a mistake, in the form of the answer `m`; none where its left side is not the
+    answer."""
     right = evaluate(re.split("[=≈]", relation)[0])
-    decimals = asked.form.decimals
-    steps = (Fraction(asked.form.scale, UNIT8), Fraction(1, 10**decimals), Fraction(1, 10 ** (decimals + 2)))
-    for step in steps:
-        if right and step and round(right / step) == asked.m:
-            return [round(value / step) for value in mistakes(relation)]
-    return []
+    for step in (Fraction(scale, UNIT8), Fraction(1, 10**decimals), Fraction(1, 10 ** (decimals + 2))):
+        if right and step and round(right / step) == m:
+            return tuple(round(value / step) for value in mistakes(relation))
+    return ()
