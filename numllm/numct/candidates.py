@@ -26,7 +26,7 @@ from .cheats import BLANK
 from .form import UNIT8, Form, Shape, read_form, significant, units8
 from .limits import Limits, limits
 from .options import SHOWN
-from .relations import Target, find_relation, operand
+from .relations import Target, chance_limit, find_relation, operand
 from .sentences import CJK, Sentence, read_sentences
 from .tags import TAGS, is_given, is_rule, is_statute, target_of
 
@@ -126,7 +126,7 @@ def read(row: Mapping[str, Any], context: int, tags: Collection[str] = TAGS) -> 
                 reading.pools.setdefault((number.kind, number.unit), []).append(exact)
     statute = is_statute(row["text"])
     for at, sentence in enumerate(sentences):
-        numbers = [number for number in sentence.numbers if _askable(number)]
+        numbers = sentence.numbers and [number for number in sentence.numbers if _askable(number)]
         if not numbers:
             continue
         text = sentence.text
@@ -192,8 +192,9 @@ def _candidate(
     if prose < (_MIN_PROSE if relation is None else _MIN_WORDS):
         return "no prose"
     before = list(_before(sentences, at, context, _MAX_CONTEXT, tells))
-    target = target_of(number, m, form.scale, UNIT8) if derived and relation is None else None
-    if target is not None:
+    target = None
+    if derived and relation is None and chance_limit(m, text) >= 1:
+        target = target_of(number, m, form.scale, UNIT8)
         found = find_relation(target, siblings, _numbers(before), text)
         relation = found.text if found is not None else None
     if relation is not None:
@@ -220,13 +221,14 @@ def _candidate(
                 if n.kind in _WORTH:
                     taken.add(abs(exact))
     told = _told(title, before)
+    shown = told + stem + rest
     written = form.prefix + form.suffix.strip() + (form.tail if number.kind == "rate" else "")
     return Candidate(
         hashlib.sha256(f"{document}\0{text}\0{number.start}".encode()).hexdigest()[:16],
         {"text": number.text, "value": number.value, "unit": number.unit, "kind": number.kind}, form, m,
         (number.kind, number.unit, form.style, form.decimals, written), tag, relation, told, stem, rest,
         limits(form, m, number.kind, taken, _bounds(sentence, number)), sorted(near),
-        "".join(sorted(SHOWN.intersection(told + stem + rest))),
+        "".join([digit for digit in SHOWN if digit in shown]),
     )
 
 

@@ -20,7 +20,7 @@ from .mistakes import mistakes
 
 __all__ = ["SHOWN", "Asked", "draw", "model_options", "natural_options"]
 
-SHOWN = frozenset("0123456789零一二三四五六七八九十百千万亿两")
+SHOWN = "0123456789零一二三四五六七八九十百千万亿两"
 """Digits that an option shows."""
 
 _NATURAL = (0, 2, 2, 3, 3, 3, 3)  # wrong options that are numbers of the document or the corpus, as often as listed
