@@ -66,6 +66,7 @@ class Candidate:
     limits: Limits  # of its wrong options
     near: list[float]  # sorted logarithms of the sizes of the numbers in question and context
     digits: str  # that stand in the question or the context, each once
+    shown: list[tuple[str, int]]  # units and values, in 1e-8, that stand in the question or the context
 
     @property
     def kind(self) -> str:
@@ -94,6 +95,8 @@ class Reading:
     split: str
     pools: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     """Values in 1e-8 by kind and unit, as often as they stand in it."""
+    shown: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """How often each unit and value in 1e-8 stands in the questions that are wanted and their contexts."""
     asked: list[Found] = field(default_factory=list)
     """Its sentences with numbers that can be asked."""
     left_out: Counter[str] = field(default_factory=Counter)
@@ -144,6 +147,7 @@ def read(row: Mapping[str, Any], context: int, tags: Collection[str] = TAGS) -> 
             one = _candidate(row["id"], sentences, at, number, separator, context, tags, statute, prose, worked)
             if not isinstance(one, str):
                 found.wanted.append(one)
+                reading.shown.update(one.shown)
             elif one in TAGS:
                 found.others.append(one)
             else:
@@ -211,6 +215,7 @@ def _candidate(
     title = sentence.title if context and not tells(_title_numbers(sentence.title), sentence.title) else ""
     taken: set[int] = set()
     near: list[float] = []
+    beside: list[tuple[str, int]] = []
     for n in (*_title_numbers(title), *_numbers(before), *siblings):
         if not n.value.isdecimal() and n.kind not in _WORTH:
             continue
@@ -220,6 +225,8 @@ def _candidate(
                 near.append(math.log(abs(exact) / UNIT8))
                 if n.kind in _WORTH:
                     taken.add(abs(exact))
+                if value is n.value:
+                    beside.append((n.unit, exact))
     told = _told(title, before)
     shown = told + stem + rest
     written = form.prefix + form.suffix.strip() + (form.tail if number.kind == "rate" else "")
@@ -228,7 +235,7 @@ def _candidate(
         {"text": number.text, "value": number.value, "unit": number.unit, "kind": number.kind}, form, m,
         (number.kind, number.unit, form.style, form.decimals, written), tag, relation, told, stem, rest,
         limits(form, m, number.kind, taken, _bounds(sentence, number)), sorted(near),
-        "".join([digit for digit in SHOWN if digit in shown]),
+        "".join([digit for digit in SHOWN if digit in shown]), beside,
     )
 
 

@@ -66,10 +66,9 @@ class Rounds:
     def add(self, reading: Reading) -> Iterator[dict[str, Any]]:
         """The questions that can be settled with one document more."""
         self.state.left_out.update(reading.left_out)
-        for (_, unit), values in reading.pools.items():
+        for (unit, value), count in reading.shown.items():
             frequency = self.state.frequency[unit]
-            for value in values:
-                frequency[value] = frequency.get(value, 0) + 1
+            frequency[value] = frequency.get(value, 0) + count
         if not reading.asked:
             return
         rng = random.Random(f"numct {self.seed} {reading.id}")
