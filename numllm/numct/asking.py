@@ -40,6 +40,8 @@ class State:
     balance: Balance = field(init=False)
     frequency: dict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
     """By unit, how often values in 1e-8 stand in the texts read so far."""
+    shown: dict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
+    """The same of the questions that are wanted of them, with their contexts: who reads a set counts there."""
     kinds: Counter[str] = field(default_factory=Counter)
     seen: set[bytes] = field(default_factory=set)
     earlier: dict[Shape, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -81,7 +83,8 @@ def draw_options(one: Candidate, reading: Reading, state: State, rng: random.Ran
     """Several draws of wrong options for a number; none where too few are to be had."""
     kind, unit = one.shape[:2]
     asked = Asked(
-        one.form, one.m, kind, unit, one.limits, one.near, state.frequency[unit], state.answers[one.shape], one.digits
+        one.form, one.m, kind, unit, one.limits, one.near, state.frequency[unit], state.shown[unit],
+        state.answers[one.shape], one.digits,
     )
     pool = reading.pools.get((kind, unit), ())
     natural = natural_options(asked, pool, state.earlier[one.shape], one.relation, rng)

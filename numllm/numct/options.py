@@ -121,6 +121,7 @@ class Asked:
     limits: Limits
     near: list[float]  # sorted logarithms of the sizes of the numbers in question and context
     frequency: Mapping[int, int]  # how often values of its unit, in 1e-8, stand in the texts
+    shown: Mapping[int, int]  # and in the questions
     answers: Counter[int]
     digits: str  # that stand in question or context
     several: bool = field(init=False)  # whether the answer is of several digits
@@ -135,9 +136,9 @@ class Asked:
 
     def look(self, m: int) -> tuple[tuple[float, ...], str]:
         """What can be seen of an option by itself, as numbers, and its digits: value, length, frequencies in the texts
-        and among earlier answers, the logarithm of the first, distance to the nearest number of the text, share of
-        digits that stand in the text, a number that options of the same digits share; significant digits, first
-        digit, its rarity, whether the last digit is 5, is even, a digit comes twice."""
+        and questions, and among earlier answers, the logarithm of the first, distance to the nearest number of the
+        text, share of digits that stand in the text, a number that options of the same digits share; significant
+        digits, first digit, its rarity, whether the last digit is 5, is even, a digit comes twice."""
         form, near = self.form, self.near
         style, scale = form.style, form.scale
         if style == "f":
@@ -145,7 +146,7 @@ class Asked:
             plain, bag, (_, *face) = _face(m // 1000)
             face = (1, *face)
         else:
-            value, count = m * scale / UNIT8, self.frequency.get(m * scale, 0)
+            value, count = m * scale / UNIT8, self.frequency.get(m * scale, 0) + self.shown.get(m * scale, 0)
             plain, bag, face = _face(m)
         distance = 0.0
         if near:

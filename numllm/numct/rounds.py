@@ -66,8 +66,12 @@ class Rounds:
     def add(self, reading: Reading) -> Iterator[dict[str, Any]]:
         """The questions that can be settled with one document more."""
         self.state.left_out.update(reading.left_out)
-        for (unit, value), count in reading.shown.items():
+        for (_, unit), values in reading.pools.items():
             frequency = self.state.frequency[unit]
+            for value in values:
+                frequency[value] = frequency.get(value, 0) + 1
+        for (unit, value), count in reading.shown.items():
+            frequency = self.state.shown[unit]
             frequency[value] = frequency.get(value, 0) + count
         if not reading.asked:
             return
