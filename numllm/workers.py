@@ -122,11 +122,14 @@ class Workers:
         self.jobs, self.seconds = jobs, seconds
         self.workers: list[_Worker] = []
 
-    def ordered(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result | Lost]:
+    def ordered(
+        self, work: Callable[[Item], Result], items: Iterable[Item], *, helping: bool = False
+    ) -> Iterator[Result | Lost]:
         """`map(work, items)`, in order; few results wait in memory.
 
         work is importable by name (or a `functools.partial` of such a function). An item whose process dies, or that
-        takes longer than `seconds`, gives a `Lost` and the others go on; an exception of `work` is raised.
+        takes longer than `seconds`, gives a `Lost` and the others go on; an exception of `work` is raised. helping:
+        this process works on items too, where it would wait for a result; what it works on is not guarded so.
         """
         self.workers = [worker for worker in self.workers if worker.process.poll() is None]
         for worker in self.workers:
@@ -134,7 +137,7 @@ class Workers:
         self.workers += [_Worker(work) for _ in range(self.jobs - len(self.workers))]
         finished = False
         try:
-            yield from _Pass(work, self.workers, self.seconds).results(items)
+            yield from _Pass(work, self.workers, self.seconds, helping).results(items)
             finished = True
         finally:
             if not finished:  # they hold items that nobody waits for
@@ -167,8 +170,10 @@ class Workers:
 class _Pass(Generic[Item, Result]):
     """One kind of work, done by these workers."""
 
-    def __init__(self, work: Callable[[Item], Result], workers: list[_Worker], seconds: float) -> None:
-        self.work, self.workers, self.seconds = work, workers, seconds
+    def __init__(
+        self, work: Callable[[Item], Result], workers: list[_Worker], seconds: float, helping: bool = False
+    ) -> None:
+        self.work, self.workers, self.seconds, self.helping = work, workers, seconds, helping
         self.done: dict[int, Result | Lost] = {}
         self.again: deque[tuple[int, Item]] = deque()
         """Items that waited behind one whose process died."""
@@ -189,6 +194,14 @@ class _Pass(Generic[Item, Result]):
             if following in self.done:
                 yield self.done.pop(following)
                 following += 1
+            elif self.helping and more and given - following < self.window:
+                self.step(0)
+                if following not in self.done:
+                    entry = next(source, None)
+                    more = entry is not None
+                    if entry is not None:
+                        self.done[entry[0]] = self.work(entry[1])
+                        given += 1
             elif self.busy():
                 self.step()
 
@@ -199,11 +212,12 @@ class _Pass(Generic[Item, Result]):
     def busy(self) -> bool:
         return any(worker.items for worker in self.workers) or bool(self.again)
 
-    def step(self) -> None:
-        """Waits for results, or for an item's time to pass."""
+    def step(self, longest: float | None = None) -> None:
+        """Waits for results, `longest` seconds at most, or for an item's time to pass."""
         working = [worker for worker in self.workers if worker.items]
-        left = min(worker.since for worker in working) + self.seconds - time.monotonic()
-        ready = set(wait([worker.connection for worker in working], max(0.05, left)))
+        if longest is None:
+            longest = max(0.05, min(worker.since for worker in working) + self.seconds - time.monotonic())
+        ready = set(wait([worker.connection for worker in working], longest))
         now = time.monotonic()
         for worker in working:
             if worker.connection in ready:

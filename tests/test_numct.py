@@ -20,7 +20,8 @@ from numllm.numbers import find_numbers
 from numllm.numct import BLANK, TAGS, audit, rounds
 from numllm.numct.audit import _chi_square_p
 from numllm.numct.candidates import candidates
-from numllm.numct.form import UNIT8
+from numllm.numct.form import UNIT8, read_form
+from numllm.numct.limits import limits
 
 Row = dict[str, Any]
 build = functools.partial(numct.build, tags=TAGS)  # the sentences here are stories: their numbers are given
@@ -149,9 +150,64 @@ def test_context_reaches_back_to_the_givens_of_an_example() -> None:
 def test_numbers_of_the_headings_are_near_and_taken() -> None:
     text = "# 八年期借款的条件\n\n借款合同应当载明用途。借款的期限一般不得超过三年，并不得展期。\n"
     (reading,) = candidates([{"id": "a", "text": text}], 2)
-    ((_, (one,)),) = reading.asked
+    ((one,),) = [found.wanted for found in reading.asked]
     assert one.context.startswith("八年期借款的条件\n")
-    assert math.log(8) in one.near and 8 * UNIT8 in one.taken
+    assert math.log(8) in one.near and 8 in one.limits.barred
+
+
+def test_only_wanted_tags_are_read_whole_and_all_are_told(documents: list[Row]) -> None:
+    every = candidates(documents[:30], 2)
+    some = candidates(documents[:30], 2, ("recall",))
+    assert [[found.key for found in reading.asked] for reading in some] == [
+        [found.key for found in reading.asked] for reading in every
+    ]
+    pairs = [pair for a, b in zip(every, some, strict=True) for pair in zip(a.asked, b.asked, strict=True)]
+    assert any(found.others for _, found in pairs) and any(found.wanted for _, found in pairs)
+    for whole, found in pairs:
+        assert found.wanted == [one for one in whole.wanted if one.tag == "recall"]
+        assert sorted(found.others) == sorted(one.tag for one in whole.wanted if one.tag != "recall")
+        assert found.count == whole.count
+
+
+def test_a_frequency_counts_what_questions_show() -> None:
+    text = "公司的注册资本一般不得低于8万元。公司应当自成立之日起60日内缴足7万元的注册资本。"
+    (reading,) = candidates([{"id": "a", "text": text}], 1, TAGS)
+    shown = {(unit, value // UNIT8): count for (unit, value), count in reading.shown.items()}
+    assert [one.number["text"] for found in reading.asked for one in found.wanted] == ["8万元", "60日", "7万元"]
+    assert shown == {("CNY", 80_000): 2, ("day", 60): 1, ("CNY", 70_000): 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "unit", "bounds"),
+    [
+        ("5.5%", "rate", "1", (0, None)), ("85%", "rate", "1", (0, None)), ("150%", "rate", "1", (0, None)),
+        ("30天", "duration", "day", (0, None)), ("3个月", "duration", "month", (0, None)),
+        ("12万元", "amount", "CNY", (8 * 10**4 * UNIT8, 50 * 10**4 * UNIT8)),
+        ("1,200.50元", "amount", "CNY", (1000 * UNIT8 + 1, None)),
+    ],
+)
+def test_limits_are_what_may_stand_beside_the_answer(
+    text: str, kind: str, unit: str, bounds: tuple[int, int | None]
+) -> None:
+    (number,) = find_numbers(text)
+    form, m = read_form(number, "") or pytest.fail(text)
+    assert (number.kind, number.unit) == (kind, unit)
+    taken = {(m + 1) * form.scale, (m - 1) * form.scale, m * form.scale + 1}
+    least, most, barred = limits(form, m, kind, taken, bounds)
+
+    def may(other: int) -> bool:
+        value, answer, (low, high) = other * form.scale, m * form.scale, bounds
+        if other == m or value in taken or not answer < 16 * value < 256 * answer:
+            return False
+        if value <= low or (high is not None and value >= high):
+            return False
+        if kind == "rate" and answer < UNIT8:
+            return value < UNIT8
+        return kind != "duration" or value <= max(60, 4 * (answer // UNIT8)) * UNIT8
+
+    assert any(map(may, range(1, 20 * m)))
+    for other in range(20 * m):
+        assert (least <= other <= most and other not in barred) == (other > 0 and may(other)), other
 
 
 @pytest.mark.parametrize(

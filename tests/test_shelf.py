@@ -417,6 +417,21 @@ def test_workers_outlive_what_goes_wrong() -> None:
         assert list(workers.ordered(misbehave, [])) == []
 
 
+def whose(number: int) -> tuple[int, int]:
+    time.sleep(0.01)
+    return number, os.getpid()
+
+
+def test_a_process_that_helps_works_while_it_would_wait() -> None:
+    with contextlib.closing(Workers(1)) as workers:
+        results = list(workers.ordered(whose, range(100), helping=True))
+        assert [number for number, _ in results] == list(range(100))
+        assert {pid for _, pid in results} == {os.getpid(), workers.workers[0].process.pid}
+        assert list(workers.ordered(whose, [], helping=True)) == []
+        with pytest.raises(DataError, match="negative"):
+            list(workers.ordered(misbehave, [1, 1, 1, 1, -1], helping=True))
+
+
 def test_one_item_of_a_batch_is_lost_alone() -> None:
     with contextlib.closing(Workers(2, seconds=2)) as workers:
         results = list(workers.batched(misbehave_all, [[0, 1], [2, 3, 4], [5], [], [6, 7], [8, 9]]))

@@ -31,16 +31,17 @@ class State:
     """What goes on from document to document."""
 
     options: int
-    context: int
     per_sentence: int
-    tags: frozenset[str]
     rng: random.Random
     weights: Mapping[str, float] = field(default_factory=dict)
     propose: Callable[[str, str], Sequence[str]] | None = None  # (question's id, text before the blank) → continuations
     left_out: Counter[str] = field(default_factory=Counter)  # numbers that are not asked, by reason
     positions: list[int] = field(default_factory=list)
     balance: Balance = field(init=False)
-    frequency: Counter[tuple[str, int]] = field(default_factory=Counter)
+    frequency: dict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
+    """By unit, how often values in 1e-8 stand in the texts read so far."""
+    shown: dict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
+    """The same of the questions that are wanted of them, with their contexts: who reads a set counts there."""
     kinds: Counter[str] = field(default_factory=Counter)
     seen: set[bytes] = field(default_factory=set)
     earlier: dict[Shape, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -80,12 +81,12 @@ class Drawn:
 
 def draw_options(one: Candidate, reading: Reading, state: State, rng: random.Random) -> Drawn:
     """Several draws of wrong options for a number; none where too few are to be had."""
-    number = one.number
+    kind, unit = one.shape[:2]
     asked = Asked(
-        one.form, one.m, number.kind, number.unit, one.taken, one.near, state.frequency, state.answers[one.shape],
-        one.bounds, frozenset(f"{one.context}{one.stem}{one.rest}"),
+        one.form, one.m, kind, unit, one.limits, one.near, state.frequency[unit], state.shown[unit],
+        state.answers[one.shape], one.digits,
     )
-    pool = reading.pools.get((number.kind, number.unit), ())
+    pool = reading.pools.get((kind, unit), ())
     natural = natural_options(asked, pool, state.earlier[one.shape], one.relation, rng)
     if state.propose is not None:
         left = one.context + one.stem
@@ -132,7 +133,7 @@ def write(
     one: Candidate, wrong: Wrong, reading: Reading, state: State, rng: random.Random
 ) -> dict[str, Any]:
     """The question as a row of numct.jsonl, its answer at the next position."""
-    number, form = one.number, one.form
+    form = one.form
     rng.shuffle(wrong)
     position = state.position()
     rendered = [form.render(m) for m, _ in wrong]
@@ -143,7 +144,7 @@ def write(
         "options": rendered,
         "answer": LETTERS[position],
         "context": one.context,
-        "number": {"text": number.text, "value": number.value, "unit": number.unit, "kind": number.kind},
+        "number": one.number,
         "tag": one.tag,
         "relation": one.relation,
         "source_id": reading.id,

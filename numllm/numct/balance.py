@@ -1,7 +1,7 @@
 """The running balance that keeps every known way to guess at pure chance.
 
 For each question several sets of wrong options are drawn; those of many questions are judged at once, as arrays
-(questions, draws, traits, options) with the answer as the first option. The questions are then settled one by one.
+(options, questions, draws, traits) with the answer as the first option. The questions are then settled one by one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MARKS = 19  # what the adversary sees besides the traits: see `traits`
 _ANSWERS = 4  # the trait that counts how often an option was an answer
 _FREQUENCIES = {3: 0.5, _ANSWERS: 0.85}  # traits that count how often an option occurs: target, in parts of chance
 _LOGS = (9, 10, 14)  # traits that are distances of logarithms: seen as they are, not as ranks
-_FOUND = 0.6  # of pure chance, what the adversary may find: one that reads all questions twice finds more
+_FOUND = 0.5  # of pure chance, what the adversary may find: one that reads all questions twice finds more
 _COMMON = 8.0  # questions that the most frequent answer may win above its target before it is left out
 _RATE = 0.005  # step of the adversary, for features of unit size
 _MEMORY = 0.998  # of the size of a feature, from question to question
@@ -34,7 +34,7 @@ class Traits:
     """What can be seen of the options of one question, for each of several draws."""
 
     answers: Array  # (draws, options): how often each was an answer
-    features: Array  # (draws, features, options): what the adversary sees
+    features: Array  # (draws, options, features): what the adversary sees
     hits: Array  # (draws, ways): the chance that each way to guess finds the answer, less its target
 
 
@@ -62,26 +62,24 @@ class Balance:
 
     def judge(self, values: Array, marks: Array, draws: Sequence[int]) -> list[Traits]:
         """What each way to guess makes of the draws of each question; draws: how many it has."""
-        by_option = np.ascontiguousarray(np.moveaxis(values, -1, 0))  # an order in which numpy is fast
-        ranks = np.moveaxis(np.sign(by_option[:, None] - by_option).sum(1), 0, -1)
-        features = np.concatenate([ranks, ranks[:, :, :1] ** 2, marks], axis=2)
-        features[:, :, _LOGS, :] = values[:, :, _LOGS, :]
-        features -= features.sum(-1, keepdims=True) / self.options
-        flat = values.reshape(-1, *values.shape[2:])
-        hits = self._hits(flat, ranks.reshape(flat.shape)).reshape(*values.shape[:2], -1)
-        return [
-            Traits(values[i, :count, _ANSWERS], features[i, :count], hits[i, :count]) for i, count in enumerate(draws)
-        ]
+        ranks = np.sign(values[:, None] - values).sum(1)
+        features = np.concatenate([ranks, ranks[..., :1] ** 2, marks], axis=-1)
+        features[..., _LOGS] = values[..., _LOGS]
+        features -= features.sum(0) / self.options
+        features = np.ascontiguousarray(np.moveaxis(features, 0, 2))
+        answers = np.moveaxis(values[..., _ANSWERS], 0, -1)
+        hits = self._hits(values, ranks)
+        return [Traits(answers[i, :count], features[i, :count], hits[i, :count]) for i, count in enumerate(draws)]
 
     def _hits(self, values: Array, ranks: Array) -> Array:
         """For each way to guess, the chance that it finds the answer, less its target."""
         count = self.options
-        own, ties = ranks[:, 1:-1, 0], (values[:, 1:-1] == values[:, 1:-1, :1]).sum(-1)
-        middle = np.full((len(values), count), -1.0 / count)
-        middle[np.arange(len(values)), ((ranks[:, 0, 0] + count - 1) // 2).astype(int)] += 1.0
+        own, ties = ranks[0, ..., 1:-1], (values[..., 1:-1] == values[0, ..., 1:-1]).sum(0)
+        place = (ranks[0, ..., 0] + count - 1) // 2
+        middle = (place[..., None] == np.arange(count)) - 1.0 / count
         most = (own == count - ties) / ties - self._targets
         least = ((own == ties - count) / ties - 1.0 / count) * self._low
-        return np.concatenate([middle, most, least], axis=1)
+        return np.concatenate([middle, most, least], axis=-1)
 
     def costs(self, kind: str, traits: Traits, chances: Array) -> Array:
         """For each draw, how far the sums of `kind` would be from zero and how sure the adversary is."""
@@ -90,7 +88,7 @@ class Balance:
 
     def chances(self, traits: Traits) -> Array:
         """The adversary's probability of each option, (draws, options)."""
-        scores = self.weights @ traits.features
+        scores = traits.features @ self.weights
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         return scores / scores.sum(-1, keepdims=True)
 
@@ -110,5 +108,5 @@ class Balance:
         self.common[kind] += (answers[0] == top) / (answers == top).sum() - _FREQUENCIES[_ANSWERS] / self.options
         features, seen = traits.features[draw], chances[draw]
         self.found += (seen[0] == seen.max()) - _FOUND / self.options
-        self.sizes = _MEMORY * self.sizes + (1 - _MEMORY) * (features**2).mean(-1)
-        self.weights += _RATE * (features[:, 0] - features @ seen) / np.sqrt(self.sizes + 1e-3)
+        self.sizes = _MEMORY * self.sizes + (1 - _MEMORY) * (features**2).mean(0)
+        self.weights += _RATE * (features[0] - seen @ features) / np.sqrt(self.sizes + 1e-3)

@@ -26,7 +26,7 @@ from ..errors import DataError, NumLLMError
 from ..files import Progress, no_progress
 from ..workers import Lost, Workers
 from .asking import State
-from .candidates import KINDS, Reading, candidates, read
+from .candidates import KINDS, Reading, candidates
 from .cheats import LETTERS
 from .rounds import Rounds
 from .tags import ANSWERABLE, TAGS
@@ -67,7 +67,7 @@ def build(
         propose: called with a question's id and the text before its blank, gives continuations of it, by a model;
             the numbers they begin with are wrong options of tier "model" (see `proposals`).
         left_out: counts, by reason, the numbers that are not asked.
-        jobs: processes that read documents; the questions do not depend on it.
+        jobs: processes, this one among them; the others read documents. The questions do not depend on it.
 
     Each row holds `id, question, options, answer, context, number, tag, relation, source_id, distractors, split`.
     `tag` is "recall" (a rule's number), "derivable" (it follows from the other numbers as `relation` states:
@@ -89,12 +89,13 @@ def build(
     if weights and not any(weights.values()) and set(weights) == set(KINDS):
         raise ValueError("kind_weights must leave a kind of number that is asked, got 0 for every one")
     state = State(
-        options, context, per_sentence, frozenset(tags), random.Random(f"numct positions {seed}"), weights, propose,
+        options, per_sentence, random.Random(f"numct positions {seed}"), weights, propose,
         left_out if left_out is not None else Counter(),
     )
     rounds = Rounds(state, max_per_doc, seed)
     rows = (_checked(row) for row in progress(documents, description="numct", unit="doc"))
-    for reading in _readings(rows, context, jobs):
+    work = functools.partial(candidates, context=context, tags=frozenset(tags))
+    for reading in _readings(rows, work, jobs):
         yield from rounds.add(reading)
     yield from rounds.finish()
 
@@ -105,13 +106,16 @@ def _checked(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _readings(rows: Iterable[dict[str, Any]], context: int, jobs: int) -> Iterator[Reading]:
-    """Each row read, in order, by so many processes."""
+def _readings(
+    rows: Iterable[dict[str, Any]], work: Callable[[Sequence[dict[str, Any]]], list[Reading]], jobs: int
+) -> Iterator[Reading]:
+    """Each row read, in order, by so many processes, this one among them where it would wait for the others."""
     if jobs == 1:
-        yield from (read(row, context) for row in rows)
+        for row in rows:
+            yield from work([row])
         return
-    with contextlib.closing(Workers(jobs)) as workers:
-        for batch in workers.ordered(functools.partial(candidates, context=context), _batches(rows)):
+    with contextlib.closing(Workers(jobs - 1)) as workers:
+        for batch in workers.ordered(work, _batches(rows), helping=True):
             if isinstance(batch, Lost):
                 raise NumLLMError(f"reading documents for questions: {batch.reason}; try --jobs 1")
             yield from batch

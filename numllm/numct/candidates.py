@@ -16,17 +16,19 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..numbers import Number, find_numbers
 from .arithmetic import equation, may_be_equation
 from .cheats import BLANK
 from .form import UNIT8, Form, Shape, read_form, significant, units8
-from .relations import Target, find_relation, operand
+from .limits import Limits, limits
+from .options import SHOWN
+from .relations import Target, chance_limit, find_relation, operand
 from .sentences import CJK, Sentence, read_sentences
-from .tags import is_given, is_rule, is_statute, target_of
+from .tags import TAGS, is_given, is_rule, is_statute, target_of
 
 __all__ = ["KINDS", "Candidate", "Reading", "candidates", "read"]
 
@@ -52,7 +54,7 @@ class Candidate:
     """A number that can be asked."""
 
     id: str
-    number: Number
+    number: dict[str, str]  # its text, value, unit and kind
     form: Form
     m: int
     shape: Shape  # what its options look like
@@ -61,9 +63,28 @@ class Candidate:
     context: str
     stem: str  # the question before its blank
     rest: str  # the question behind it
-    taken: set[int]  # values, in 1e-8, that stand in the question or the context
+    limits: Limits  # of its wrong options
     near: list[float]  # sorted logarithms of the sizes of the numbers in question and context
-    bounds: tuple[int, int | None]  # values, in 1e-8, that the sentence sets an option between: `____元以上50万元以下`
+    digits: str  # that stand in the question or the context, each once
+    shown: list[tuple[str, int]]  # units and values, in 1e-8, that stand in the question or the context
+
+    @property
+    def kind(self) -> str:
+        """The number's."""
+        return self.shape[0]
+
+
+class Found(NamedTuple):
+    """A sentence with numbers that can be asked."""
+
+    key: bytes  # of its text
+    wanted: list[Candidate]
+    others: list[str]  # the tags of those that are not wanted
+
+    @property
+    def count(self) -> int:
+        """Numbers that can be asked."""
+        return len(self.wanted) + len(self.others)
 
 
 @dataclass(slots=True)
@@ -74,10 +95,10 @@ class Reading:
     split: str
     pools: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     """Values in 1e-8 by kind and unit, as often as they stand in it."""
-    frequency: Counter[tuple[str, int]] = field(default_factory=Counter)
-    """How often each unit and value in 1e-8 stands in it."""
-    asked: list[tuple[bytes, list[Candidate]]] = field(default_factory=list)
-    """Of each sentence with numbers that can be asked, its hash and those numbers."""
+    shown: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """How often each unit and value in 1e-8 stands in the questions that are wanted and their contexts."""
+    asked: list[Found] = field(default_factory=list)
+    """Its sentences with numbers that can be asked."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Why numbers are not asked, and how many."""
 
@@ -91,9 +112,9 @@ def _askable(number: Number) -> bool:
     return number.value not in ("0", "1", "-1") and ":" not in number.value
 
 
-def read(row: Mapping[str, Any], context: int) -> Reading:
+def read(row: Mapping[str, Any], context: int, tags: Collection[str] = TAGS) -> Reading:
     """The numbers of a corpus row that can be asked, with a context of at most so many sentences, but for a number
-    that follows from others further back; 0 for none at all."""
+    that follows from others further back; 0 for none at all. tags: those that are wanted."""
     sentences = read_sentences(row["text"], row.get("title", ""))
     reading = Reading(row["id"], row.get("split", "train"))
     separator = ""
@@ -106,10 +127,9 @@ def read(row: Mapping[str, Any], context: int) -> Reading:
             exact = units8(number.value)
             if exact is not None and exact > 0:
                 reading.pools.setdefault((number.kind, number.unit), []).append(exact)
-                reading.frequency[number.unit, exact] += 1
     statute = is_statute(row["text"])
     for at, sentence in enumerate(sentences):
-        numbers = [number for number in sentence.numbers if _askable(number)]
+        numbers = sentence.numbers and [number for number in sentence.numbers if _askable(number)]
         if not numbers:
             continue
         text = sentence.text
@@ -122,29 +142,34 @@ def read(row: Mapping[str, Any], context: int) -> Reading:
             reading.left_out["without a unit"] += unitless
             numbers = [number for number in numbers if number.unit] if unitless else numbers
         prose = len(CJK.findall(text)) if numbers else 0
-        made = []
+        found = Found(hashlib.blake2b(text.encode(), digest_size=8).digest(), [], [])
         for number in numbers:
-            one = _candidate(row["id"], sentences, at, number, separator, context, statute, prose, worked)
-            if isinstance(one, str):
-                reading.left_out[one] += 1
+            one = _candidate(row["id"], sentences, at, number, separator, context, tags, statute, prose, worked)
+            if not isinstance(one, str):
+                found.wanted.append(one)
+                reading.shown.update(one.shown)
+            elif one in TAGS:
+                found.others.append(one)
             else:
-                made.append(one)
-        if made:
-            reading.asked.append((hashlib.blake2b(text.encode(), digest_size=8).digest(), made))
+                reading.left_out[one] += 1
+        if found.wanted or found.others:
+            reading.asked.append(found)
     return reading
 
 
-def candidates(rows: Sequence[Mapping[str, Any]], context: int) -> list[Reading]:
+def candidates(rows: Sequence[Mapping[str, Any]], context: int, tags: Collection[str] = TAGS) -> list[Reading]:
     """`read` of several rows."""
-    return [read(row, context) for row in rows]
+    return [read(row, context, tags) for row in rows]
 
 
 def _candidate(
-    document: str, sentences: Sequence[Sentence], at: int, number: Number, separator: str, context: int, statute: bool,
-    prose: int, worked: bool,
+    document: str, sentences: Sequence[Sentence], at: int, number: Number, separator: str, context: int,
+    tags: Collection[str], statute: bool, prose: int, worked: bool,
 ) -> Candidate | str:
-    """The number as it can be asked, or why it cannot be. prose: Chinese characters of its sentence; worked: whether
-    it may hold a written equation."""
+    """The number as it can be asked, or its tag where that is not wanted, or why it cannot be asked.
+
+    prose: Chinese characters of its sentence; worked: whether it may hold a written equation.
+    """
     parsed = read_form(number, separator)
     if parsed is None:
         return "written in a form that cannot be varied"
@@ -171,8 +196,9 @@ def _candidate(
     if prose < (_MIN_PROSE if relation is None else _MIN_WORDS):
         return "no prose"
     before = list(_before(sentences, at, context, _MAX_CONTEXT, tells))
-    target = target_of(number, m, form.scale, UNIT8) if derived and relation is None else None
-    if target is not None:
+    target = None
+    if derived and relation is None and chance_limit(m, text) >= 1:
+        target = target_of(number, m, form.scale, UNIT8)
         found = find_relation(target, siblings, _numbers(before), text)
         relation = found.text if found is not None else None
     if relation is not None:
@@ -184,9 +210,12 @@ def _candidate(
         tag = "derivable"
     elif is_given(text, number, digits, siblings, sentence.example):
         tag = "given"
+    if tag not in tags:
+        return tag
     title = sentence.title if context and not tells(_title_numbers(sentence.title), sentence.title) else ""
     taken: set[int] = set()
     near: list[float] = []
+    beside: list[tuple[str, int]] = []
     for n in (*_title_numbers(title), *_numbers(before), *siblings):
         if not n.value.isdecimal() and n.kind not in _WORTH:
             continue
@@ -196,11 +225,17 @@ def _candidate(
                 near.append(math.log(abs(exact) / UNIT8))
                 if n.kind in _WORTH:
                     taken.add(abs(exact))
+                if value is n.value:
+                    beside.append((n.unit, exact))
+    told = _told(title, before)
+    shown = told + stem + rest
     written = form.prefix + form.suffix.strip() + (form.tail if number.kind == "rate" else "")
     return Candidate(
-        hashlib.sha256(f"{document}\0{text}\0{number.start}".encode()).hexdigest()[:16], number, form, m,
-        (number.kind, number.unit, form.style, form.decimals, written), tag, relation, _told(title, before), stem, rest,
-        taken, sorted(near), _bounds(sentence, number),
+        hashlib.sha256(f"{document}\0{text}\0{number.start}".encode()).hexdigest()[:16],
+        {"text": number.text, "value": number.value, "unit": number.unit, "kind": number.kind}, form, m,
+        (number.kind, number.unit, form.style, form.decimals, written), tag, relation, told, stem, rest,
+        limits(form, m, number.kind, taken, _bounds(sentence, number)), sorted(near),
+        "".join([digit for digit in SHOWN if digit in shown]), beside,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
 from decimal import Decimal
+from typing import NamedTuple
 
 from ..numbers import Number, chinese_to_int, int_to_chinese
 
@@ -15,8 +15,7 @@ UNIT8 = 10**8
 """Values are compared as whole multiples of 1e-8 of the base unit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(NamedTuple):
     """How a number is written: every option of a question is a whole `m` rendered in the answer's form.
 
     The value of an option, in units of 1e-8 of the base unit, is `m * scale`.

@@ -8,24 +8,26 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 from ..numbers import Number, find_numbers
 from .arithmetic import evaluate
 from .form import UNIT8, Form, significant, units8
+from .limits import SPREAD, Limits
 from .mistakes import mistakes
 
-__all__ = ["Asked", "draw", "model_options", "natural_options"]
+__all__ = ["SHOWN", "Asked", "draw", "model_options", "natural_options"]
+
+SHOWN = "0123456789零一二三四五六七八九十百千万亿两"
+"""Digits that an option shows."""
 
 _NATURAL = (0, 2, 2, 3, 3, 3, 3)  # wrong options that are numbers of the document or the corpus, as often as listed
 _RARITY = {digit: place for place, digit in enumerate("1235684790")}  # first digits, the most frequent first
-_SHOWN = frozenset("0123456789零一二三四五六七八九十百千万亿两")
 _REAL = 0.85  # of perturbed numbers are chosen for being as frequent as can be
 _MISTAKES = 4  # times a mistaken result stands among the numbers to draw from
 _DIGITS = re.compile(r"[0-9][0-9,]*(?:\.[0-9]+)?|[零一二三四五六七八九十百千万亿两]+")
-_SPREAD = 16  # a wrong option is less than so many times larger or smaller than the answer
 _PARTS = (2, 3, 3, 4, 4, 5, 6, 8, 10)  # denominators of fractions, as often as listed
 _STEPS = (1, 1, 1, 2, 2, 3, -1, -1, -1, -2, -2, -3)
 _PERTURBED = 24  # perturbations of a number that are looked at
@@ -97,15 +99,15 @@ def _figure(m: int) -> tuple[int, int, int]:
 
 
 @functools.lru_cache(_KEPT)
-def _face(m: int) -> tuple[str, int, int, int, bool, bool, bool, int]:
-    """Of a number its digits, how many there are before trailing zeros, the first, its rarity; whether the last of
-    them is 5, is even, whether one comes twice; and a number that those of the same digits share."""
+def _face(m: int) -> tuple[str, int, tuple[int, ...]]:
+    """Of a number its digits; a number that those of the same digits share; and how many digits there are before
+    trailing zeros, the first, its rarity, whether the last of them is 5, is even, whether one comes twice."""
     plain = str(m)
     digits = plain.rstrip("0")
     first, last = plain[0], digits[-1]
     bag = int("".join(sorted(plain, reverse=True)))
     twice = len(set(digits)) < len(digits)
-    return plain, len(digits), int(first), _RARITY[first], last == "5", last in "2468", twice, bag
+    return plain, bag, (len(digits), int(first), _RARITY[first], last == "5", last in "2468", twice)
 
 
 @dataclass(slots=True)
@@ -116,123 +118,121 @@ class Asked:
     m: int
     kind: str
     unit: str
-    taken: set[int]  # values, in 1e-8, that stand in the question or the context
+    limits: Limits
     near: list[float]  # sorted logarithms of the sizes of the numbers in question and context
-    frequency: Counter[tuple[str, int]]
+    frequency: Mapping[int, int]  # how often values of its unit, in 1e-8, stand in the texts
+    shown: Mapping[int, int]  # and in the questions
     answers: Counter[int]
-    bounds: tuple[int, int | None]  # values, in 1e-8, that the sentence sets an option between: `____元以上50万元以下`
-    digits: frozenset[str]  # that stand in question or context
+    digits: str  # that stand in question or context
     several: bool = field(init=False)  # whether the answer is of several digits
     size: tuple[int, int, int] = field(init=False)  # digits before trailing zeros, digits, trailing zeros of m
-    near_to: dict[int, dict[int, int]] = field(default_factory=dict)
-    """Perturbed numbers, and how often each stands in the texts, by what they were made from."""
+    near_to: dict[int, tuple[list[int], list[int]]] = field(default_factory=dict)
+    """Perturbed numbers, and those of them that stand in the texts, the most frequent first, by what they were made
+    from."""
 
     def __post_init__(self) -> None:
         self.size = _figure(self.m)
         self.several = self.m > 9 if self.form.style != "f" else self.m > 9999
 
-    def count(self, m: int) -> int:
-        """How often `m` stands in the texts read so far."""
-        return self.frequency.get((self.unit, m * self.form.scale), 0)
-
     def look(self, m: int) -> tuple[tuple[float, ...], str]:
-        """What can be seen of an option by itself, as numbers, and its digits: value, length, significant digits,
-        frequencies in the texts and among earlier answers, distance to the nearest number of the text, first digit,
-        its rarity, share of digits that stand in the text; whether the last digit is 5, is even, a digit comes twice;
-        the logarithm of the first frequency; and a number that options of the same digits share."""
+        """What can be seen of an option by itself, as numbers, and its digits: value, length, frequencies in the texts
+        and questions, and among earlier answers, the logarithm of the first, distance to the nearest number of the
+        text, share of digits that stand in the text, a number that options of the same digits share; significant
+        digits, first digit, its rarity, whether the last digit is 5, is even, a digit comes twice."""
         form, near = self.form, self.near
-        value = form.value(m)
+        style, scale = form.style, form.scale
+        if style == "f":
+            value, count = form.value(m), 0
+            plain, bag, (_, *face) = _face(m // 1000)
+            face = (1, *face)
+        else:
+            value, count = m * scale / UNIT8, self.frequency.get(m * scale, 0) + self.shown.get(m * scale, 0)
+            plain, bag, face = _face(m)
         distance = 0.0
         if near:
             size = math.log(value)
             at = bisect.bisect(near, size)
-            distance = min(abs(size - near[at - 1]), abs(size - near[min(at, len(near) - 1)]))
-        fraction = form.style == "f"
-        plain, digits, first, rarity, five, even, twice, bag = _face(m // 1000 if fraction else m)
-        shown = plain if form.style == "a" else [c for c in form.render(m) if c in _SHOWN]
-        count = self.count(m)
+            distance = abs(size - near[at - 1])
+            if at < len(near) and (above := abs(size - near[at])) < distance:
+                distance = above
+        shown: Sequence[str] = plain if style == "a" else [c for c in form.render(m) if c in SHOWN]
+        length = len(shown)
         return (
             value,
-            len(shown),
-            1 if fraction else digits,
+            length,
             count,
             self.answers.get(m, 0),
-            distance,
-            first,
-            rarity,
-            sum([c in self.digits for c in shown]) / max(1, len(shown)),
-            five,
-            even,
-            twice,
             math.log1p(count),
+            distance,
+            sum(map(self.digits.__contains__, shown)) / (length or 1),
             bag if self.several else int(plain),
+            *face,
         ), plain
 
     def allowed(self, m: int) -> bool:
         """Whether `m` may be a wrong option: written like the answer, no value of the text, no impossible rate."""
-        if m <= 0 or m == self.m:
-            return False
         form = self.form
         if form.style == "f":
-            return form.value(m) != form.value(self.m)
-        value = m * form.scale
-        if value in self.taken or value <= self.bounds[0]:
-            return False
-        if not self.m < _SPREAD * m < _SPREAD * _SPREAD * self.m or m >= 10**13:
-            return False
-        if self.bounds[1] is not None and value >= self.bounds[1]:
-            return False
-        whole = 100 * 10**form.decimals
-        if self.kind == "rate" and self.m < whole and m >= whole and form.scale <= UNIT8 // 100:
-            return False
-        return self.kind != "duration" or m * form.scale <= max(60, 4 * self.m * form.scale // UNIT8) * UNIT8
+            return m > 0 and form.value(m) != form.value(self.m)
+        least, most, barred = self.limits
+        return least <= m <= most and m not in barred
 
     def like(self, m: int) -> bool:
-        """Whether `m` is as round as the answer and of about its length: neither stands out when written alike."""
-        if m <= 0:
-            return False
+        """Whether `m`, above zero, is as round as the answer and of about its length: neither stands out when written
+        alike."""
         count, length, zeros = _figure(m)
         own_count, own_length, own_zeros = self.size
         decimals = self.form.decimals
         return (
             -1 <= count - own_count <= 1
             and -2 <= length - own_length <= 2
-            and (zeros == own_zeros or min(zeros, decimals) == min(own_zeros, decimals))
+            and (zeros == own_zeros or (zeros >= decimals and own_zeros >= decimals))
         )
 
     def even(self, wrong: Iterable[int]) -> bool:
         """Whether any two options are of about one size and length: were each only near the answer, it would be the
         one in the middle of all."""
-        form = self.form
-        if form.style == "f":
+        if self.form.style == "f":
             return True
-        options = [self.m, *wrong]
-        low, high = min(options), max(options)
-        return high < _SPREAD * low and len(str(high)) - len(str(low)) <= 1
+        low, high = min(self.m, *wrong), max(self.m, *wrong)
+        return high < 10 * low or (high < SPREAD * low and len(str(high)) - len(str(low)) <= 1)
 
     def neighbour(self, base: int, chosen: dict[int, str], rng: random.Random) -> int:
         """Adds to `chosen` a number that `base` may be mistaken for and returns it, or 0 when there is none left."""
-        known = self.near_to.get(base)
-        if known is None:
-            known = {}
-            form = self.form
-            others = _mistakable(base, (form.style, form.percent, form.decimals))
-            first = int(rng.random() * len(others))
-            for m in (*others[first:], *others[:first]):
-                if self.allowed(m):
-                    known[m] = self.count(m)
-                    if len(known) == _NEIGHBOURS:
-                        break
-            self.near_to[base] = known
+        known, real = self.near_to.get(base) or self._neighbours(base, rng)
         free = [m for m in known if m not in chosen]
         if not free:
             return 0
         # a real number goes on to occur in the texts; so do most of these
-        m = max(free, key=known.__getitem__) if rng.random() < _REAL else 0
-        if not m or not known[m]:
+        m = 0
+        if rng.random() < _REAL:
+            for m in real:
+                if m not in chosen:
+                    break
+            else:
+                m = 0
+        if not m:
             m = free[int(rng.random() * len(free))]
         chosen[m] = "perturbed"
         return m
+
+    def _neighbours(self, base: int, rng: random.Random) -> tuple[list[int], list[int]]:
+        """What `near_to` gives for a number."""
+        form = self.form
+        others = _mistakable(base, (form.style, form.percent, form.decimals))
+        first = int(rng.random() * len(others))
+        known = []
+        for m in others[first:] + others[:first]:
+            if self.allowed(m):
+                known.append(m)
+                if len(known) == _NEIGHBOURS:
+                    break
+        scale, frequency = form.scale, self.frequency
+        real = [m for m in known if m * scale in frequency]
+        if len(real) > 1:
+            real.sort(key=lambda m: frequency[m * scale], reverse=True)
+        self.near_to[base] = found = known, real
+        return found
 
 
 def draw(
@@ -243,17 +243,19 @@ def draw(
     Perturbed numbers are made from the answer and from other wrong options alike, in shapes that look the same
     from every option: were all made from the answer, it would be the one that all others resemble.
     """
-    count = min(wanted, _NATURAL[int(rng.random() * len(_NATURAL))])
+    random = rng.random
+    count = min(wanted, _NATURAL[int(random() * len(_NATURAL))])
     chosen: dict[int, str] = {}
     for _ in range(2 * count if natural else 0):
-        m, tier = natural[int(rng.random() * len(natural))]
-        chosen.setdefault(m, tier)
+        m, tier = natural[int(random() * len(natural))]
+        if m not in chosen:
+            chosen[m] = tier
         if len(chosen) == count:
             break
     missing = wanted - len(chosen)
-    if len(chosen) == 0:
+    if not chosen:
         # a star whose middle is each option equally often
-        hub = asked.m if rng.random() < 1 / (wanted + 1) else asked.neighbour(asked.m, chosen, rng)
+        hub = asked.m if random() < 1 / (wanted + 1) else asked.neighbour(asked.m, chosen, rng)
         for _ in range(wanted - len(chosen)):
             if not hub or not asked.neighbour(hub, chosen, rng):
                 return None
@@ -266,7 +268,7 @@ def draw(
     elif missing:
         # one neighbour, of any real number equally often: the pair tells nothing about which of them is the answer
         for i in range(missing):
-            own = i == 0 and rng.random() < 1 / (len(chosen) + 1)
+            own = i == 0 and random() < 1 / (len(chosen) + 1)
             if not asked.neighbour(asked.m if own else rng.choice(list(chosen)), chosen, rng):
                 return None
     return list(chosen.items()) if asked.even(chosen) else None
@@ -283,13 +285,14 @@ def natural_options(
     if form.style != "f":
         for value in document if len(document) <= 12 else rng.sample(document, 12):
             m, rest = divmod(value, form.scale)
-            if not rest and asked.like(m) and asked.allowed(m):
+            if not rest and asked.allowed(m) and asked.like(m):
                 found.append((m, "document"))
     for m in corpus if len(corpus) <= 16 else rng.sample(corpus, 16):
-        if asked.like(m) and asked.allowed(m):
+        if asked.allowed(m) and asked.like(m):
             found.append((m, "corpus"))
     if relation is not None:
-        likely = [m for m in _mistaken(asked, relation) if asked.like(m) and asked.allowed(m)]
+        slips = _mistaken(asked.m, asked.form.scale, asked.form.decimals, relation)
+        likely = [m for m in slips if asked.allowed(m) and asked.like(m)]
         found += [(m, "mistake") for m in likely for _ in range(_MISTAKES)]
     return found
 
@@ -307,7 +310,7 @@ def model_options(asked: Asked, left: str, right: str, texts: Sequence[str]) -> 
         if number is None or (number.kind, number.unit) != (asked.kind, asked.unit):
             continue
         m, rest = divmod(units8(number.value) or 1, form.scale)
-        if not rest and asked.like(m) and asked.allowed(m):
+        if not rest and asked.allowed(m) and asked.like(m):
             found += [(m, "model")] * count
     return found
 
@@ -325,12 +328,12 @@ def _leading(text: str) -> str:
     return match.group() if match is not None else ""
 
 
-def _mistaken(asked: Asked, relation: str) -> list[int]:
-    """What the relation gives with a mistake, in the answer's form; none where its left side is not the answer."""
+@functools.lru_cache(_KEPT)
+def _mistaken(m: int, scale: int, decimals: int, relation: str) -> tuple[int, ...]:
+    """What the relation gives with a mistake, in the form of the answer `m`; none where its left side is not the
+    answer."""
     right = evaluate(re.split("[=≈]", relation)[0])
-    decimals = asked.form.decimals
-    steps = (Fraction(asked.form.scale, UNIT8), Fraction(1, 10**decimals), Fraction(1, 10 ** (decimals + 2)))
-    for step in steps:
-        if right and step and round(right / step) == asked.m:
-            return [round(value / step) for value in mistakes(relation)]
-    return []
+    for step in (Fraction(scale, UNIT8), Fraction(1, 10**decimals), Fraction(1, 10 ** (decimals + 2))):
+        if right and step and round(right / step) == m:
+            return tuple(round(value / step) for value in mistakes(relation))
+    return ()

@@ -26,7 +26,7 @@ from .finance import finance
 from .form import significant
 from .formulas import Found, Near, Target, Term, like, matches, over, pairs, short, singles, sums, times
 
-__all__ = ["Relation", "Target", "find_relation", "operand"]
+__all__ = ["Relation", "Target", "chance_limit", "find_relation", "operand"]
 
 CHANCE = 0.04
 CHANCE_CUED = 0.12
@@ -241,6 +241,16 @@ def _written(value: Fraction) -> str:
     return "-" + digits if value < 0 else digits
 
 
+def chance_limit(steps: int, text: str) -> float:
+    """How many results as round as the answer, the whole number `steps` in its form, may be tried before a hit is
+    chance; below one, nothing can be found. text: the sentence."""
+    if not steps:
+        return 0.0
+    grid, _ = significant(steps)
+    limit = 2.7 * grid * CHANCE_CUED
+    return limit if limit < 1 or _says(_CUES, text) else 2.7 * grid * CHANCE
+
+
 def find_relation(
     target: Target, sentence: Sequence[Number], context: Sequence[Number], text: str, most: int = _CONTEXT
 ) -> Relation | None:
@@ -249,15 +259,10 @@ def find_relation(
     sentence: the other numbers of the sentence, in order; context: those before it, in order; text: the sentence, in
     which words such as 半年 or 合计 stand; most: operands of the context at most, the nearest.
     """
-    if not target.steps or not target.step:
+    limit = chance_limit(target.steps, text)
+    if not target.step or limit < 1:
         return None
-    grid, _ = significant(target.steps)
-    limit = 2.7 * grid * CHANCE_CUED
-    if limit >= 1 and not _says(_CUES, text):
-        limit = 2.7 * grid * CHANCE
-    if limit < 1:
-        return None
-    search = _Search(target, limit, grid >= 100 or _says(_ROUNDED, text))
+    search = _Search(target, limit, significant(target.steps)[0] >= 100 or _says(_ROUNDED, text))
     near = _terms(sentence, _SENTENCE, [])
     wide = _terms(reversed(context), most, near)
     for terms in (near, wide) if len(wide) > len(near) else (near,):

@@ -60,18 +60,28 @@ class Rounds:
         self.documents: deque[_Document] = deque()
         self.waiting: deque[tuple[int, _Sentence]] = deque()
         """Sentences to be tried again, and in which round."""
+        self.places = 0  # sentences of the documents that are to be asked
         self.round = 0
 
     def add(self, reading: Reading) -> Iterator[dict[str, Any]]:
         """The questions that can be settled with one document more."""
         self.state.left_out.update(reading.left_out)
-        self.state.frequency.update(reading.frequency)
+        for (_, unit), values in reading.pools.items():
+            frequency = self.state.frequency[unit]
+            for value in values:
+                frequency[value] = frequency.get(value, 0) + 1
+        for (unit, value), count in reading.shown.items():
+            frequency = self.state.shown[unit]
+            frequency[value] = frequency.get(value, 0) + count
+        if not reading.asked:
+            return
         rng = random.Random(f"numct {self.seed} {reading.id}")
         order = list(range(len(reading.asked)))
+        self.places += len(order)
         if self.limit is not None:
             rng.shuffle(order)
         self.documents.append(_Document(reading, deque(order), self.limit, rng))
-        while sum(len(document.order) for document in self.documents) >= _TOGETHER:
+        while self.places >= _TOGETHER:
             yield from self._settled()
 
     def finish(self) -> Iterator[dict[str, Any]]:
@@ -96,6 +106,7 @@ class Rounds:
             document = self.documents.popleft()
             taken = 0
             while document.order and count < _TOGETHER and (document.left is None or taken < document.left):
+                self.places -= 1
                 wanted = self._wanted(document, document.order.popleft())
                 if wanted:
                     yield _Sentence(document, wanted, self.state.per_sentence)
@@ -103,30 +114,31 @@ class Rounds:
                     count += 1
             if document.full:
                 asked = document.reading.asked
-                self.state.left_out["enough of the document"] += sum(len(asked[i][1]) for i in document.order)
+                self.places -= len(document.order)
+                self.state.left_out["enough of the document"] += sum(asked[i].count for i in document.order)
             elif document.order:
                 self.documents.append(document)
 
     def _wanted(self, document: _Document, place: int) -> list[Candidate]:
         """What is wanted of a sentence, the first to be asked first; nothing where it was asked before."""
         state, rng = self.state, document.rng
-        key, made = document.reading.asked[place]
-        if key in state.seen:
-            state.left_out["asked before"] += len(made)
+        found = document.reading.asked[place]
+        if found.key in state.seen:
+            state.left_out["asked before"] += found.count
             return []
-        state.seen.add(key)
+        state.seen.add(found.key)
+        for tag in found.others:
+            state.left_out[f"{tag}: {_NOT_WANTED.get(tag, 'not wanted')}"] += 1
         wanted = []
-        for one in made:
-            if one.tag not in state.tags:
-                state.left_out[f"{one.tag}: {_NOT_WANTED.get(one.tag, 'not wanted')}"] += 1
-            elif not state.wanted(one.number.kind):
-                state.left_out[_AHEAD] += 1
-            else:
+        for one in found.wanted:
+            if state.wanted(one.kind):
                 wanted.append(one)
+            else:
+                state.left_out[_AHEAD] += 1
         rng.shuffle(wanted)
         # what can be worked out or known first, then kinds seen least, so that rates, amounts, prices and durations
         # are all there
-        wanted.sort(key=lambda one: (TAGS.index(one.tag) > 1, state.share(one.number.kind) * (0.5 + rng.random())))
+        wanted.sort(key=lambda one: (TAGS.index(one.tag) > 1, state.share(one.kind) * (0.5 + rng.random())))
         return wanted
 
     def _ask(self, sentences: Sequence[_Sentence]) -> list[tuple[_Sentence, Candidate, Wrong]]:

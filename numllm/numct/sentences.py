@@ -66,30 +66,46 @@ def read_sentences(text: str, title: str = "") -> list[Sentence]:
     title: of the document, the heading above all of its own.
     """
     found: list[Sentence] = []
-    headings = {0: title} if title else {}
-    section, fenced, named = 0, False, title
+    headings = [(0, title)] if title else []  # those that a line stands under, with their levels
+    section, fenced, named = 0, False, False
     lines: list[tuple[str, list[Number]]] = []
+    last = 0  # lines up to the last with a variable
     for raw in text.splitlines():
         special = _SPECIAL.match(raw)
-        if special is not None and special.lastgroup == "fence":
+        if special is None and not fenced:
+            if raw.count("|") < 2 and "\t" not in raw:
+                line = _cleaned(raw)
+                numbers = find_numbers(line)
+                lines.append((line, numbers))
+                if numbers and any(number.variable for number in numbers):
+                    last = len(lines)
+        elif special is not None and special.lastgroup == "fence":
             closed = raw.lstrip().startswith("$$") and raw.count("$$") == 2
             fenced = not fenced and not closed
-        elif fenced or special is not None:
-            if not fenced and special is not None and special.lastgroup == "heading":
-                found += _of_section(lines, section, named)
-                lines.clear()
-                section += 1
-                if (heading := _HEADING.match(raw)) is not None:
-                    level = len(heading[1])
-                    headings = {at: kept for at, kept in headings.items() if at < level}
-                    headings[level] = _MARKS.sub("", _LINK.sub(r"\1", heading[2]))[:_TITLE].strip()
-                    path = [part for kept in headings.values() if kept for part in kept.split(" > ")]
-                    named = " > ".join(dict.fromkeys([path[0], path[-1]])) if path else ""
-        elif raw.count("|") < 2 and "\t" not in raw:
-            line = _cleaned(raw)
-            lines.append((line, find_numbers(line)))
-    found += _of_section(lines, section, named)
+        elif not fenced and special is not None and special.lastgroup == "heading":
+            if last:
+                found += _of_section(lines[:last], section, _path(headings) if named else title)
+            lines.clear()
+            last = 0
+            section += 1
+            if (heading := _HEADING.match(raw)) is not None:
+                level = len(heading[1])
+                while headings and headings[-1][0] >= level:
+                    headings.pop()
+                headings.append((level, heading[2]))
+                named = True
+    if last:
+        found += _of_section(lines[:last], section, _path(headings) if named else title)
     return found
+
+
+def _path(headings: Sequence[tuple[int, str]]) -> str:
+    """The first and the last of the headings that a line stands under, those within one another apart by `>`."""
+    path: list[str] = []
+    for level, heading in headings:
+        shown = _MARKS.sub("", _LINK.sub(r"\1", heading))[:_TITLE].strip() if level else heading
+        path += shown.split(" > ") if shown else []
+    return " > ".join(dict.fromkeys([path[0], path[-1]])) if path else ""
 
 
 def _cleaned(raw: str) -> str:
@@ -101,12 +117,9 @@ def _cleaned(raw: str) -> str:
 
 
 def _of_section(lines: Sequence[tuple[str, list[Number]]], section: int, title: str) -> Iterator[Sentence]:
-    """The sentences of a section, of its lines with their numbers, up to the last line with a variable."""
-    last = next((i for i in reversed(range(len(lines))) if any(n.variable for n in lines[i][1])), None)
-    if last is None:
-        return
+    """The sentences of a section, of its lines with their numbers."""
     example = _EXAMPLES.search(title) is not None
-    for line, numbers in lines[: last + 1]:
+    for line, numbers in lines:
         at, count = 0, len(numbers)
         for start, end in _pieces(line):
             piece = line[start:end]

@@ -14,8 +14,9 @@ from .options import Asked
 
 __all__ = ["traits"]
 
-_ITSELF = np.array([0, 1, 1, 1, 0, 0])[:, None, None, None]  # an option is like itself in three ways
-_FIRST = np.arange(1.0, 10.0)[:, None]  # digits
+_SEEN = (0, 1, 8, 2, 3, 5, 9, 10, 6)  # of what `Asked.look` tells, the first traits
+_ITSELF = np.array([0, 1, 1, 1, 0, 0], dtype=np.uint8)[:, None, None, None]  # an option is like itself in three ways
+_FIRST = np.arange(1.0, 10.0)  # digits
 _DIGITS = 16  # an option has fewer
 _TEN = math.log(10)
 
@@ -23,8 +24,8 @@ _TEN = math.log(10)
 def traits(
     questions: Sequence[tuple[Asked, Sequence[Sequence[int]]]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What can be seen of the options of each draw of several questions, the answer first: (questions, draws, traits,
-    options) and the same of the marks that only the adversary sees.
+    """What can be seen of the options of each draw of several questions, the answer first: (options, questions, draws,
+    traits) and the same of the marks that only the adversary sees. In this order numpy is fast.
 
     questions: of each, what is asked and the wrong options of each draw; where one has fewer draws than another, its
     first stands for those that are missing. Traits: value, length, significant digits, frequencies in the texts and
@@ -41,47 +42,46 @@ def traits(
         listed = [[len(looks), *(place.setdefault(m, len(looks) + len(place)) for m in wrong)] for wrong in draws]
         places += listed + listed[:1] * (most - len(listed))
         looks += [asked.look(m) for m in place]
-    at = np.array(places).reshape(len(questions), most, -1)
-    options = at.shape[2]
-    seen = np.fromiter(itertools.chain.from_iterable(seen for seen, _ in looks), np.float64).reshape(len(looks), -1)[at]
+    at = np.ascontiguousarray(np.array(places).T).reshape(-1, len(questions), most)
+    options = len(at)
+    seen = np.fromiter(itertools.chain.from_iterable(seen for seen, _ in looks), np.float64).reshape(len(looks), -1)
     digits = np.frombuffer("".join([shown.ljust(_DIGITS) for _, shown in looks]).encode(), np.uint8)
-    digits = digits.reshape(-1, _DIGITS)[at]
-    values, length, first, bags = (seen[..., i] for i in (0, 1, 6, 13))
+    digits = np.ascontiguousarray(digits.reshape(-1, _DIGITS).T)[:, at]
+    values, length, bags, first = (column[at] for column in seen.T[[0, 1, 7, 9]])
     sizes = np.log(values)
-    gaps = np.abs(sizes[..., :, None] - sizes[..., None, :])
+    gaps = np.abs(sizes[:, None] - sizes)
     whole = np.array([1.0 if one.kind == "rate" and one.form.style != "f" else 100.0 for one, _ in questions])
     alike = np.empty((6, *gaps.shape), dtype=bool)
-    alike[1] = length[..., :, None] == length[..., None, :]
-    changed = (digits[..., :, None, :] != digits[..., None, :, :]).view(np.uint8)
-    alike[0] = alike[1] & (np.add.reduce(changed, axis=-1, dtype=np.uint8) == 1)
-    alike[2] = first[..., :, None] == first[..., None, :]
-    alike[3] = bags[..., :, None] == bags[..., None, :]
+    alike[1] = length[:, None] == length
+    changed = (digits[:, :, None] != digits[:, None]).view(np.uint8)
+    alike[0] = alike[1] & (np.add.reduce(changed, axis=0, dtype=np.uint8) == 1)
+    alike[2] = first[:, None] == first
+    alike[3] = bags[:, None] == bags
     alike[4] = np.abs(gaps - _TEN) < 1e-9
-    alike[5] = np.abs(values[..., :, None] + values[..., None, :] - whole[:, None, None, None]) < 1e-9
-    counts = np.add.reduce(alike.view(np.uint8), axis=-1, dtype=np.uint8) - _ITSELF
+    alike[5] = np.abs(values[:, None] + values - whole[:, None]) < 1e-9
+    counts = np.add.reduce(alike.view(np.uint8), axis=2, dtype=np.uint8) - _ITSELF
+    counts = np.moveaxis(counts, 0, -1)
 
-    seen = seen.swapaxes(-1, -2)
-    traits = np.empty((*at.shape[:2], 15, options))
-    traits[:, :, :9] = seen[:, :, :9]
-    traits[:, :, 9] = (gaps + _apart(options)).min(-1)
-    traits[:, :, 10] = gaps.sum(-1)
-    traits[:, :, 9:11] = np.round(traits[:, :, 9:11], 9)
-    traits[:, :, 11:14] = counts[:3].transpose(1, 2, 0, 3)
-    traits[:, :, 14] = sizes
-    marks = np.empty((*at.shape[:2], 19, options))
-    marks[:, :, :9] = seen[:, :, 6:7] == _FIRST
-    marks[:, :, 9:12] = seen[:, :, 9:12]
-    marks[:, :, 12] = seen[:, :, 3] == 0
-    marks[:, :, 13] = seen[:, :, 12]
-    ordered = np.sort(sizes, axis=-1)
-    middle = (ordered[:, :, (options - 1) // 2] + ordered[:, :, options // 2]) / 2
-    marks[:, :, 14] = np.abs(sizes - middle[..., None])
-    marks[:, :, 15:18] = counts[3:].transpose(1, 2, 0, 3)
-    marks[:, :, 18] = gaps.max(-1)
+    traits = np.empty((*at.shape, 15))
+    traits[..., :9] = seen[:, _SEEN][at]
+    traits[..., 9] = np.round((gaps + _apart(options)).min(1), 9)
+    traits[..., 10] = np.round(gaps.sum(1), 9)
+    traits[..., 11:14] = counts[..., :3]
+    traits[..., 14] = sizes
+    marks = np.empty((*at.shape, 19))
+    marks[..., :9] = first[..., None] == _FIRST
+    marks[..., 9:12] = seen[:, 11:14][at]
+    marks[..., 12] = traits[..., 3] == 0
+    marks[..., 13] = seen[:, 4][at]
+    ordered = np.sort(sizes, axis=0)
+    middle = (ordered[(options - 1) // 2] + ordered[options // 2]) / 2
+    marks[..., 14] = np.abs(sizes - middle)
+    marks[..., 15:18] = counts[..., 3:]
+    marks[..., 18] = gaps.max(1)
     return traits, marks
 
 
 @functools.lru_cache
 def _apart(options: int) -> NDArray[np.float64]:
     """Infinity on the diagonal, so that no option is its own nearest."""
-    return np.where(np.eye(options, dtype=bool), np.inf, 0.0)
+    return np.where(np.eye(options, dtype=bool), np.inf, 0.0)[:, :, None, None]
