@@ -263,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.worker:
         work(options.worker, options.work, options.work / "out")
         return
-    names = ["cp -r", *(options.only or [name for name in CANDIDATES if name != "cp -r"])]
+    names = list(dict.fromkeys(["cp -r", *(options.only or CANDIDATES)]))
     where, rows = measure.provenance(torch.device("cpu")), []
     if not importlib.util.find_spec("peft"):
         names = [name for name in names if not name.startswith("PEFT")]
