@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from . import products
 from .attention import attend, packed, trees
 from .checkpoint import Checkpoint, torch_dtype
+from .collector import frozen_heap
 from .config import ModelConfig, Rope
 from .errors import NumLLMError
 from .files import Progress, no_progress
@@ -439,6 +440,7 @@ def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
     return tokens.to(device), documents.to(device), any(len(ids) < width for ids in rows)
 
 
+@frozen_heap()
 def load_model(
     checkpoint: Checkpoint | str | Path, *, dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu", progress: Progress = no_progress,

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "triton", "click", "transformers", "peft", "safetensors", "tokenizers", "numpy", "matplotlib"}
 
 # For each module of numllm, the modules of numllm it may import: those before it on the way data flows.
-CORE = {"errors", "files"}
+CORE = {"errors", "files", "collector"}
 CONFIG = {"errors", "fields", "families", "model_config", "config"}
 CHECKPOINT = CORE | CONFIG | {"hub", "checkpoint"}
 TEXT = CORE | {"overlap", "numbers", "corpus", "questions"}
@@ -22,6 +22,7 @@ MODEL = CHECKPOINT | OPERATIONS | {"tokenizer", "attention", "rope", "weights", 
 ALLOWED = {
     "__init__": set(),
     "errors": set(),
+    "collector": set(),
     "files": {"errors"},
     "fields": {"errors"},
     "families": {"errors"},

@@ -19,6 +19,7 @@ from numllm_kernels import processor
 from .. import __version__
 from ..adapter import adapter_names, read_adapter
 from ..checkpoint import Checkpoint
+from ..collector import frozen_heap
 from ..errors import MergeError
 from ..files import Progress, no_progress, read_text, write_aside, write_json
 from .fold import fold
@@ -116,6 +117,7 @@ def _seconds(plan: MergePlan, as_: str) -> float:
     return (arithmetic + HASHING * sum(size for size, *_ in plan.stamps.values()) + MOVING * moved) / threads
 
 
+@frozen_heap()
 def run_merge(
     plan: MergePlan, out: str | Path, *, as_: str = "model", max_shard: int | None = None, overwrite: bool = False,
     dry_run: bool = False, verify: bool = False, sample: float = 1.0, progress: Progress = no_progress,

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..collector import frozen_heap
 from ..errors import DataError, NumLLMError
 from ..files import Progress, no_progress
 from ..workers import Lost, Workers
@@ -95,9 +96,10 @@ def build(
     rounds = Rounds(state, max_per_doc, seed)
     rows = (_checked(row) for row in progress(documents, description="numct", unit="doc"))
     work = functools.partial(candidates, context=context, tags=frozenset(tags))
-    for reading in _readings(rows, work, jobs):
-        yield from rounds.add(reading)
-    yield from rounds.finish()
+    with frozen_heap():
+        for reading in _readings(rows, work, jobs):
+            yield from rounds.add(reading)
+        yield from rounds.finish()
 
 
 def _checked(row: dict[str, Any]) -> dict[str, Any]:
