@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
+from .collector import SELDOM
 from .errors import NumLLMError
 
 Item = TypeVar("Item")
@@ -32,8 +33,6 @@ _AHEAD = 4
 """Items a process holds: one in work, the others waiting, so that it never waits for the next."""
 _WINDOW = 64
 """Results for each process that may wait for an earlier one."""
-_GARBAGE = 50_000
-"""Objects made between two looks for cycles among them. Work on text makes many objects and hardly a cycle."""
 _SERVE = "import sys; sys.path[:] = {!r}; from numllm.workers import serve; serve({})"
 
 
@@ -49,7 +48,7 @@ def serve(handle: int) -> None:
     connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it ends its children
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    gc.set_threshold(_GARBAGE)
+    gc.set_threshold(SELDOM)
     connection = Connection(handle)
     taken: queue.SimpleQueue[tuple[bool, Any] | None] = queue.SimpleQueue()
     # read all the time: the parent, sending a large item to a process that sends a large result, would wait for ever

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from numllm.collector import frozen_heap
+from numllm.collector import SELDOM, frozen_heap
 from numllm.model import load_model
 
 
@@ -31,9 +31,21 @@ def test_what_was_there_is_left_alone_and_what_comes_is_not() -> None:
 
 
 def test_an_error_thaws() -> None:
+    before = gc.get_threshold()
     with pytest.raises(ZeroDivisionError), frozen_heap():
+        assert gc.get_threshold()[0] == SELDOM
         1 / 0  # noqa: B018
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() == 0 and gc.get_threshold() == before
+
+
+def test_collections_that_are_off_stay_off() -> None:
+    before = gc.get_threshold()
+    gc.set_threshold(0)
+    try:
+        with frozen_heap():
+            assert gc.get_threshold()[0] == 0
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_a_heap_that_somebody_froze_stays_frozen() -> None:

@@ -35,7 +35,7 @@ ALLOWED = {
     "tokenizer": CHECKPOINT,
     "numbers": CORE,
     "overlap": set(),
-    "workers": {"errors"},
+    "workers": {"collector", "errors"},
     "determinism": set(),
     "corpus": CORE | {"numbers", "overlap", "workers", "checkpoint", "tokenizer"},
     "questions": CORE | {"numbers", "tokenizer", "chat"},
