@@ -1,10 +1,9 @@
-/* W' = W + B A, each element the number of W's dtype (bf16, fp16 or fp32) nearest to the sum in fp64. Compiled by
-   `processor.py`.
+/* The processor's kernels, compiled by `processor.py`.
 
-   A tile of sums lives in registers from reading W to writing W', so that nothing wide but the factors passes through
-   memory. For bf16 sums are made in fp32, twice as fast, with a bound of their error; a tile in which a number is too near
-   to the middle of two of bf16 for that is made again in fp64. Vectors are the compiler's own (GCC and Clang), as wide as
-   the processor's. */
+   W' = W + B A, each element the number of W's dtype (bf16, fp16 or fp32) nearest to the sum in fp64. A tile of sums lives
+   in registers from reading W to writing W', so that nothing wide but the factors passes through memory. For bf16 sums are
+   made in fp32, twice as fast, with a bound of their error; what comes too near to the middle of two numbers for that is
+   made again in fp64. Vectors are the compiler's own (GCC and Clang), as wide as the processor's. */
 
 #include <stdint.h>
 #include <string.h>
