@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 import torch
 
-FAMILIES = ("lora", "norm", "swiglu", "rope", "cross_entropy")
-SHARED = ("common", "tiles")
+FAMILIES = ("lora", "norm", "swiglu", "producer", "rope", "cross_entropy")
+SHARED = ("common", "tiles", "sums")
 
 
 @pytest.fixture(scope="session")
