@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from . import elementwise, passes
-from .implementations import load_kernels, lora_kernels
+from . import elementwise, implementations, passes
+from .implementations import lora_kernels
 from .operator import Operator
 
 
@@ -99,7 +99,7 @@ def _given(thin: Thin) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
 
 
 def _kernels() -> ModuleType:
-    return load_kernels("producer")
+    return implementations.load_kernels("producer")
 
 
 def _run_norm_down(

@@ -59,6 +59,19 @@ def by_kernels(families: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
+def launched(families: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that are launched from here on."""
+    names: list[str] = []
+    launch = families["common"].launch
+    monkeypatch.setattr(
+        families["common"], "launch", lambda kernel, *given, **more: names.append(kernel.__name__) or launch(
+            kernel, *given, **more
+        ),
+    )
+    return names
+
+
+@pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.empty returns NaN: what a kernel fails to write, or reads without having written, shows."""
     empty = torch.empty

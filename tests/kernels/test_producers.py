@@ -100,19 +100,6 @@ def test_results_and_gradients(device, maker, dtype, by_row) -> None:
     )
 
 
-@pytest.fixture
-def launched(families, monkeypatch) -> list[str]:
-    """The kernels that are launched, by name."""
-    names: list[str] = []
-    launch = families["common"].launch
-    monkeypatch.setattr(
-        families["common"], "launch", lambda kernel, *given, **more: names.append(kernel.__name__) or launch(
-            kernel, *given, **more
-        ),
-    )
-    return names
-
-
 @pytest.mark.parametrize("maker", MAKERS)
 def test_x_is_not_read_for_s(device, launched, maker) -> None:
     v = inputs(maker, torch.float32, device)
