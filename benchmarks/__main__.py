@@ -39,7 +39,7 @@ class Tests(NamedTuple):
 
 OPERATIONS = Tests(0, ("tests/test_ops.py",))
 LORA = Tests(150, ("tests/kernels/test_gpu.py", "tests/kernels/test_lora_kernels.py"))
-PRODUCERS = Tests(60, (
+PRODUCERS = Tests(90, (
     "tests/kernels/test_gpu_producers.py", "tests/kernels/test_producer_kernels.py", "tests/kernels/test_producers.py",
 ))
 BLOCKS = Tests(150, (

@@ -10,6 +10,7 @@ s, alone; forward with the linears; forward and backward. *apart* has s by a rea
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ SHAPE = {"tokens": 8192, "width": 3584, "kv": 512, "inner": 18944}
 """Two rows of 4096 tokens of Qwen2.5-7B."""
 PARTS = ("x and s", "forward", "forward + backward")
 IMPLS = {"apart": "triton", "produced": "triton-produced"}
+"""How s is made: the impl of the linears."""
 
 
 class Case(NamedTuple):
@@ -87,55 +89,39 @@ class Layer:
         inputs = [torch.randn(tokens, width, **like, requires_grad=True) for _ in range(self.case.inputs)]
         return Batch(inputs, [torch.randn(tokens, n, **like) for n in ((width,) * more + self.case.ns)])
 
-    def made(self, batch: Batch, impl: str) -> tuple[Tensor, ...]:
-        """(*other results, x, s)."""
-        if impl == "triton-produced":
+    def made(self, way: str, batch: Batch) -> list[Tensor]:
+        """[*other results, x, s] by a way of IMPLS."""
+        impl = IMPLS[way]
+        if way == "produced":
             *found, thin = self.case.produced(*batch.inputs, ops.Thin(self.a, self.scales, None, None, impl))
-            return *found, thin.s
+            return [*found, thin.s]
         found = self.case.alone(*batch.inputs)
         with torch.no_grad():
-            return *found, passes.down(found[-1], self.a, self.scales, None, None, None, None, impl)
+            return [*found, passes.down(found[-1], self.a, self.scales, None, None, None, None, impl)]
 
-    def results(self, batch: Batch, impl: str) -> list[Tensor]:
-        """Other results, and what the linears give."""
-        *more, x, s = self.made(batch, impl)
+    def results(self, way: str, batch: Batch) -> list[Tensor]:
+        """Other results, and what the linears give; without adapters where the way is "frozen"."""
+        if way == "frozen":
+            *more, x = self.case.alone(*batch.inputs)
+            return [*more, *(F.linear(x, w) for w in self.ws)]
+        *more, x, s = self.made(way, batch)
         none = [None] * len(self.ws)
-        return [*more, *ops.lora_linears(x, self.ws, none, self.a, self.bs, self.scales, None, None, impl, s=s)]
+        return [*more, *ops.lora_linears(x, self.ws, none, self.a, self.bs, self.scales, None, None, IMPLS[way], s=s)]
 
-    def frozen(self, batch: Batch) -> list[Tensor]:
-        """The same without adapters."""
-        *more, x = self.case.alone(*batch.inputs)
-        return [*more, *(F.linear(x, w) for w in self.ws)]
-
-    def gradients(self, results: Sequence[Tensor], batch: Batch, *, adapted: bool = True) -> tuple[Tensor, ...]:
-        """Of the inputs, and of a and bs where there are adapters."""
-        wanted = [*batch.inputs, *((self.a, *self.bs) if adapted else ())]
-        return torch.autograd.grad(results, wanted, batch.upstream)
-
-    def candidates(self, part: str, impls: Mapping[str, str] = IMPLS) -> dict[str, Callable[[Batch], Sequence[Tensor]]]:
-        """Name → call, of a part."""
+    def run(self, part: str, way: str, batch: Batch) -> Sequence[Tensor]:
+        """A part of PARTS, by a way of IMPLS or "frozen"."""
         if part == "x and s":
-            return {
-                "frozen": lambda batch: self.case.alone(*batch.inputs),
-                **{name: lambda batch, impl=impl: self.made(batch, impl) for name, impl in impls.items()},
-            }
+            return self.case.alone(*batch.inputs) if way == "frozen" else self.made(way, batch)
+        found = self.results(way, batch)
         if part == "forward":
-            return {
-                "frozen": self.frozen,
-                **{name: lambda batch, impl=impl: self.results(batch, impl) for name, impl in impls.items()},
-            }
-        return {
-            "frozen": lambda batch: self.gradients(self.frozen(batch), batch, adapted=False),
-            **{
-                name: lambda batch, impl=impl: self.gradients(self.results(batch, impl), batch)
-                for name, impl in impls.items()
-            },
-        }
+            return found
+        return torch.autograd.grad(
+            found, [*batch.inputs, *(() if way == "frozen" else (self.a, *self.bs))], batch.upstream
+        )
 
 
 def bench(
-    case: Case, *, tokens: int, dtype: torch.dtype, device: torch.device, rounds: int,
-    impls: Mapping[str, str] = IMPLS,
+    case: Case, *, tokens: int, dtype: torch.dtype, device: torch.device, rounds: int
 ) -> Iterator[dict[str, Any]]:
     """One row a part and candidate. RuntimeError when the two ways differ."""
     torch.manual_seed(0)
@@ -143,12 +129,11 @@ def bench(
     moved = tokens * case.width * case.inputs * dtype.itemsize
     batches = measure.rotating(lambda _: layer.batch(tokens), moved, device)
     for part in PARTS:
-        calls = layer.candidates(part, impls)
-        ways = (calls[name](batches[0]) for name in impls)
-        for one, other in zip(*ways, strict=True):
+        for one, other in zip(*(layer.run(part, way, batches[0]) for way in IMPLS), strict=True):
             off = (one.float() - other.float()).norm() / other.float().norm()
             if not off < max(1e-4, 8 * torch.finfo(dtype).eps):
                 raise RuntimeError(f"{case.name}, {part}: the two ways differ by {off:.2g}; they are not timed")
+        calls = {way: functools.partial(layer.run, part, way) for way in ("frozen", *IMPLS)}
         timings = measure.compare(calls, batches, device, rounds=rounds)
         for name, timing in timings.items():
             yield {
