@@ -143,18 +143,19 @@ def norm_down(
     h = x if added is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rms = torch.empty(m, dtype=torch.float32, device=x.device)
     if not m:
-        return h, y, rms, y.new_empty(0, r)
+        return h, y, rms, y.new_zeros(m, r)
     (blocks, *others), s, out, length, tile = _thin("norm_down", flat, r, tiles.PROGRAMS)
-    # As many rows at a time as the second cache keeps, of the weights and results besides, until they are read again.
-    rows_at_once = tiles.second_cache(x.device) // 2 // (k * x.element_size())
-    programs = max(tiles.PROGRAMS, rows_at_once // tile["BLOCK_M"])
-    programs = triton.cdiv(blocks, triton.cdiv(blocks, programs))  # each with as many blocks
+    # No more rows at a time than half the second cache holds, so that their second read finds them: the other half is
+    # for a, the weight and what is written.
+    held = tiles.second_cache(x.device) // 2 // (tile["BLOCK_M"] * k * x.element_size())
+    turns = triton.cdiv(blocks, max(tiles.PROGRAMS, held))
+    programs = triton.cdiv(blocks, turns)
     whole = others[1] == 1
-    sums_of = flat if added is None else h.view(m, k)
+    normed = flat if added is None else h.view(m, k)
     common.launch(
-        norm_down_kernel, (programs, *others), flat, more, weight.contiguous(), sums_of, y, rms, a, out,
+        norm_down_kernel, (programs, *others), flat, more, weight.contiguous(), normed, y, rms, a, out,
         scales if whole else None, columns, rows if whole else None, m, k, r, length, eps, scale,
-        flat.stride(0), 0 if more is None else more.stride(0), sums_of.stride(0), *a.stride(), *out.stride(), **tile,
+        flat.stride(0), 0 if more is None else more.stride(0), normed.stride(0), *a.stride(), *out.stride(), **tile,
     )
     return h, y, rms, s if whole else sums.add_up(out, s, scales, columns, rows)
 
@@ -169,8 +170,8 @@ def swiglu_down(
     first, second = common.as_rows(gate), common.as_rows(up)
     (m, k), r = first.shape, a.shape[0]
     y = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    if not m:
-        return y, y.new_empty(0, r)
+    if not y.numel():
+        return y, y.new_zeros(m, r)
     grid, s, out, length, tile = _thin("swiglu_down", first, r, _SWIGLU_PROGRAMS)
     whole = grid[2] == 1
     common.launch(
