@@ -71,7 +71,7 @@ def test_a_step_by_kernels_is_the_step_by_torch(family, launched, device, monkey
             assert torch.equal(again, loss) and all(map(torch.equal, same, found)), checkpointing
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["qwen2", "glm4"])
 def test_a_step_whose_norms_and_swiglu_take_the_adapters_products(family, launched, device) -> None:
     """The loss and gradients of the step that reads x for them, whatever is kept; no x of a norm or SwiGLU is read."""
     loss, gradients = step(family, device, impl="triton")
@@ -82,10 +82,9 @@ def test_a_step_whose_norms_and_swiglu_take_the_adapters_products(family, launch
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
     counts = {name: launched.count(name) for name in set(launched)}
     assert counts["norm_down_kernel"] == 4 and counts["swiglu_down_kernel"] == 2
-    if family in ("qwen2", "glm4"):
-        for checkpointing in ("selective", "full"):
-            again, same = step(family, device, checkpointing, "triton-produced")
-            assert torch.equal(again, produced) and all(map(torch.equal, same, found)), checkpointing
+    for checkpointing in ("selective", "full"):
+        again, same = step(family, device, checkpointing, "triton-produced")
+        assert torch.equal(again, produced) and all(map(torch.equal, same, found)), checkpointing
 
 
 def test_with_dropout_the_linears_take_their_product(launched, device) -> None:
