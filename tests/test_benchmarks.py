@@ -94,7 +94,7 @@ def test_rows_of_the_producers_benchmark(monkeypatch) -> None:
     assert [row["candidate"] for row in found] == ["frozen", "apart", "produced"] * 9
     assert {row["pass"] for row in found} == set(bench_producer.PARTS)
     assert all(row["ms"]["p50"] > 0 for row in found) and set(found[0]["ratio_to_frozen"].values()) == {1.0}
-    where = {"device": "G", "kind": "cuda", "torch": "2", "commit": "c", "threads": None}
+    where = {"device": "G", "kind": "cuda", "torch": "2", "triton": "3", "commit": "c", "threads": None}
     table = "\n".join(kernels.lora_producer([row | where for row in found]))
     assert "| SwiGLU → down | forward + backward | produced |" in table
 
