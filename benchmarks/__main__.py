@@ -39,6 +39,9 @@ class Tests(NamedTuple):
 
 OPERATIONS = Tests(0, ("tests/test_ops.py",))
 LORA = Tests(150, ("tests/kernels/test_gpu.py", "tests/kernels/test_lora_kernels.py"))
+PRODUCERS = Tests(90, (
+    "tests/kernels/test_gpu_producers.py", "tests/kernels/test_producer_kernels.py", "tests/kernels/test_producers.py",
+))
 BLOCKS = Tests(150, (
     "tests/kernels/test_gpu_blocks.py", "tests/kernels/test_block_kernels.py", "tests/kernels/test_loss_kernels.py",
     "tests/kernels/test_model_by_kernels.py",
@@ -65,7 +68,7 @@ class Family(NamedTuple):
     """An argument it cannot do without."""
 
 
-BOTH, CPU = ("cuda", "cpu"), ("cpu",)
+BOTH, CPU, CUDA = ("cuda", "cpu"), ("cpu",), ("cuda",)
 FAMILIES = {
     "rates": Family("bench_rates", BOTH, 30),
     "lora": Family("bench_lora", BOTH, 130, (LORA,)),
@@ -74,6 +77,7 @@ FAMILIES = {
     "generate": Family("bench_generate", BOTH, 60, (LORA, BLOCKS, MODEL)),
     "train": Family("bench_train", BOTH, 60, (LORA, BLOCKS, MODEL)),
     "blocks": Family("bench_blocks", BOTH, 75, (BLOCKS,)),
+    "producer": Family("bench_producer", CUDA, 40, (LORA, BLOCKS, PRODUCERS)),
     "eval": Family("bench_eval", BOTH, 120, (LORA, BLOCKS, MODEL), quick=("--limit", "10"), wants="--questions"),
     "load": Family("bench_load", CPU, 0, quick=("--shape", "small")),
     "merge": Family("bench_merge", CPU, 0, quick=("--shape", "small")),

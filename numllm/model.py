@@ -25,7 +25,7 @@ from .collector import frozen_heap
 from .config import ModelConfig, Rope
 from .errors import NumLLMError
 from .files import Progress, no_progress
-from .ops import elementwise
+from .ops import Thin, elementwise, producers
 from .rope import frequencies, rotations
 from .weights import block_of, matched, read_weights
 
@@ -82,9 +82,17 @@ class RMSNorm(nn.Module):
         """x (..., D) → (..., D) in x's dtype."""
         return elementwise.rms_norm(x, self.weight, self.eps)
 
+    def thinned(self, x: Tensor, thin: Thin) -> tuple[Tensor, Thin]:
+        """(this norm of x, `thin` of it): for linears whose adapters begin with that product."""
+        return producers.norm_down(x, self.weight, self.eps, thin)
+
     def after(self, x: Tensor, added: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """(h, this norm of h) with h = x + scale · added: x, added (..., D)."""
         return elementwise.add_rms_norm(x, added, self.weight, self.eps, scale)
+
+    def thinned_after(self, x: Tensor, added: Tensor, scale: float, thin: Thin) -> tuple[Tensor, Tensor, Thin]:
+        """`after` and `thinned` in one: (h, this norm of h, `thin` of that)."""
+        return producers.add_norm_down(x, added, self.weight, self.eps, scale, thin)
 
 
 class Cache:
@@ -221,10 +229,22 @@ def _mask(
     return seen
 
 
-def each(x: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
-    """What linears make of the same x, all at once where one knows how (`lora.LoRALinear.together`)."""
+def each(x: Tensor, *linears: nn.Module, thin: Thin | None = None) -> tuple[Tensor, ...]:
+    """What linears make of the same x, all at once where one knows how (`lora.LoRALinear.together`).
+
+    thin: what came of `thin_of` them, when x was made.
+    """
     together = next((linear.together for linear in linears if hasattr(linear, "together")), None)
-    return tuple(linear(x) for linear in linears) if together is None else together(x, linears)
+    return tuple(linear(x) for linear in linears) if together is None else together(x, linears, thin)
+
+
+def thin_of(maker: nn.Module, like: Tensor, *linears: nn.Module) -> Thin | None:
+    """The thin product of what linears are to read that `maker` can take with it (`lora.LoRALinear.thin`), if any.
+
+    like: of the shape of what it makes, but for the last dimension.
+    """
+    thin = next((linear.thin for linear in linears if hasattr(linear, "thin")), None)
+    return thin(like, linears) if thin is not None and hasattr(maker, "thinned") else None
 
 
 class Attention(Part):
@@ -241,20 +261,25 @@ class Attention(Part):
         self.layer, self.head_dim, self.window = layer, config.head_dim, config.windows[layer]
         self.heads, self.kv_heads, self.family = config.heads, config.kv_heads, config.family
 
-    def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def readers(self) -> tuple[nn.Module, ...]:
+        """The linears that read its input."""
+        return (self.qkv_proj,) if self.family.fused_qkv else (self.q_proj, self.k_proj, self.v_proj)
+
+    def _projections(self, x: Tensor, thin: Thin | None) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, T, H, E), k and v (B, T, G, E)."""
-        size = (-1, self.head_dim)
-        if not self.family.fused_qkv:
-            return tuple(y.unflatten(-1, size) for y in each(x, self.q_proj, self.k_proj, self.v_proj))
-        qkv = self.qkv_proj(x).unflatten(-1, size)
+        first, *rest = (y.unflatten(-1, (-1, self.head_dim)) for y in each(x, *self.readers, thin=thin))
+        if rest:
+            return first, *rest
+        qkv = first
         if not self.family.qkv_by_group:
             return qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=-2)
         groups = qkv.unflatten(-2, (self.kv_heads, -1))
         return groups[..., :-2, :].flatten(-3, -2), groups[..., -2, :], groups[..., -1, :]
 
-    def forward(self, x: Tensor, plan: Plan) -> Tensor:
-        """x (B, T, D) → (B, T, D)."""
-        q, k, v = self._projections(x)
+    def forward(self, x: Tensor, plan: Plan, thin: Thin | None = None) -> Tensor:
+        """x (B, T, D) → (B, T, D). thin: of `readers` and x, where it is there."""
+        q, k, v = self._projections(x, thin)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
@@ -281,6 +306,10 @@ class SwiGLU(nn.Module):
         """gate, up (..., I) → (..., I)."""
         return elementwise.swiglu(gate, up)
 
+    def thinned(self, gate: Tensor, up: Tensor, thin: Thin) -> tuple[Tensor, Thin]:
+        """(silu(gate) ⊙ up, `thin` of it): as `RMSNorm.thinned`."""
+        return producers.swiglu_down(gate, up, thin)
+
 
 class MLP(Part):
     """down(SwiGLU(gate(x), up(x)))."""
@@ -292,10 +321,39 @@ class MLP(Part):
         self.fused = config.family.fused_gate_up
         self.act = SwiGLU()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, D) → (B, T, D)."""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1) if self.fused else each(x, self.gate_proj, self.up_proj)
-        return self.down_proj(self.act(gate, up))
+    @property
+    def readers(self) -> tuple[nn.Module, ...]:
+        """The linears that read its input."""
+        return (self.gate_up_proj,) if self.fused else (self.gate_proj, self.up_proj)
+
+    def forward(self, x: Tensor, thin: Thin | None = None) -> Tensor:
+        """x (B, T, D) → (B, T, D). thin: of `readers` and x, where it is there."""
+        both = each(x, *self.readers, thin=thin)
+        gate, up = both[0].chunk(2, dim=-1) if self.fused else both
+        thin = thin_of(self.act, gate, self.down_proj)
+        if thin is None:
+            return self.down_proj(self.act(gate, up))
+        y, thin = self.act.thinned(gate, up, thin)
+        return each(y, self.down_proj, thin=thin)[0]
+
+
+def _normed(norm: nn.Module, x: Tensor, linears: Sequence[nn.Module]) -> tuple[Tensor, Thin | None]:
+    """(norm(x), and the thin product of it that the linears take, where the norm is to take it)."""
+    thin = thin_of(norm, x, *linears)
+    return (norm(x), None) if thin is None else norm.thinned(x, thin)
+
+
+def _sum_normed(
+    norm: nn.Module, x: Tensor, added: Tensor, scale: float, linears: Sequence[nn.Module]
+) -> tuple[Tensor, Tensor, Thin | None]:
+    """(h, *`_normed`(h)) with h = x + scale · added."""
+    thin = thin_of(norm, x, *linears)
+    if thin is not None:
+        return norm.thinned_after(x, added, scale, thin)
+    if hasattr(norm, "after"):
+        return *norm.after(x, added, scale), None
+    h = torch.add(x, added, alpha=scale)  # a norm that an adapter trains whole
+    return h, norm(h), None
 
 
 class Block(Part):
@@ -312,15 +370,16 @@ class Block(Part):
 
     def forward(self, x: Tensor, plan: Plan, select: Tensor | None = None) -> Tensor:
         """x (B, T, D) → (B, T, D); or (S, D) of the positions picked by `select`, flat indexes (S,)."""
-        y = self.self_attn(self.input_layernorm(x), plan)
+        y, thin = _normed(self.input_layernorm, x, self.self_attn.readers)
+        y = self.self_attn(y, plan, thin)
         if self.post_self_attn_layernorm is not None:
             y = self.post_self_attn_layernorm(y)
         if select is None:
-            x, y = self.post_attention_layernorm.after(x, y, self.scale)
+            x, y, thin = _sum_normed(self.post_attention_layernorm, x, y, self.scale, self.mlp.readers)
         else:
             x = torch.add(x, y, alpha=self.scale).flatten(0, 1)[select]
-            y = self.post_attention_layernorm(x)
-        y = self.mlp(y)
+            y, thin = _normed(self.post_attention_layernorm, x, self.mlp.readers)
+        y = self.mlp(y, thin)
         if self.post_mlp_layernorm is not None:
             y = self.post_mlp_layernorm(y)
         return torch.add(x, y, alpha=self.scale)

@@ -54,6 +54,14 @@ def dropped(m: int, k: int, shares: Tensor, seed: int) -> Tensor:
     return (mix(token[:, None] ^ entry) >> 8).float().cpu() / 2**24 < shares.cpu()[:, None]
 
 
+def down(
+    x: Tensor, a: Tensor, scales: Tensor, columns: Tensor | None = None, rows: Tensor | None = None,
+    shares: Tensor | None = None, z: Tensor | float = 1.0,
+) -> Tensor:
+    """s = ((x ⊙ z) aᵀ) ⊙ m: x (M, K), a (R, K) → (M, R); the other arguments are those of `lora_linear`."""
+    return ((x * z) @ a.T) * column_scales(x, scales, columns, rows, shares)
+
+
 def lora_linear(
     x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scales: Tensor,
     columns: Tensor | None = None, rows: Tensor | None = None, shares: Tensor | None = None, z: Tensor | float = 1.0,
@@ -63,8 +71,7 @@ def lora_linear(
     x (M, K), w (N, K), bias (N,) | None, a (R, K), b (N, R), in one dtype; scales, columns, rows, shares as in
     `column_scales`; z (M, K) in the dtype, with dropout. → (M, N).
     """
-    s = ((x * z) @ a.T) * column_scales(x, scales, columns, rows, shares)
-    y = x @ w.T + s @ b.T
+    y = x @ w.T + down(x, a, scales, columns, rows, shares, z) @ b.T
     return y if bias is None else y + bias
 
 
@@ -73,9 +80,8 @@ def lora_linear_backward(
     columns: Tensor | None = None, rows: Tensor | None = None, shares: Tensor | None = None, z: Tensor | float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dX (M, K), dA (R, K), dB (N, R)) of `lora_linear` for the gradient dy (M, N) of its output."""
-    m = column_scales(x, scales, columns, rows, shares)
-    s = ((x * z) @ a.T) * m
-    ds = (dy @ b) * m
+    s = down(x, a, scales, columns, rows, shares, z)
+    ds = (dy @ b) * column_scales(x, scales, columns, rows, shares)
     return dy @ w + (ds @ a) * z, ds.T @ (x * z), dy.T @ s
 
 

@@ -116,7 +116,7 @@ class TrainConfig:
     """cpu, cuda or cuda:1; on the command line also auto, cuda where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the frozen weights; default: as on disk."""
-    impl: Literal["auto", "torch", "triton", "triton-fused"] = "auto"
+    impl: Literal["auto", "torch", "triton", "triton-fused", "triton-produced"] = "auto"
     """What computes the adapted linears; auto: Triton kernels on CUDA."""
 
     def __post_init__(self) -> None:

@@ -19,7 +19,8 @@ from benchmarks.tables.rows import Table, read_rows, render  # noqa: E402
 
 PAGES: dict[Path, dict[str, Table]] = {
     ROOT / "benchmarks" / "README.md": {
-        "rates": kernels.rates, "lora_linear": kernels.lora_linear, "blocks": kernels.blocks, "loss": kernels.loss,
+        "rates": kernels.rates, "lora_linear": kernels.lora_linear,
+        "lora_producer": kernels.lora_producer, "blocks": kernels.blocks, "loss": kernels.loss,
         "train_step": kernels.train_step, "train": commands.train, "traffic": commands.traffic,
         "merge": commands.merge, "load": commands.load, "numbers": commands.numbers, "generate": commands.generate,
         "evaluate": commands.evaluation,

@@ -25,6 +25,7 @@ from benchmarks import (
     bench_load,
     bench_lora,
     bench_loss,
+    bench_producer,
     bench_rates,
     bench_step,
     bench_train,
@@ -34,6 +35,7 @@ from benchmarks import (
 )
 from benchmarks.tables import commands, kernels
 from benchmarks.tables.rows import read_rows, render
+from numllm import ops
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "scripts" / "benchmark_tables.py"
@@ -75,6 +77,26 @@ def test_rows_of_the_lora_benchmark(monkeypatch, tmp_path) -> None:
     assert render(page, table, measured) == page
     with pytest.raises(ValueError, match="must have <!-- lora_linear -->"):
         render("a page without markers", table, measured)
+
+
+def test_rows_of_the_producers_benchmark(monkeypatch) -> None:
+    """On a CPU by torch, s handed on all the same; ways that differ are not timed."""
+    shape, cpu = {"width": 16, "kv": 8, "inner": 24}, torch.device("cpu")
+    given = {"tokens": 8, "dtype": torch.float32, "device": cpu, "rounds": 2}
+    monkeypatch.setattr(measure, "cache_bytes", lambda device: 1)
+    monkeypatch.setattr(bench_producer, "IMPLS", {"apart": "torch", "produced": "torch"})
+    found = []
+    for case in bench_producer.cases(shape, torch.float32, cpu):
+        found += bench_producer.bench(case, **given)
+    wrong = case._replace(produced=lambda gate, up, thin: ops.swiglu_down(gate, 2 * up, thin))
+    with pytest.raises(RuntimeError, match="SwiGLU → down, x and s: the two ways differ by"):
+        list(bench_producer.bench(wrong, **given))
+    assert [row["candidate"] for row in found] == ["frozen", "apart", "produced"] * 9
+    assert {row["pass"] for row in found} == set(bench_producer.PARTS)
+    assert all(row["ms"]["p50"] > 0 for row in found) and set(found[0]["ratio_to_frozen"].values()) == {1.0}
+    where = {"device": "G", "kind": "cuda", "torch": "2", "triton": "3", "commit": "c", "threads": None}
+    table = "\n".join(kernels.lora_producer([row | where for row in found]))
+    assert "| SwiGLU → down | forward + backward | produced |" in table
 
 
 def test_rows_of_the_blocks_benchmark(monkeypatch, tmp_path) -> None:

@@ -32,7 +32,8 @@ KINDS = {
     "whole embedding, tied": ("qwen2-tied", {"targets": ("q_proj",), "modules_to_save": ("embed_tokens",)}),
     "whole beside biases": ("qwen2", {"targets": ("q_proj",), "bias": "all", "modules_to_save": ("k_proj",)}),
     "whole in a block": ("qwen2", {
-        "targets": ("q_proj",), "modules_to_save": ("input_layernorm", "down_proj", "k_proj"),
+        "targets": ("q_proj", "up_proj"),
+        "modules_to_save": ("input_layernorm", "post_attention_layernorm", "down_proj", "k_proj"),
     }),
 }
 

@@ -142,8 +142,8 @@ def test_a_compiler_sees_one_operator(drop, biased) -> None:
 
 def test_the_operator_is_what_torch_asks_of_one() -> None:
     v = inputs(torch.float32)
-    given = (v["x"][0].view(8, 6), v["ws"], v["biases"], *v["a"], v["bs"], SCALES, COLUMNS, ROWS.view(-1), None, None,
-             "torch")
+    given = (v["x"][0].view(8, 6), v["ws"], v["biases"], *v["a"], v["bs"], None, SCALES, COLUMNS, ROWS.view(-1), None,
+             None, "torch")
     trained(v)
     torch.library.opcheck(torch.ops.numllm.lora_linears.default, given)
 

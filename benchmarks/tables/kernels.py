@@ -44,6 +44,19 @@ def lora_linear(rows: Iterable[Row]) -> Iterable[str]:
     )
 
 
+def lora_producer(rows: Iterable[Row]) -> Iterable[str]:
+    """One table a GPU."""
+    rows = list(rows)
+    yield from measured(rows, _GPU)
+    yield from grouped(
+        rows, lambda row: where(row, row["dtype"], f"{row['tokens']} tokens, rank {row['rank']}"),
+        ("", "", "", "ms, median (p20–p80):", "× frozen:"),
+        lambda row: (
+            row["case"], row["pass"], row["candidate"], spread(row["ms"], 3), f"{row['ratio_to_frozen']['p50']:.3f}",
+        ),
+    )
+
+
 def blocks(rows: Iterable[Row]) -> Iterable[str]:
     """One table a GPU: what share of a copy's bandwidth each candidate reaches."""
     rows = [row for row in rows if row["kind"] == "cuda"]

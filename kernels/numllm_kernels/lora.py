@@ -15,17 +15,12 @@ partials that are added in order, so the same call gives the same bits. kernels/
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import tiles
-
-# The kernels use built-in operations of triton.language only. Its helpers written in Triton itself (tl.zeros,
-# tl.sum, …) belong to the compiler or to the interpreter by how triton was first imported; built-ins do not.
+from . import common, sums, tiles
 
 
 @triton.jit
@@ -49,21 +44,6 @@ def _word_of_entries(k, low, high):
 def _dropped(words, shares):
     """Whether entries are dropped: words are a token's ⊕ an entry's, shares (of the same shape) their tokens'."""
     return (_mix(words) >> 8).to(tl.float32) * 5.9604644775390625e-08 < shares  # 2⁻²⁴
-
-
-@triton.jit
-def _masked(values, scales, columns, rows, shares, m, r, M, R):
-    """values ⊙ mask, of the tile at rows m and columns r; what is off is 0 even where the value is infinite."""
-    scale = tl.load(scales + r, mask=r < R, other=0.0)
-    values = values * scale[None, :]
-    if shares is not None:
-        share = tl.load(shares + m, mask=m < M, other=0.0)
-        values = values / (1.0 - share)[:, None]
-    if rows is not None:
-        row = tl.load(rows + m, mask=m < M, other=-1)
-        column = tl.load(columns + r, mask=r < R, other=-2)
-        values = tl.where(row[:, None] == column[None, :], values, 0.0)
-    return values
 
 
 @triton.jit(do_not_specialize=["low", "high"])
@@ -100,7 +80,7 @@ def down_kernel(
         x_tile += BLOCK_K * stride_xk
         a_tile += BLOCK_K * stride_ak
     if scales is not None:
-        total = _masked(total, scales, columns, rows, shares, m, r, M, R)
+        total = sums.masked(total, scales, columns, rows, shares, m, r, M, R)
     place = out + p * stride_op + m[:, None] * stride_om + r[None, :] * stride_or
     tl.store(place, total.to(out.dtype.element_ty), mask=(m[:, None] < M) & (r[None, :] < R))
 
@@ -237,65 +217,6 @@ def down_outer_kernel(
     tl.store(place, total, mask=(m[:, None] < M) & (r[None, :] < R))
 
 
-@triton.jit
-def reduce_kernel(
-    partials, out, scales, columns, rows, shares, P, M, R, stride_pp, stride_pm, stride_pr, stride_om, stride_or,
-    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, UNROLL: tl.constexpr,
-):
-    """out = Σ_p partials[p] in order, masked when `scales` is given. Program (block of M, block of R)."""
-    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    r = tl.program_id(1).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    there = (m[:, None] < M) & (r[None, :] < R)
-    tile = partials + m[:, None] * stride_pm + r[None, :] * stride_pr
-    total = tl.full((BLOCK_M, BLOCK_R), 0.0, tl.float32)
-    for start in range(0, P, UNROLL):  # unrolled: UNROLL loads in flight
-        for step in tl.static_range(UNROLL):
-            total += tl.load(tile + step * stride_pp, mask=there & (start + step < P), other=0.0)
-        tile += UNROLL * stride_pp
-    if scales is not None:
-        total = _masked(total, scales, columns, rows, shares, m, r, M, R)
-    place = out + m[:, None] * stride_om + r[None, :] * stride_or
-    tl.store(place, total.to(out.dtype.element_ty), mask=there)
-
-
-INTERPRETED = not isinstance(down_kernel, triton.JITFunction)
-"""Whether the kernels run in Triton's interpreter (TRITON_INTERPRET=1 when this module was imported): then
-they take CPU tensors, slowly, in fp32 and fp16; bf16 products are wrong there."""
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], tensor: Tensor, *args: Any, **settings: Any) -> None:
-    """Launches on the device of `tensor`, the kernel's first argument."""
-    with torch.cuda.device_of(tensor):
-        kernel[grid](tensor, *args, **settings)
-
-
-def _pieces(programs: int, extent: int, block: int) -> tuple[int, int]:
-    """(pieces, length of one): a sum over `extent` in pieces of whole blocks, so that the GPU is filled.
-
-    A piece has at least 4 blocks. Follows from shapes only, so that one shape has one order of summation.
-    """
-    blocks = -(-extent // block)
-    pieces = max(1, min(-(-tiles.PROGRAMS // programs), blocks // 4))
-    length = -(-blocks // pieces) * block
-    return -(-extent // length), length
-
-
-def _reduce(
-    partials: Tensor, out: Tensor, scales: Tensor | None = None, columns: Tensor | None = None,
-    rows: Tensor | None = None, shares: Tensor | None = None,
-) -> Tensor:
-    """out (M, R) = Σ partials (P, M, R), masked when `scales` is given."""
-    count, m, r = partials.shape
-    block_r = min(triton.next_power_of_2(r), 128)
-    block_m = 512 // block_r
-    grid = (triton.cdiv(m, block_m), triton.cdiv(r, block_r))
-    _launch(
-        reduce_kernel, grid, partials, out, scales, columns, rows, shares, count, m, r,
-        *partials.stride(), *out.stride(), BLOCK_M=block_m, BLOCK_R=block_r, UNROLL=8, num_warps=4,
-    )
-    return out
-
-
 Words = tuple[int, int]
 """The low and the high word of a dropout's seed, signed 32-bit numbers."""
 
@@ -315,15 +236,15 @@ def down(
         return s
     tile = tiles.choose("down", x, r)
     grid = triton.cdiv(m, tile["BLOCK_M"]), triton.cdiv(r, tile["BLOCK_R"])
-    pieces, length = _pieces(grid[0] * grid[1], k, tile["BLOCK_K"])
+    pieces, length = sums.pieces(grid[0] * grid[1], k, tile["BLOCK_K"])
     sizes = (shares, *(words or (None, None)), m, k, r, length, *x.stride(), *a.stride())
     if pieces == 1:
-        _launch(down_kernel, (*grid, 1), x, a, s, scales, columns, rows, *sizes, 0, *s.stride(), **tile)
+        common.launch(down_kernel, (*grid, 1), x, a, s, scales, columns, rows, *sizes, 0, *s.stride(), **tile)
         return s
     partials = torch.empty((pieces, m, r), dtype=torch.float32, device=x.device)
     strides = partials.stride()
-    _launch(down_kernel, (*grid, pieces), x, a, partials, None, None, None, *sizes, *strides, **tile)
-    return _reduce(partials, s, scales, columns, rows, shares)
+    common.launch(down_kernel, (*grid, pieces), x, a, partials, None, None, None, *sizes, *strides, **tile)
+    return sums.add_up(partials, s, scales, columns, rows, shares)
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None, s: Tensor, b: Tensor) -> Tensor:
@@ -352,7 +273,7 @@ def _linear(
     grid = (triton.cdiv(m, tile["BLOCK_M"]) * triton.cdiv(n, tile["BLOCK_N"]),)
     strides = (*x.stride(), *w.stride(), *s.stride(), *b.stride(), *y.stride())
     drop = shares, *(words or (None, None))
-    _launch(linear_kernel, grid, x, w, bias, s, b, y, *drop, m, n, k, r, *strides, **tile)
+    common.launch(linear_kernel, grid, x, w, bias, s, b, y, *drop, m, n, k, r, *strides, **tile)
     return y
 
 
@@ -367,12 +288,12 @@ def outer(u: Tensor, v: Tensor, shares: Tensor | None = None, words: Words | Non
         return g.zero_()
     tile = tiles.choose("outer", v, r)
     grid = triton.cdiv(k, tile["BLOCK_K"]), triton.cdiv(r, tile["BLOCK_R"])
-    pieces, length = _pieces(grid[0] * grid[1], m, tile["BLOCK_M"])
+    pieces, length = sums.pieces(grid[0] * grid[1], m, tile["BLOCK_M"])
     partials = g if pieces == 1 else torch.empty((pieces, r, k), dtype=torch.float32, device=v.device)
     drop = (None, None, None) if words is None else (shares, *words)
     strides = (*u.stride(), *v.stride(), *partials.expand(pieces, r, k).stride())
-    _launch(outer_kernel, (*grid, pieces), u, v, partials, *drop, m, k, r, length, *strides, **tile)
-    return g if pieces == 1 else _reduce(partials, g)
+    common.launch(outer_kernel, (*grid, pieces), u, v, partials, *drop, m, k, r, length, *strides, **tile)
+    return g if pieces == 1 else sums.add_up(partials, g)
 
 
 def down_outer(
@@ -389,17 +310,17 @@ def down_outer(
     if m == 0 or not tiles.one_read(tile["BLOCK_M"], r, dy.element_size()):
         return down(dy, b.t(), scales, columns, rows, shares), outer(s, dy).t().contiguous()
     blocks, blocks_r = triton.cdiv(m, tile["BLOCK_M"]), triton.cdiv(r, tile["BLOCK_R"])
-    pieces, length = _pieces(blocks * blocks_r, n, tile["BLOCK_N"])
+    pieces, length = sums.pieces(blocks * blocks_r, n, tile["BLOCK_N"])
     ds_partials = torch.empty((pieces, m, r), dtype=torch.float32, device=dy.device)
     if tile["TURNED"]:  # as the products come out: along N
         db_partials = torch.empty((blocks, r, n), dtype=torch.float32, device=dy.device).transpose(1, 2)
     else:
         db_partials = torch.empty((blocks, n, r), dtype=torch.float32, device=dy.device)
     strides = (*dy.stride(), *b.stride(), *s.stride(), *ds_partials.stride(), *db_partials.stride())
-    _launch(
+    common.launch(
         down_outer_kernel, (blocks, blocks_r, pieces), dy, b, s, ds_partials, db_partials, m, n, r, length,
         *strides, **tile,
     )
     ds = torch.empty((m, r), dtype=dy.dtype, device=dy.device)
     db = torch.empty((n, r), dtype=torch.float32, device=dy.device)
-    return _reduce(ds_partials, ds, scales, columns, rows, shares), _reduce(db_partials, db)
+    return sums.add_up(ds_partials, ds, scales, columns, rows, shares), sums.add_up(db_partials, db)

@@ -39,6 +39,12 @@ _DEFAULT = {
         "many": _tile(8, 3, M=128, N=128, K=32), "few": _tile(4, 3, M=64, N=64, K=64),
         "fp32": _tile(8, 3, M=64, N=64, K=32),
     },
+    "norm_down": {
+        "many": _tile(4, 2, M=32, K=64), "few": _tile(4, 3, M=16, K=64), "fp32": _tile(8, 3, M=16, K=16),
+    },
+    "swiglu_down": {
+        "many": _tile(8, 2, M=64, K=64), "few": _tile(4, 3, M=16, K=64), "fp32": _tile(8, 3, M=32, K=16),
+    },
 }
 
 _AMPERE = {  # 163 KiB
@@ -46,6 +52,8 @@ _AMPERE = {  # 163 KiB
     "down": {**_DEFAULT["down"], "many": _tile(4, 4, M=64, K=128)},
     "down_outer": {**_DEFAULT["down_outer"], "many": _tile(8, 3, M=256, N=64)},
     "linear": {**_DEFAULT["linear"], "many": _tile(8, 4, M=128, N=128, K=32)},
+    "norm_down": {**_DEFAULT["norm_down"], "many": _tile(8, 3, M=32, K=128)},
+    "swiglu_down": {**_DEFAULT["swiglu_down"], "many": _tile(4, 3, M=64, K=64)},
 }
 
 _HOPPER = {  # 227 KiB
@@ -53,6 +61,7 @@ _HOPPER = {  # 227 KiB
     "down": {**_DEFAULT["down"], "many": _tile(4, 5, M=64, K=128)},
     "outer": {**_DEFAULT["outer"], "many": _tile(4, 4, K=128, M=64)},
     "linear": {**_DEFAULT["linear"], "many": _tile(8, 3, M=128, N=256, K=64)},
+    "norm_down": {**_DEFAULT["norm_down"], "many": _tile(8, 4, M=32, K=128)},
 }
 
 TILES = {(8, 0): _AMPERE, (9, 0): _HOPPER, (10, 0): _HOPPER, (10, 3): _HOPPER}
@@ -61,8 +70,11 @@ TILES = {(8, 0): _AMPERE, (9, 0): _HOPPER, (10, 0): _HOPPER, (10, 3): _HOPPER}
 FUSED: dict[tuple[int, int], bool] = {}
 """Compute capability → whether `lora.linear` beats cuBLAS over a low-rank start. Not measured: nowhere on."""
 
+PRODUCED: dict[tuple[int, int], bool] = {}
+"""Compute capability → whether `producer`'s kernels beat norm or SwiGLU and `lora.down` apart. Not measured: nowhere
+on."""
 
-MOST_RANKS = {"down": 64, "outer": 128, "down_outer": 64, "linear": 32}
+MOST_RANKS = {"down": 64, "outer": 128, "down_outer": 64, "linear": 32, "norm_down": 128, "swiglu_down": 128}
 """Ranks that a kernel takes at once: registers and shared memory would not hold more. Beyond them the big operand is
 read again, but by `linear`, which has read it."""
 
@@ -73,9 +85,20 @@ def capability(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
+@functools.cache
+def second_cache(device: torch.device) -> int:
+    """Bytes of the last cache of a CUDA device; elsewhere those of an H100."""
+    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 50 * 2**20
+
+
 def fused(device: torch.device) -> bool:
     """Whether the big product goes through the kernel with a low-rank epilogue rather than through cuBLAS."""
     return FUSED.get(capability(device), False)
+
+
+def produced(device: torch.device) -> bool:
+    """Whether the thin product is taken by what makes x rather than by a read of x."""
+    return PRODUCED.get(capability(device), False)
 
 
 def choose(kernel: str, x: Tensor, rank: int) -> dict[str, int | bool | str]:
@@ -87,6 +110,8 @@ def choose(kernel: str, x: Tensor, rank: int) -> dict[str, int | bool | str]:
     settings: dict[str, int | bool | str] = {**tile, "BLOCK_R": block_r, "PRECISION": "ieee"}
     if kernel == "linear":
         settings["GROUP_M"] = 8
+    if kernel == "norm_down":
+        settings["STAGES"] = tile["num_stages"]
     if kernel == "down_outer":
         settings["TURNED"] = (capability(x.device) or (0, 0))[0] not in (9, 10)
     return settings

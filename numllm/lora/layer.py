@@ -64,18 +64,38 @@ class LoRALinear(LowRank):
         return _adapted([self], x)[0]
 
     @staticmethod
-    def together(x: Tensor, linears: Sequence[nn.Module]) -> tuple[Tensor, ...]:
-        """What linears of one model make of the same x, their adapters computed together where that pays."""
-        adapted = [linear for linear in linears if isinstance(linear, LoRALinear) and linear.on()]
-        if len(adapted) < 2 or not ops.reads_once(x, adapted[0]._selection.impl) or _disagree(adapted):
+    def together(x: Tensor, linears: Sequence[nn.Module], thin: ops.Thin | None = None) -> tuple[Tensor, ...]:
+        """What linears of one model make of the same x, their adapters computed together where that pays.
+
+        thin: their `thin`, with the s that what made x has given.
+        """
+        adapted = _carriers(linears)
+        if thin is None and (
+            len(adapted) < 2 or not ops.reads_once(x, adapted[0]._selection.impl) or _disagree(adapted)
+        ):
             return tuple(linear(x) for linear in linears)
-        found = iter(_adapted(adapted, x))
+        found = iter(_adapted(adapted, x, thin))
         return tuple(next(found) if linear in adapted else linear(x) for linear in linears)
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """A (R, K) and B (N, R) of the adapters that are on, stacked, each with its start behind it."""
-        names = self.on()
-        return _joined(names, self.a, self.first_a, 0), _joined(names, self.b, self.first_b, 1)
+    @staticmethod
+    def thin(like: Tensor, linears: Sequence[nn.Module]) -> ops.Thin | None:
+        """The thin product of linears of one x, for what makes x to take; None where they are to take it themselves.
+
+        like: a tensor of x's dtype and device, and of its shape but for the last dimension. With dropout they see an x
+        of their own.
+        """
+        adapted = _carriers(linears)
+        if not adapted or _disagree(adapted) or (adapted[0].training and any(_shares(adapted))):
+            return None
+        return _thin(adapted, like) if ops.produces(like, adapted[0]._selection.impl) else None
+
+    def stacked_a(self) -> Tensor:
+        """A (R, K) of the adapters that are on, stacked, each with its start behind it."""
+        return _joined(self.on(), self.a, self.first_a, 0)
+
+    def stacked_b(self) -> Tensor:
+        """B (N, R), in the order of `stacked_a`."""
+        return _joined(self.on(), self.b, self.first_b, 1)
 
     def rescaled(self) -> list[str]:
         """Its adapters that are on and DoRA. AdapterError when one would have to add up with others."""
@@ -110,21 +130,34 @@ class LoRALinear(LowRank):
         return table[rows.long()].view(len(rows), *[1] * (x.dim() - 2), -1)
 
 
-def _adapted(linears: Sequence[LoRALinear], x: Tensor) -> list[Tensor]:
-    """The outputs of linears of one x that all have adapters on."""
+def _carriers(linears: Sequence[nn.Module]) -> list[LoRALinear]:
+    """Those that have adapters on."""
+    return [linear for linear in linears if isinstance(linear, LoRALinear) and linear.on()]
+
+
+def _thin(linears: Sequence[LoRALinear], x: Tensor) -> ops.Thin:
+    """What the thin product of linears of one x takes, all of which have adapters on."""
     selection = linears[0]._selection
     rows = selection.rows_of(x)
-    each = None if rows is None else rows.view(-1, *[1] * (x.dim() - 2)).expand(x.shape[:-1])
     scales, columns, _ = _stacked(linears)
+    a = [linear.stacked_a() for linear in linears]
+    return ops.Thin(
+        a[0] if len(a) == 1 else torch.cat(a), scales, None if rows is None else columns,
+        None if rows is None else rows.view(-1, *[1] * (x.dim() - 2)).expand(x.shape[:-1]), selection.impl,
+    )
+
+
+def _adapted(linears: Sequence[LoRALinear], x: Tensor, thin: ops.Thin | None = None) -> list[Tensor]:
+    """The outputs of linears of one x that all have adapters on. thin: their thin product where it is there."""
+    rows = linears[0]._selection.rows_of(x)
+    a, scales, columns, each, impl, s = _thin(linears, x) if thin is None else thin
     dropout, seed = _drops(linears, x, each)
     rescaled = [bool(linear.rescaled()) for linear in linears]
-    factors = [linear.factors() for linear in linears]
     bases = [linear.base for linear in linears]
     ys = ops.lora_linears(
         x, [base.weight for base in bases],
         [None if dora else base.bias for base, dora in zip(bases, rescaled, strict=True)],
-        factors[0][0] if len(linears) == 1 else torch.cat([a for a, _ in factors]), [b for _, b in factors],
-        scales, None if rows is None else columns, each, selection.impl, dropout=dropout, seed=seed,
+        a, [linear.stacked_b() for linear in linears], scales, columns, each, impl, dropout=dropout, seed=seed, s=s,
     )
     found = []
     for linear, dora, y in zip(linears, rescaled, ys, strict=True):

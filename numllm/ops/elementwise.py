@@ -29,7 +29,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, impl: str = "auto") -> Tenso
 
     x (..., D), weight (D,) in one dtype: fp32, fp16, bf16 or, by torch, fp64. → (..., D). Gradients: x, weight.
     """
-    _check_norm(x, weight)
+    check_norm(x, weight)
     if not _norm_by_kernels(impl, x, weight):
         return reference.rms_norm(x, weight, eps)
     return _norm(x, None, weight, eps, 1.0)[1]
@@ -42,8 +42,8 @@ def add_rms_norm(
 
     x, added (..., D), weight (D,) in one dtype. Gradients: x, added, weight.
     """
-    _check_norm(x, weight)
-    _check_alike("added", added, "x", x)
+    check_norm(x, weight)
+    check_alike("added", added, "x", x)
     if not _norm_by_kernels(impl, x, weight):
         h = torch.add(x, added, alpha=scale)
         return h, reference.rms_norm(h, weight, eps)
@@ -52,7 +52,7 @@ def add_rms_norm(
 
 def swiglu(gate: Tensor, up: Tensor, impl: str = "auto") -> Tensor:
     """silu(gate) ⊙ up: gate, up (..., I) in one dtype → (..., I). Gradients: both."""
-    _check_alike("up", up, "gate", gate)
+    check_alike("up", up, "gate", gate)
     if not implementations.by_kernels(impl, gate):
         return reference.swiglu(gate, up)
     return _swiglu(gate, up)
@@ -72,6 +72,11 @@ def rotate(
     return _rotate(q, k, cos, sin, neighbours, False)
 
 
+def widest_norm(weight: Tensor) -> int:
+    """Features of the widest row that the kernels norm with this weight."""
+    return WIDEST_NORM // 2 if weight.requires_grad else WIDEST_NORM
+
+
 def _kernels(family: str) -> ModuleType:
     return implementations.load_kernels(family)
 
@@ -80,7 +85,7 @@ def _norm_by_kernels(impl: str, x: Tensor, weight: Tensor) -> bool:
     """Rows wider than a block's registers hold go to torch, or nowhere."""
     if not implementations.by_kernels(impl, x):
         return False
-    widest = WIDEST_NORM // 2 if weight.requires_grad else WIDEST_NORM
+    widest = widest_norm(weight)
     if impl == "triton" and x.shape[-1] > widest:
         raise ValueError(f"impl='triton' norms up to {widest} features, got {x.shape[-1]}; pass impl='torch'")
     return x.shape[-1] <= widest
@@ -94,7 +99,7 @@ def _run_norm(
     return x.new_empty(0) if added is None else h, y, rms
 
 
-def _fake_norm(x: Tensor, added: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def fake_norm(x: Tensor, added: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     rms = x.new_empty(x.numel() // x.shape[-1], dtype=torch.float32)
     return x.new_empty(0 if added is None else x.shape), x.new_empty(x.shape), rms
 
@@ -114,7 +119,7 @@ def _fake_norm_backward(
     return h.new_empty(h.shape), h.new_empty(h.shape if apart else 0), h.new_empty(weight.shape if needs_weight else 0)
 
 
-def _setup_norm(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def setup_norm(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, added, weight, _, ctx.scale = inputs
     h, _, rms = output
     ctx.set_materialize_grads(False)
@@ -122,7 +127,7 @@ def _setup_norm(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor,
     ctx.save_for_backward(h if ctx.fused else x, weight, rms)
 
 
-def _norm_gradients(
+def norm_gradients(
     ctx: FunctionCtx, run: Callable[..., Any], dh: Tensor | None, dy: Tensor | None, _: Tensor | None
 ) -> tuple[Any, ...]:
     h, weight, rms = ctx.saved_tensors
@@ -139,14 +144,14 @@ def _norm_gradients(
 
 _norm = Operator(
     "norm", "(Tensor x, Tensor? added, Tensor weight, float eps, float scale) -> (Tensor, Tensor, Tensor)",
-    _run_norm, _fake_norm,
+    _run_norm, fake_norm,
 )
-_norm_backward = Operator(
+norm_backward = Operator(
     "norm_backward",
     "(Tensor dy, Tensor? dh, Tensor h, Tensor weight, Tensor rms, float scale, bool needs_weight) "
     "-> (Tensor, Tensor, Tensor)", _run_norm_backward, _fake_norm_backward,
 )
-_norm.differentiate(_setup_norm, _norm_gradients, _norm_backward)
+_norm.differentiate(setup_norm, norm_gradients, norm_backward)
 
 
 def _fake_swiglu_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,13 +162,13 @@ _swiglu = Operator(
     "swiglu", "(Tensor gate, Tensor up) -> Tensor", lambda gate, up: _kernels("swiglu").swiglu(gate, up),
     lambda gate, up: gate.new_empty(gate.shape),
 )
-_swiglu_backward = Operator(
+swiglu_backward = Operator(
     "swiglu_backward", "(Tensor dy, Tensor gate, Tensor up) -> (Tensor, Tensor)",
     lambda dy, gate, up: _kernels("swiglu").swiglu_backward(dy, gate, up), _fake_swiglu_backward,
 )
 _swiglu.differentiate(
     lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-    lambda ctx, run, dy: run(dy, *ctx.saved_tensors), _swiglu_backward,
+    lambda ctx, run, dy: run(dy, *ctx.saved_tensors), swiglu_backward,
 )
 
 
@@ -193,7 +198,7 @@ _rotate = Operator(
 _rotate.differentiate(_setup_rotate, _rotate_gradients, _rotate)
 
 
-def _check_alike(name: str, tensor: Tensor, other: str, wanted: Tensor) -> None:
+def check_alike(name: str, tensor: Tensor, other: str, wanted: Tensor) -> None:
     if tensor.shape != wanted.shape:
         raise ValueError(f"{name} must have {other}'s shape {tuple(wanted.shape)}, got {tuple(tensor.shape)}")
     _check_dtype(name, tensor, other, wanted)
@@ -207,7 +212,7 @@ def _check_dtype(name: str, tensor: Tensor, other: str, wanted: Tensor) -> None:
         )
 
 
-def _check_norm(x: Tensor, weight: Tensor) -> None:
+def check_norm(x: Tensor, weight: Tensor) -> None:
     if x.dim() == 0 or weight.shape != x.shape[-1:] or not x.shape[-1]:
         raise ValueError(f"x must be (..., D) and weight (D,), got {tuple(x.shape)} and {tuple(weight.shape)}")
     _check_dtype("weight", weight, "x", x)
@@ -221,6 +226,6 @@ def _check_rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
         raise ValueError(f"cos must be (B or 1, 1, T, R) for q {tuple(q.shape)}, got {tuple(cos.shape)}")
     if rotated % 2 or not 0 < rotated <= size:
         raise ValueError(f"cos must be for an even number of q's {size} features, got {rotated}")
-    _check_alike("sin", sin, "cos", cos)
+    check_alike("sin", sin, "cos", cos)
     for name, tensor in {"k": k, "cos": cos}.items():
         _check_dtype(name, tensor, "q", q)

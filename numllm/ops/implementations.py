@@ -13,9 +13,10 @@ from torch import Tensor
 
 IMPLEMENTATIONS = ("auto", "torch", "triton")
 """auto: the kernels for CUDA tensors of KERNEL_DTYPES where triton is installed, else torch."""
-LORA_IMPLEMENTATIONS = (*IMPLEMENTATIONS, "triton-fused")
+LORA_IMPLEMENTATIONS = (*IMPLEMENTATIONS, "triton-fused", "triton-produced")
 """Of LoRA linears. triton: the thin products by kernels, the big one by cuBLAS or by the kernel with the low-rank
-product in it, as `numllm_kernels.tiles.FUSED` says of the GPU. triton-fused: the big one by the kernel."""
+product in it, the first thin one by a read of x or by the norm or SwiGLU that makes x (`producers`), as FUSED and
+PRODUCED of `numllm_kernels.tiles` say of the GPU. triton-fused, triton-produced: as if they said so."""
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

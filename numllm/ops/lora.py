@@ -41,7 +41,7 @@ def lora_linear(
 def lora_linears(
     x: Tensor, ws: Sequence[Tensor], biases: Sequence[Tensor | None], a: Tensor, bs: Sequence[Tensor], scales: Tensor,
     columns: Tensor | None = None, rows: Tensor | None = None, impl: str = "auto", *,
-    dropout: Tensor | None = None, seed: Tensor | None = None,
+    dropout: Tensor | None = None, seed: Tensor | None = None, s: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Several `lora_linear`s of one x, which the adapters read once: q, k and v, or gate and up.
 
@@ -51,9 +51,14 @@ def lora_linears(
         yᵢ = x wᵢᵀ + biasᵢ + sᵢ bᵢᵀ     dX = Σ dYᵢ wᵢ + ([dY₁ b₁ …] ⊙ m) a     dA = ([dY₁ b₁ …] ⊙ m)ᵀ x̃
 
     where dX is summed by the products themselves and dA is one product. → yᵢ (..., Nᵢ). All else as in `lora_linear`.
+    s (..., ΣRᵢ): (x aᵀ) ⊙ m, rounded once, where what made x has made it (`producers`); not with dropout. No gradient
+    goes through it: dX and dA are those of the formula.
     """
     _check(x, ws, biases, a, bs, scales, columns, rows, dropout, seed)
     flat = x.reshape(-1, x.shape[-1])
+    if s is not None:
+        _check_s(s, x, a, dropout, passes.product_dtype(impl, flat))
+        s = s.reshape(-1, s.shape[-1])
     if rows is None:
         columns = None
     else:
@@ -67,9 +72,9 @@ def lora_linears(
     choice = scales.contiguous(), columns, rows, dropout, seed
     # A compiler sees one operator; without one, the Function's way is shorter.
     if torch.compiler.is_compiling():
-        ys, _ = torch.ops.numllm.lora_linears(flat, list(ws), list(biases), a, list(bs), *choice, impl)
+        ys, _ = torch.ops.numllm.lora_linears(flat, list(ws), list(biases), a, list(bs), s, *choice, impl)
     else:
-        ys = _LoRALinears.apply(flat, a, *choice, impl, len(ws), *ws, *bs, *biases)
+        ys = _LoRALinears.apply(flat, a, s, *choice, impl, len(ws), *ws, *bs, *biases)
     return tuple(y.view(*x.shape[:-1], len(w)) for y, w in zip(ys, ws, strict=True))
 
 
@@ -78,7 +83,7 @@ def reads_once(x: Tensor, impl: str) -> bool:
 
     A CPU is bound by the frozen products: a step gains nothing that can be seen (kernels/README.md).
     """
-    return x.is_cuda or impl in ("triton", "triton-fused")
+    return x.is_cuda or impl.startswith("triton")
 
 
 class _LoRALinears(torch.autograd.Function):
@@ -86,14 +91,14 @@ class _LoRALinears(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, a: Tensor, scales: Tensor, columns: Tensor | None, rows: Tensor | None,
-        dropout: Tensor | None, seed: Tensor | None, impl: str, count: int, *parts: Tensor,
+        ctx: FunctionCtx, x: Tensor, a: Tensor, s: Tensor | None, scales: Tensor, columns: Tensor | None,
+        rows: Tensor | None, dropout: Tensor | None, seed: Tensor | None, impl: str, count: int, *parts: Tensor,
     ) -> tuple[Tensor, ...]:
         ws, bs, biases = parts[:count], parts[count : 2 * count], parts[2 * count :]
         choice = scales, columns, rows, dropout, seed
-        ys, s = passes.forward(x, ws, biases, a, bs, *choice, impl)
+        ys, s = passes.forward(x, ws, biases, a, bs, s, *choice, impl)
         needs = ctx.needs_input_grad
-        _save(ctx, x, ws, a, bs, s, choice, impl, (needs[0], needs[1], needs[9 + count : 9 + 2 * count]))
+        _save(ctx, x, ws, a, bs, s, choice, impl, (needs[0], needs[1], needs[10 + count : 10 + 2 * count]))
         return tuple(ys)
 
     @staticmethod
@@ -101,8 +106,8 @@ class _LoRALinears(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *dys: Tensor) -> tuple[Tensor | None, ...]:
         dx, da, dbs = passes.backward(dys, *_saved(ctx))
         frozen = [None] * len(dbs)
-        biases = [None] * (len(ctx.needs_input_grad) - 9 - 2 * len(dbs))
-        return dx, da, *[None] * 7, *frozen, *dbs, *biases
+        biases = [None] * (len(ctx.needs_input_grad) - 10 - 2 * len(dbs))
+        return dx, da, *[None] * 8, *frozen, *dbs, *biases
 
 
 def _save(
@@ -127,18 +132,28 @@ _CHOICE = "Tensor scales, Tensor? columns, Tensor? rows, Tensor? dropout, Tensor
 
 @torch.library.custom_op(
     "numllm::lora_linears", mutates_args=(),
-    schema=f"(Tensor x, Tensor[] ws, Tensor[] biases, Tensor a, Tensor[] bs, {_CHOICE}) -> (Tensor[], Tensor)",
+    schema=(
+        f"(Tensor x, Tensor[] ws, Tensor[] biases, Tensor a, Tensor[] bs, Tensor? s, {_CHOICE}) "
+        "-> (Tensor[], Tensor)"
+    ),
 )
-def _operator(*given: Any) -> tuple[list[Tensor], Tensor]:
-    return passes.forward(*given)
+def _operator(
+    x: Tensor, ws: Sequence[Tensor], biases: Sequence[Tensor], a: Tensor, bs: Sequence[Tensor], s: Tensor | None,
+    *given: Any
+) -> tuple[list[Tensor], Tensor]:
+    """(ys, s; empty where it was given)."""
+    ys, made = passes.forward(x, ws, biases, a, bs, s, *given)
+    return ys, made if s is None else x.new_empty(0)
 
 
 @_operator.register_fake
 def _(
-    x: Tensor, ws: Sequence[Tensor], biases: Sequence[Tensor], a: Tensor, *given: Any
+    x: Tensor, ws: Sequence[Tensor], biases: Sequence[Tensor], a: Tensor, bs: Sequence[Tensor], s: Tensor | None,
+    *given: Any
 ) -> tuple[list[Tensor], Tensor]:
-    s = x.new_empty(x.shape[0], a.shape[0], dtype=passes.product_dtype(given[-1], x))
-    return [x.new_empty(x.shape[0], w.shape[0]) for w in ws], s
+    shape = (x.shape[0], a.shape[0]) if s is None else (0,)
+    dtype = passes.product_dtype(given[-1], x) if s is None else x.dtype
+    return [x.new_empty(x.shape[0], w.shape[0]) for w in ws], x.new_empty(shape, dtype=dtype)
 
 
 @torch.library.custom_op(
@@ -171,10 +186,11 @@ def _(
 
 
 def _setup(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[list[Tensor], Tensor]) -> None:
-    x, ws, biases, a, bs, *choice, impl = inputs
+    x, ws, biases, a, bs, s, *choice, impl = inputs
     first, *rest = ctx.needs_input_grad  # of the lists' tensors one after the other
     rest = rest[len(ws) + len(biases) :]
-    _save(ctx, x, ws, a, bs, output[1], choice, impl, (first, rest[0], rest[1 : 1 + len(bs)]))
+    s = output[1] if s is None else s
+    _save(ctx, x, ws, a, bs, s, choice, impl, (first, rest[0], rest[1 : 1 + len(bs)]))
     ctx.biases = len(biases)
 
 
@@ -184,7 +200,7 @@ def _gradients(ctx: FunctionCtx, dys: list[Tensor], _: Tensor | None) -> tuple[A
     dx, da, dbs = torch.ops.numllm.lora_linears_backward(dys, *_saved(ctx))
     dbs = [db if needed else None for db, needed in zip(dbs, needs_bs, strict=True)]
     frozen = [None] * len(dbs)
-    return dx if needs_x else None, frozen, [None] * ctx.biases, da if needs_a else None, dbs, *[None] * 6
+    return dx if needs_x else None, frozen, [None] * ctx.biases, da if needs_a else None, dbs, *[None] * 7
 
 
 torch.library.register_autograd("numllm::lora_linears", _gradients, setup_context=_setup)
@@ -240,3 +256,12 @@ def _check(
         raise TypeError(f"x and a must be floating point, got {x.dtype} and {a.dtype}")
     check_dtype(torch.float32, scales=scales)
     check_device(x, a=a, scales=scales, dropout=dropout)
+
+
+def _check_s(s: Tensor, x: Tensor, a: Tensor, dropout: Tensor | None, dtype: torch.dtype) -> None:
+    if dropout is not None:
+        raise ValueError("s is of an x without dropout; leave it out where dropout is given")
+    check_shape("s", s, (*x.shape[:-1], len(a)), "tokens of x, R of a")
+    check_dtype(dtype, s=s)
+    check_device(x, s=s)
+    check_frozen(s=s)

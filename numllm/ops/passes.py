@@ -15,18 +15,14 @@ from .implementations import lora_kernels
 
 
 def forward(
-    x: Tensor, ws: Sequence[Tensor], biases: Sequence[Tensor], a: Tensor, bs: Sequence[Tensor], scales: Tensor,
-    columns: Tensor | None, rows: Tensor | None, dropout: Tensor | None, seed: Tensor | None, impl: str,
+    x: Tensor, ws: Sequence[Tensor], biases: Sequence[Tensor], a: Tensor, bs: Sequence[Tensor], s: Tensor | None,
+    scales: Tensor, columns: Tensor | None, rows: Tensor | None, dropout: Tensor | None, seed: Tensor | None, impl: str,
 ) -> tuple[list[Tensor], Tensor]:
-    """(ys, s = (x̃ aᵀ) ⊙ m), x flat."""
+    """(ys, s = (x̃ aᵀ) ⊙ m), x flat; s is made unless it is given."""
     kernels, fused = _ways(impl, x)
     wide = product_dtype(impl, x)
-    low_a = a.to(wide)
-    if kernels:
-        s = kernels.down(x, low_a, scales, columns, rows, dropout, None if dropout is None else words(seed))
-    else:
-        seen = x if dropout is None else without_dropped(x, dropout, seed)
-        s = _down(seen.to(wide), low_a.T, scales, columns, rows, dropout)
+    if s is None:
+        s = down(x, a, scales, columns, rows, dropout, seed, impl)
     ys, given = [], x.to(wide)
     own = zip(ws, bs, _columns(s, bs), _columns(columns, bs), biases or [None] * len(ws), strict=True)
     for w, b, part, adapters, bias in own:
@@ -36,6 +32,18 @@ def forward(
             y = products.low_rank(part, b.to(wide).T, bias, _parts(adapters, rows, x))
             ys.append(products.add_products(y, (given, w.T)).to(x.dtype))
     return ys, s
+
+
+def down(
+    x: Tensor, a: Tensor, scales: Tensor, columns: Tensor | None, rows: Tensor | None, dropout: Tensor | None,
+    seed: Tensor | None, impl: str,
+) -> Tensor:
+    """s = (x̃ aᵀ) ⊙ m (M, R) in the dtype of products, x flat."""
+    kernels, wide = lora_kernels(impl, x), product_dtype(impl, x)
+    if kernels:
+        return kernels.down(x, a.to(wide), scales, columns, rows, dropout, None if dropout is None else words(seed))
+    seen = x if dropout is None else without_dropped(x, dropout, seed)
+    return _down(seen.to(wide), a.to(wide).T, scales, columns, rows, dropout)
 
 
 def backward(

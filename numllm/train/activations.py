@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,19 @@ from torch.utils.checkpoint import checkpoint
 
 from ..lora import AdapterSet
 from ..model import RMSNorm, SwiGLU, Transformer
+from ..ops import Thin
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass
 class _Recipe:
-    """A tensor that is computed again when asked for; `asked` times, from the first of which it is held."""
+    """A tensor that is computed again when asked for; `asked` times, from the first of which it is held.
 
-    function: Callable[..., Tensor]
+    It is what `function` gives, or the first of several results.
+    """
+
+    function: Callable[..., Tensor | tuple[Any, ...]]
     inputs: tuple[Tensor, ...]
     asked: int = 0
     value: Tensor | None = None
@@ -34,12 +40,16 @@ class _Recipe:
         """The tensor, which is let go when it was given as often as it was asked to be kept."""
         if self.value is None:
             with torch.no_grad():
-                self.value = self.function(*self.inputs)
+                self.value = _first(self.function(*self.inputs))
         value = self.value
         self.asked -= 1
         if not self.asked:
             self.value = None
         return value
+
+
+def _first(found: Tensor | tuple[Any, ...]) -> Tensor:
+    return found if isinstance(found, Tensor) else found[0]
 
 
 @dataclasses.dataclass
@@ -78,13 +88,14 @@ class _Keeper:
             self.inside = False
             self._recipes.clear()
 
-    def again(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """function(*inputs), of which backward keeps the inputs alone."""
-        y = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    def again(self, function: Callable[..., T], *inputs: Tensor) -> T:
+        """function(*inputs), of which, or of the first of several results, backward keeps the inputs alone."""
+        found = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        y = _first(found)
         if not self.offload:  # y itself stays until the block is done, so that its address names it
             recipe = _Recipe(function, tuple(part.detach() for part in inputs))
             self._recipes[y.data_ptr(), y.numel()] = y, recipe
-        return y
+        return found
 
     def _pack(self, tensor: Tensor) -> Tensor | _Away | tuple[_Recipe, torch.Size]:
         y, recipe = self._recipes.get((tensor.data_ptr(), tensor.numel()), (None, None))
@@ -119,8 +130,9 @@ def keep_less(model: Transformer, adapters: AdapterSet, *, checkpointing: str, o
             for module in block.modules():
                 if isinstance(module, RMSNorm | SwiGLU):
                     module.forward = _again(keeper, module.forward)
+                    module.thinned = _thinned_again(keeper, module.thinned)
                 if isinstance(module, RMSNorm):  # apart, so that the sum is kept and its norm is not
-                    module.after = _apart(module)
+                    module.after, module.thinned_after = _apart(module)
         block.forward = _kept(keeper, block.forward, adapters, checkpointing == "full")
 
 
@@ -131,12 +143,34 @@ def _again(keeper: _Keeper, forward: Callable[..., Tensor]) -> Callable[..., Ten
     return run
 
 
-def _apart(norm: RMSNorm) -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+def _thinned_again(
+    keeper: _Keeper, thinned: Callable[..., tuple[Tensor, Thin]]
+) -> Callable[..., tuple[Tensor, Thin]]:
+    """With the thin product when it is computed again too: the norm alone adds in another order."""
+
+    def run(*given: Any) -> tuple[Tensor, Thin]:
+        *inputs, thin = given
+        if not keeper.inside:
+            return thinned(*inputs, thin)
+        return keeper.again(lambda *inputs: thinned(*inputs, thin), *inputs)
+
+    return run
+
+
+def _apart(
+    norm: RMSNorm,
+) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., tuple[Tensor, Tensor, Thin]]]:
+    """`RMSNorm.after` and `thinned_after`."""
+
     def after(x: Tensor, added: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         h = torch.add(x, added, alpha=scale)
         return h, norm(h)
 
-    return after
+    def thinned_after(x: Tensor, added: Tensor, scale: float, thin: Thin) -> tuple[Tensor, Tensor, Thin]:
+        h = torch.add(x, added, alpha=scale)
+        return h, *norm.thinned(h, thin)
+
+    return after, thinned_after
 
 
 def _kept(

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 
-from numllm_kernels import common, cross_entropy, lora, norm, rope, swiglu, tiles
+from numllm_kernels import common, cross_entropy, lora, norm, producer, rope, swiglu, tiles
 
 
 class NoGPU:
@@ -108,7 +108,7 @@ def empty(*size: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def lora_calls(short: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """(label, calls of the launchers of a step)."""
+    """(label, calls of the launchers of a step, with s by a read of x and by what makes x)."""
     n = k = 4096
     words = 3, -5  # of a seed
 
@@ -122,6 +122,9 @@ def lora_calls(short: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
         ds, _ = lora.down_outer(dy, b, s, *choice)
         lora.linear(dy, w.T, None, ds, a.T)
         lora.outer(ds, x)
+        producer.norm_down(x, w[0], 1e-6, a, *choice)
+        producer.norm_down(x, w[0], 1e-6, a, *choice, added=dy, scale=0.3)
+        producer.swiglu_down(x, dy, a, *choice)
         if drops:
             lora.down(x, a, *choice, shares, words)
             lora.up(ds, a.T, shares, words)
@@ -184,7 +187,7 @@ def variants(target: str, short: bool) -> Iterator[dict[str, Any]]:
         result = kernel.warmup(*args, grid=grid, **settings)
         compiled.setdefault(result.hash, (f"{kernel.__name__}-{labels[-1]}", result))
 
-    lora._launch = common.launch = compile_only
+    common.launch = compile_only
     # The block's kernels have next to no shared memory, and no instruction that 9.0 has and 8.x has not.
     blocks = () if short and target.startswith("8") else block_calls(short)
     for label, call in (*lora_calls(short and target in ("89", "gfx942")), *blocks):

@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 import torch
 
-FAMILIES = ("lora", "norm", "swiglu", "rope", "cross_entropy")
-SHARED = ("common", "tiles")
+FAMILIES = ("lora", "norm", "swiglu", "producer", "rope", "cross_entropy")
+SHARED = ("common", "tiles", "sums")
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +56,19 @@ def by_kernels(families: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch)
     from numllm.ops import implementations
 
     monkeypatch.setattr(implementations, "load_kernels", families.__getitem__)
+
+
+@pytest.fixture
+def launched(families: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that are launched from here on."""
+    names: list[str] = []
+    launch = families["common"].launch
+    monkeypatch.setattr(
+        families["common"], "launch", lambda kernel, *given, **more: names.append(kernel.__name__) or launch(
+            kernel, *given, **more
+        ),
+    )
+    return names
 
 
 @pytest.fixture

@@ -118,10 +118,10 @@ def test_same_bits_twice(dtype, impl) -> None:
 
 
 def test_auto_goes_through_the_kernels(monkeypatch) -> None:
-    kernels = implementations.load_kernels("lora")
+    common = implementations.load_kernels("common")
     calls = []
-    launch = kernels._launch
-    monkeypatch.setattr(kernels, "_launch", lambda *args, **more: calls.append(args[0]) or launch(*args, **more))
+    launch = common.launch
+    monkeypatch.setattr(common, "launch", lambda *args, **more: calls.append(args[0]) or launch(*args, **more))
     case = make_case(64, 48, 32, (16,), dtype=torch.bfloat16, device="cuda")
     check(run(case, "auto"), case)
     assert calls

@@ -198,6 +198,6 @@ def test_only_the_gradients_asked_for(by_kernels, device, needed) -> None:
 @pytest.mark.parametrize("programs", [1, 7, 128, 500])
 @pytest.mark.parametrize("extent", [1, 64, 65, 1000, 18944])
 def test_pieces_cover_the_sum_once(kernels, programs, extent) -> None:
-    pieces, length = kernels._pieces(programs, extent, 64)
+    pieces, length = kernels.sums.pieces(programs, extent, 64)
     assert length % 64 == 0
     assert (pieces - 1) * length < extent <= pieces * length

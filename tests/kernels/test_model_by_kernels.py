@@ -28,14 +28,16 @@ FAMILIES = {
 }
 
 
-def step(family: str, device: torch.device, checkpointing: str = "none") -> tuple[torch.Tensor, list[torch.Tensor]]:
+def step(
+    family: str, device: torch.device, checkpointing: str = "none", impl: str = "auto", dropout: float = 0.0
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Loss and the adapters' gradients of two packed rows."""
     torch.manual_seed(0)
     model = Transformer(ModelConfig.from_hf({**SHAPE, **FAMILIES[family]})).to(device)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(torch.randn(weight.shape) * (0.1 if weight.dim() > 1 else 0.3) + ("norm" in name))
-    adapters = attach(model, {"domain": LoRAConfig(rank=2)})
+    adapters = attach(model.train(), {"domain": LoRAConfig(rank=2, dropout=dropout)}, impl=impl)
     for weight in adapters.parameters("domain"):
         torch.nn.init.normal_(weight, std=0.1)
     keep_less(model, adapters, checkpointing=checkpointing)
@@ -50,16 +52,10 @@ def step(family: str, device: torch.device, checkpointing: str = "none") -> tupl
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_by_kernels_is_the_step_by_torch(family, families, device, monkeypatch) -> None:
+def test_a_step_by_kernels_is_the_step_by_torch(family, launched, device, monkeypatch) -> None:
     monkeypatch.setattr(implementations, "by_kernels", lambda *_: False)
     expected, gradients = step(family, device)
-    launched = []
-    launch = families["common"].launch
-    monkeypatch.setattr(
-        families["common"], "launch", lambda kernel, *given, **more: launched.append(kernel.__name__) or launch(
-            kernel, *given, **more
-        ),
-    )
+    launched.clear()
     monkeypatch.setattr(implementations, "by_kernels", lambda *_: True)
     loss, found = step(family, device)
     torch.testing.assert_close(loss, expected)
@@ -73,3 +69,26 @@ def test_a_step_by_kernels_is_the_step_by_torch(family, families, device, monkey
         for checkpointing in ("selective", "full"):
             again, same = step(family, device, checkpointing)
             assert torch.equal(again, loss) and all(map(torch.equal, same, found)), checkpointing
+
+
+@pytest.mark.parametrize("family", ["qwen2", "glm4"])
+def test_a_step_whose_norms_and_swiglu_take_the_adapters_products(family, launched, device) -> None:
+    """The loss and gradients of the step that reads x for them, whatever is kept; no x of a norm or SwiGLU is read."""
+    loss, gradients = step(family, device, impl="triton")
+    launched.clear()
+    produced, found = step(family, device, impl="triton-produced")
+    torch.testing.assert_close(produced, loss)
+    for ours, theirs in zip(found, gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    counts = {name: launched.count(name) for name in set(launched)}
+    assert counts["norm_down_kernel"] == 4 and counts["swiglu_down_kernel"] == 2
+    for checkpointing in ("selective", "full"):
+        again, same = step(family, device, checkpointing, "triton-produced")
+        assert torch.equal(again, produced) and all(map(torch.equal, same, found)), checkpointing
+
+
+def test_with_dropout_the_linears_take_their_product(launched, device) -> None:
+    """They see an x of their own, which what makes x does not know."""
+    loss, gradients = step("qwen2", device, impl="triton-produced", dropout=0.3)
+    assert torch.isfinite(loss) and all(gradient.isfinite().all() for gradient in gradients)
+    assert "down_kernel" in launched and not {"norm_down_kernel", "swiglu_down_kernel"} & set(launched)
