@@ -40,7 +40,7 @@ _DEFAULT = {
         "fp32": _tile(8, 3, M=64, N=64, K=32),
     },
     "norm_down": {
-        "many": _tile(4, 2, M=32, K=64), "few": _tile(4, 3, M=16, K=64), "fp32": _tile(8, 3, M=16, K=16),
+        "many": _tile(4, 2, M=32, K=64), "few": _tile(8, 3, M=16, K=64), "fp32": _tile(8, 3, M=16, K=32),
     },
     "swiglu_down": {
         "many": _tile(8, 2, M=64, K=64), "few": _tile(4, 4, M=16, K=64), "fp32": _tile(8, 3, M=32, K=16),
