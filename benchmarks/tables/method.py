@@ -39,9 +39,8 @@ def ablation(rows: Iterable[Row]) -> Iterable[str]:
     for row in rows:
         yield markdown_table(row["rows"], list(row["rows"][0])) + "\n"
         weights = " and ".join(f"{value:g} ({name})" for name, value in row["weights"].items())
-        took = f"; {row['seconds'] / 60:.1f} minutes" if row["seconds"] else ""
         yield (
-            f"Seeds {', '.join(map(str, row['seeds']))}; weights of the adapters together {weights}{took} on "
+            f"Seeds {', '.join(map(str, row['seeds']))}; weights of the adapters together {weights}; "
             f"{row['device']}, {row['threads']} threads, torch {row['torch']}, commit {row['commit']}."
         )
 
