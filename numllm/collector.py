@@ -14,8 +14,8 @@ SELDOM = 50_000
 def frozen_heap() -> Iterator[None]:
     """Leaves the objects there are now out of collections, meanwhile, and collects `SELDOM`; a decorator, too.
 
-    A full collection goes through all of torch's modules and stops every thread for a tenth of a second: a third of the
-    time that loading a gigabyte takes. Where somebody has frozen the heap already nothing is done.
+    A full collection goes through all of torch's modules and stops every thread for a tenth of a second: a fifth of the
+    time that loading a gigabyte took. Where somebody has frozen the heap already nothing is done.
     """
     if gc.get_freeze_count():
         yield

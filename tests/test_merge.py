@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -36,7 +37,9 @@ from numllm.merge import (
     rounding,
     run_merge,
     verify_merge,
+    write,
 )
+from numllm.merge.factors import compare_all
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -260,6 +263,53 @@ def test_cosines(tmp_path: Path, base: Path, two: list[tuple[Path, float]]) -> N
             assert row["cosines"] == {"domain · numeric": pytest.approx(float(wanted), abs=1e-12)}
         else:
             assert row["cosines"] == {}
+
+
+def test_comparisons_do_not_hang_on_how_many_wait(
+    tmp_path: Path, base: Path, two: list[tuple[Path, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = merge(base, two, tmp_path / "together")["tensors"]
+    sizes: list[int] = []
+    real = write.add_comparisons
+    monkeypatch.setattr(write, "COMPARED", 1)
+    monkeypatch.setattr(write, "add_comparisons", lambda found: (sizes.append(len(found)), real(found)))
+    alone = merge(base, two, tmp_path / "alone")["tensors"]
+    assert set(sizes) <= {0, 1, 2} and sum(sizes) == len(alone)  # two threads may come at once
+    for name, row in together.items():
+        assert row["cosines"].keys() == alone[name]["cosines"].keys()
+        for pair, cosine in row["cosines"].items():
+            assert alone[name]["cosines"][pair] == pytest.approx(cosine, abs=1e-12)
+            for side, angles in row["principal_angles"][pair].items():
+                assert alone[name]["principal_angles"][pair][side] == pytest.approx(angles, abs=1e-12)
+
+
+def test_what_is_compared_together_is_what_is_compared_alone() -> None:
+    """Among others of its sizes: a change of lower rank than its factors, and one that is nothing."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        b, a = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((9, rank), (rank, 8)))
+        return b, a
+
+    changes = [{"x": drawn(3), "y": drawn(2)} for _ in range(4)] + [{"x": drawn(2), "y": drawn(2), "z": drawn(4)}]
+    changes[1]["x"][0][:, 2] = changes[1]["x"][0][:, 0]
+    changes[2]["y"][1].zero_()
+    found = compare_all(changes)
+    for parts, (cosines, angles) in zip(changes, found, strict=True):
+        for i, j in itertools.combinations(parts, 2):
+            dense = [(b @ a).view(-1) for b, a in (parts[i], parts[j])]
+            if all(map(torch.any, dense)):
+                wanted = torch.nn.functional.cosine_similarity(*dense, dim=0)
+                assert cosines[f"{i} · {j}"] == pytest.approx(float(wanted), abs=1e-12)
+            else:
+                assert cosines[f"{i} · {j}"] is None
+            sides = {"output": [parts[n][0] for n in (i, j)], "input": [parts[n][1].T for n in (i, j)]}
+            for side, matrices in sides.items():
+                bases = [torch.linalg.svd(x)[0][:, : int(torch.linalg.matrix_rank(x))] for x in matrices]
+                wanted = torch.linalg.svdvals(bases[0].T @ bases[1]).tolist()
+                assert angles[f"{i} · {j}"][side] == pytest.approx(wanted, abs=1e-9)
+    assert len(found[1][1]["x · y"]["output"]) == 2 and found[2][1]["x · y"]["input"] == []
+    assert compare_all([{"x": drawn(2)}, {}]) == [({}, {}), ({}, {})]
 
 
 def test_decompose_is_deterministic_in_sign() -> None:

@@ -30,6 +30,9 @@ Row = dict[str, Any]
 PORTION = 256 << 20
 """Bytes of a file after which what is done is put on the list a killed merge is taken up from."""
 
+COMPARED = 1 << 20
+"""Numbers of adapters' triangles that wait at most for being compared: 500 weights of ranks 32, two of 512."""
+
 WRITTEN_BACK = 8 << 20
 """Bytes of a weight after which the disk is set to work on them."""
 
@@ -147,10 +150,19 @@ class _Writing:
                 start_writing_back(self.handle, place + begun * row, place + last * row)
                 begun = last
         found = row_of(self.plan, target, delta, sums)
-        with self._lock:
-            if delta is not None:
-                self._to_compare.append((found, delta.triangles))
+        if delta is not None:
+            self._compare_later(found, delta.triangles)
         self._done(place, target.info.nbytes, {found.pop("name"): found})
+
+    def _compare_later(self, row: Row, triangles: Parts) -> None:
+        """With others, when a portion is done; before, where those that wait take much memory."""
+        with self._lock:
+            self._to_compare.append((row, triangles))
+            waiting = sum(b.numel() + a.numel() for _, parts in self._to_compare for b, a in parts.values())
+            if waiting < COMPARED:
+                return
+            now, self._to_compare = self._to_compare, []
+        add_comparisons(now)
 
     def _copy(self, source: Path, start: int, place: int, count: int) -> None:
         self.pool.check()

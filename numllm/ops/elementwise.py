@@ -100,6 +100,7 @@ def _run_norm(
 
 
 def fake_norm(x: Tensor, added: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The shapes of (h, empty where it is x; y; 1 / rms of each row)."""
     rms = x.new_empty(x.numel() // x.shape[-1], dtype=torch.float32)
     return x.new_empty(0 if added is None else x.shape), x.new_empty(x.shape), rms
 
@@ -120,6 +121,7 @@ def _fake_norm_backward(
 
 
 def setup_norm(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """What backward needs of (x, added, weight, eps, scale) and of (h, y, 1 / rms)."""
     x, added, weight, _, ctx.scale = inputs
     h, _, rms = output
     ctx.set_materialize_grads(False)
@@ -130,6 +132,7 @@ def setup_norm(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def norm_gradients(
     ctx: FunctionCtx, run: Callable[..., Any], dh: Tensor | None, dy: Tensor | None, _: Tensor | None
 ) -> tuple[Any, ...]:
+    """Of x, added and weight, and None for eps and scale."""
     h, weight, rms = ctx.saved_tensors
     if dy is None:  # only h is used
         return dh, None if dh is None else dh * ctx.scale, None, None, None
@@ -199,6 +202,7 @@ _rotate.differentiate(_setup_rotate, _rotate_gradients, _rotate)
 
 
 def check_alike(name: str, tensor: Tensor, other: str, wanted: Tensor) -> None:
+    """ValueError, TypeError: `tensor` must have the shape and dtype of `wanted`; their names."""
     if tensor.shape != wanted.shape:
         raise ValueError(f"{name} must have {other}'s shape {tuple(wanted.shape)}, got {tuple(tensor.shape)}")
     _check_dtype(name, tensor, other, wanted)
@@ -213,6 +217,7 @@ def _check_dtype(name: str, tensor: Tensor, other: str, wanted: Tensor) -> None:
 
 
 def check_norm(x: Tensor, weight: Tensor) -> None:
+    """ValueError, TypeError: x must be (..., D), weight (D,), in one dtype."""
     if x.dim() == 0 or weight.shape != x.shape[-1:] or not x.shape[-1]:
         raise ValueError(f"x must be (..., D) and weight (D,), got {tuple(x.shape)} and {tuple(weight.shape)}")
     _check_dtype("weight", weight, "x", x)
