@@ -258,6 +258,19 @@ CHOSEN = {
     "若当地月平均工资为8,000元，每月的缴费随之确定。": True,
     "把税率字段改成18%。": True,
     "问起这位储户，他只取5万元，每年如此。": True,
+    "支持计划的收入将以 $190.99 的金额过帐到收入帐户。": True,
+    "在资产负债表日，贷款的损失准备余额为100万元。": True,
+    "无论选哪种方法，发出成本与期末存货相加总是10,550,000元。": True,
+    "情景A：企业签署票据，承诺在三年后偿还。": True,
+    "在这6个月的期间内，双方均有交换现金的权利。": True,
+    "诈骗数额在100万元以上的；": False,
+    "单笔金额不超过500万元的交易由总经理决定。": False,
+    "法人想成为合格投资者，净资产的底线是1,000万元。": False,
+    "个人购汇的便利化额度是等值5万美元。": False,
+    "自2022年审查后，一单位特别提款权所含的人民币为1.0993元。": False,
+    "以沪深300为标的的指数期权，报价中的一点折合100元。": False,
+    "2024年中国与欧洲的贸易额将近2,500亿美元。": False,
+    "本金12万元，年利率3.6%，分36期归还，每期供款约3,521.74元。": False,
 }
 
 
@@ -290,6 +303,14 @@ def test_in_a_statute_every_sentence_is_a_rule_but_a_story() -> None:
         assert tags.is_rule(text, "", number, 1, others, True) is rule
     rows = list(build([{"id": "law", "text": law}]))
     assert rows and {row["tag"] for row in rows} == {"recall"}
+
+
+def test_the_figures_of_a_manual_are_its_examples() -> None:
+    manual = "在税码页面上单击新建，然后在字段中键入代码。\n基准税码的比率是8%，采用净额计算的方法。\n"
+    book = "消费者得到的是剩余，生产者也是。\n流转环节的基准比率是8%，采用净额计算的方法。\n"
+    assert tags.is_manual(manual) and not tags.is_manual(book) and not tags.is_manual(manual + book * 80)
+    for text, wanted in ((manual, []), (book, ["other"])):
+        assert [row["tag"] for row in build([{"id": "one", "text": text}])] == wanted
 
 
 def _documents() -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from .limits import Limits, limits
 from .options import SHOWN
 from .relations import Target, chance_limit, find_relation, operand
 from .sentences import CJK, Sentence, read_sentences
-from .tags import TAGS, is_given, is_rule, is_statute, target_of
+from .tags import TAGS, is_given, is_manual, is_rule, is_statute, target_of
 
 __all__ = ["KINDS", "Candidate", "Reading", "candidates", "read"]
 
@@ -127,7 +127,7 @@ def read(row: Mapping[str, Any], context: int, tags: Collection[str] = TAGS) -> 
             exact = units8(number.value)
             if exact is not None and exact > 0:
                 reading.pools.setdefault((number.kind, number.unit), []).append(exact)
-    statute = is_statute(row["text"])
+    statute, manual = is_statute(row["text"]), is_manual(row["text"])
     for at, sentence in enumerate(sentences):
         numbers = sentence.numbers and [number for number in sentence.numbers if _askable(number)]
         if not numbers:
@@ -144,7 +144,9 @@ def read(row: Mapping[str, Any], context: int, tags: Collection[str] = TAGS) -> 
         prose = len(CJK.findall(text)) if numbers else 0
         found = Found(hashlib.blake2b(text.encode(), digest_size=8).digest(), [], [])
         for number in numbers:
-            one = _candidate(row["id"], sentences, at, number, separator, context, tags, statute, prose, worked)
+            one = _candidate(
+                row["id"], sentences, at, number, separator, context, tags, statute, manual, prose, worked
+            )
             if not isinstance(one, str):
                 found.wanted.append(one)
                 reading.shown.update(one.shown)
@@ -164,7 +166,7 @@ def candidates(rows: Sequence[Mapping[str, Any]], context: int, tags: Collection
 
 def _candidate(
     document: str, sentences: Sequence[Sentence], at: int, number: Number, separator: str, context: int,
-    tags: Collection[str], statute: bool, prose: int, worked: bool,
+    tags: Collection[str], statute: bool, manual: bool, prose: int, worked: bool,
 ) -> Candidate | str:
     """The number as it can be asked, or its tag where that is not wanted, or why it cannot be asked.
 
@@ -208,7 +210,7 @@ def _candidate(
     elif target is not None and context and (givens := _givens(target, sentences, at, siblings, tells, len(before))):
         before, relation = givens
         tag = "derivable"
-    elif is_given(text, number, digits, siblings, sentence.example):
+    elif is_given(text, number, digits, siblings, sentence.example or manual):
         tag = "given"
     if tag not in tags:
         return tag

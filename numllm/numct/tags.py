@@ -2,7 +2,8 @@
 
 `derivable`: the number stands in a written equation that holds, or follows from the other numbers (`relations`).
 `recall`: a sentence of a general rule, without a story's persons, years and amounts. `given`: neither, and chosen by
-the writer for an example or a story. `other`: all else, facts of the text.
+the writer for an example, a story or a manual. `other`: all else, facts of the text; of amounts, limits of cases that
+are told (100万元以上) and the world's large ones of a year.
 
 Rules and stories share many words: 若银行没有缴足准备金 supposes a rule's case, 若物价涨6% a story's. A sentence that
 has only such words is a story where it says what becomes of a figure (降到, 约 …), or nothing that is settled.
@@ -17,7 +18,7 @@ from fractions import Fraction
 from ..numbers import Number
 from .relations import Target
 
-__all__ = ["ANSWERABLE", "TAGS", "is_given", "is_rule", "is_statute", "target_of"]
+__all__ = ["ANSWERABLE", "TAGS", "is_given", "is_manual", "is_rule", "is_statute", "target_of"]
 
 ANSWERABLE = ("recall", "derivable", "other")
 """What a reader can know or work out, and facts of the text."""
@@ -26,6 +27,13 @@ TAGS = (*ANSWERABLE, "given")
 
 _ARTICLE = re.compile(r"(?m)^[\s*#]*第[一二三四五六七八九十百零〇0-9]{1,7}条")
 _ARTICLES, _ARTICLE_LENGTH = 5, 600  # a statute has so many articles, of so many characters on average at most
+
+# a program's manual tells what to do with its pages, and its figures are examples
+_HANDLING = (
+    "单击", "点击", "键入", "勾选", "启用", "选项卡", "字段", "窗格", "下拉", "对话框", "复选框", "菜单", "按钮",
+    "页面", "过帐", "日记帐",
+)
+_HANDLINGS, _HANDLING_LENGTH = 3, 400  # such words in one, and characters to each of them, at most
 
 # words of a norm or a custom; what is prescribed in so many words; weaker words that a story uses as well
 _NORM = re.compile(
@@ -66,7 +74,9 @@ _CASE = re.compile(
     r"有一[个家项]|以下(?:方法|公式)|(?:若|如果|假如)[^，。]{1,16}[为是]\s?(?=[0-9一二三四五六七八九十])"
 )
 # what sets an amount; what tells that it was worked out nevertheless; what sets other numbers, besides the norms
-_LIMIT = re.compile(r"[最至][多少高低]|[0-9%元日天年月倍]以[内上下]|免征|减免|每|能否|有没有|封顶|起征|限额|答案|定额")
+_LIMIT = re.compile(
+    r"[最至][多少高低小]|[0-9%元日天年月倍]以[内上下]|免征|减免|每|能否|有没有|封顶|起征|限额|答案|定额"
+)
 _FOLLOWS = re.compile("因此|于是|可见")
 _SETTLED = re.compile(
     r"[按须]|可以|属于|算作|叫|公式|系数|总是|一律|不[宜能]|难以|界线|安全线|触发|从[价量]|答|记[住得]|税|[越超]过|为限"
@@ -76,6 +86,14 @@ _TOLD = re.compile(
     r"本公司|[年月期]末|[年月期]初|当期|其余|剩|改为|变为|比[^例率重值较价]|节约|提高|下降|下调|上调|上升|增加|减少|涨(?!跌)|跌(?!幅)|"
     r"亏(?!损)|盈(?!余)|另有|还有|其中|合计|共[^同有]|所得为|当日"
 )
+# a limit of amounts, before and behind the number; what else sets one; what points at something told before
+_UP_TO = re.compile(
+    r"(?:[超高低]过?于?|不[满足]|未?达到?|至[少多]|最[高低多少]|限额为?|征[点额]为?|突破|折合)(?:人民币)?$"
+)
+_OR_MORE = re.compile(r"(?:/.)?\s?(?:（含[^）]*）)?以[上下内]")
+_SET = re.compile(r"额度|底线|要有|等值|自[^，。；]{2,12}[起后]")
+_POINTED = re.compile(r"(?:[这那]|其他|接下来的?|剩下的?|额外的?|上述)$")
+_SCENE = re.compile(r"情景|情形\s?[0-9A-Z]")
 _PENAL = re.compile(r"罚[款金]|处以?[^，。；]{0,24}以[上下]|没收|注册资本|实缴")
 _WORKED = re.compile(r"例\s?[0-9]|解[：:]|[=≈？]|[某甲乙丙丁]")
 _MEASURED = frozenset(("amount", "rate", "price", "count", "duration", "index", "other"))
@@ -87,6 +105,12 @@ def is_statute(text: str) -> bool:
     """Whether a document is a law or a regulation: articles (第…条), one after the other."""
     articles = sum(1 for _ in _ARTICLE.finditer(text))
     return articles >= _ARTICLES and len(text) <= _ARTICLE_LENGTH * articles
+
+
+def is_manual(text: str) -> bool:
+    """Whether a document tells how to use a program."""
+    words = sum(map(text.count, _HANDLING))
+    return words >= _HANDLINGS and len(text) <= _HANDLING_LENGTH * words
 
 
 def is_rule(
@@ -119,15 +143,26 @@ def is_rule(
 
 def is_given(sentence: str, number: Number, digits: int, others: Sequence[Number], example: bool) -> bool:
     """Whether a number of a sentence that is neither derived nor a rule's is one that its writer chose: of a worked
-    example, of a story's persons and firms, supposed, or an illustration. No reader could tell it.
+    example, of a story's persons and firms, supposed, an illustration, an amount in a ledger. No reader could tell it.
 
-    example: whether the sentence is part of a worked example.
+    example: whether the sentence is part of a worked example, or of a manual.
     """
-    if example or _STORY.search(sentence) is not None:
+    if example or _STORY.search(sentence) is not None or _SCENE.search(sentence) is not None:
         return True
+    before, _, behind = sentence.partition(number.text)
+    if _POINTED.search(before) is not None:
+        return True
+    if number.kind in ("amount", "price") and not (any(n.variable for n in others) or _is_limit(before, behind)):
+        if all(cue.search(sentence) is None for cue in (_NORM, _PRESCRIBED, _WEAK_NORM, _LIMIT, _SET)):
+            return "亿" not in number.text or all(n.kind != "date" for n in others)
     if _EITHER.search(sentence) is None:
         return False
     return not _are_round(number, digits, others) or _is_case(sentence, number, others)
+
+
+def _is_limit(before: str, behind: str) -> bool:
+    """Whether what stands before a number and behind it makes it the limit of a case."""
+    return _UP_TO.search(before) is not None or _OR_MORE.match(behind) is not None
 
 
 def _are_round(number: Number, digits: int, others: Sequence[Number]) -> bool:
