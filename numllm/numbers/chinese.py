@@ -53,6 +53,7 @@ _POINTS = re.compile(f"{MOVED.pattern}|[加减让扣抽返干赚亏][了到]?\\Z
 _EACH = re.compile("([两二三四五六七八九十百千万]*[百千万][一二三四五六七八九])一\\Z")  # 两万八一平
 _TRADED = re.compile("[买卖持增减][入出进仓有了]{0,2}\\Z")
 _AFTER_MONEY = "以之的人钱为起每左上下整多余至到及和与或是不未计收者内外兑可只就买卖"  # 二元控制, 三元论 name no money
+_VARIATE = re.compile(r"\s?(?:[A-Z]{3}|[a-z])")  # 二元 VAR, 二元 i.i.d.
 
 
 def read_half(text: str, i: int) -> tuple[Number | None, int]:
@@ -244,6 +245,8 @@ def _chinese_measure(text: str, core: Core, p: str) -> Measure | None:
     after = text[measure.end : measure.end + 1]
     word = text[measure.end - 1]
     if word == "元" and "\u4e00" <= after <= "\u9fff" and after not in _AFTER_MONEY:
+        return None
+    if word == "元" and _VARIATE.match(text, measure.end):
         return None
     if word == "成" and after and after in "不":
         return None
