@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .model import PADDING, Cache, Transformer, left_padded
+from .model import Transformer
+from .positions import PADDING, Cache, left_padded
 
 WAYS = ("auto", "plain", "fixed", "graph", "whole")
 """plain: the attention sees what the cache holds so far. fixed: at shapes that stay the same. graph: fixed, replayed

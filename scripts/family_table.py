@@ -37,7 +37,8 @@ from numllm.config import LoRAConfig  # noqa: E402
 from numllm.generate import generate_ids  # noqa: E402
 from numllm.lora import attach, load_adapters  # noqa: E402
 from numllm.merge import merge  # noqa: E402
-from numllm.model import Transformer, left_padded, load_model  # noqa: E402
+from numllm.model import Transformer, load_model  # noqa: E402
+from numllm.positions import left_padded  # noqa: E402
 from scripts.check_tokenizers import books, odd, peers  # noqa: E402
 
 TOLERANCE = 1e-5

@@ -8,7 +8,8 @@ from models import save, transformers_model
 
 from numllm import attention
 from numllm.attention import Packed, Trees
-from numllm.model import PADDING, load_model
+from numllm.model import load_model
+from numllm.positions import PADDING
 
 
 def documents():

@@ -13,7 +13,7 @@ from tiny import QUESTIONS, TEXTS, tokenizer_folder
 from numllm.corpus import build_corpus, read_corpus
 from numllm.data import ChoiceBatches, Draw, TextBatches, pack, prepared
 from numllm.errors import DataError
-from numllm.model import PADDING
+from numllm.positions import PADDING
 from numllm.questions import encode_options
 from numllm.tokenizer import Tokenizer
 

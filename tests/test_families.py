@@ -17,7 +17,8 @@ from numllm.families import FAMILIES as ROWS
 from numllm.generate import generate_ids
 from numllm.lora import attach, load_adapters
 from numllm.merge import merge
-from numllm.model import PADDING, Transformer, left_padded, load_model
+from numllm.model import Transformer, load_model
+from numllm.positions import PADDING, left_padded
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = 28

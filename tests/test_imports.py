@@ -18,7 +18,7 @@ CONFIG = {"errors", "fields", "families", "model_config", "config"}
 CHECKPOINT = CORE | CONFIG | {"hub", "checkpoint"}
 TEXT = CORE | {"overlap", "numbers", "corpus", "questions"}
 OPERATIONS = {"reference", "products", "ops"}
-MODEL = CHECKPOINT | OPERATIONS | {"tokenizer", "attention", "rope", "weights", "model"}
+MODEL = CHECKPOINT | OPERATIONS | {"tokenizer", "attention", "rope", "weights", "positions", "layers", "model"}
 ALLOWED = {
     "__init__": set(),
     "errors": set(),
@@ -44,6 +44,8 @@ ALLOWED = {
     "products": set(),
     "ops": {"errors", "reference", "products", "rope"},
     "attention": set(),
+    "positions": {"attention", "config", "errors", "rope"},
+    "layers": OPERATIONS | {"attention", "config", "positions"},
     "model": MODEL - {"model"},
     "adapter_config": CORE,
     "adapter": CHECKPOINT | {"adapter_config"},
@@ -60,7 +62,7 @@ ALLOWED = {
     "evaluate": MODEL | TEXT | {"chat", "generate", "__init__"},
     "agreement": MODEL | {"adapter_config", "lora"},
     "calibrate": MODEL | TEXT | {"adapter", "data", "lora", "train", "determinism"},
-    "decode": {"model"},
+    "decode": {"model", "positions"},
     "generate": MODEL | {"decode"},
     "memory": MODEL | {"lora"},
     "inspection": MODEL | {"memory", "report"},

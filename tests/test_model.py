@@ -10,7 +10,8 @@ from models import BY_LENGTH, FAMILIES, save, transformers_model
 
 from numllm.checkpoint import Checkpoint, write_safetensors
 from numllm.errors import CheckpointError, ConfigError
-from numllm.model import PADDING, load_model
+from numllm.model import load_model
+from numllm.positions import PADDING
 from numllm.tokenizer import Tokenizer
 
 

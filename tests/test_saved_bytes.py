@@ -11,8 +11,9 @@ from numllm import ops
 from numllm.config import LoRAConfig, ModelConfig
 from numllm.lora import AdapterSet, attach
 from numllm.memory import _layer
-from numllm.model import Plan, Transformer
+from numllm.model import Transformer
 from numllm.ops.passes import product_dtype
+from numllm.positions import Plan
 from numllm.rope import frequencies
 
 B, T = 3, 50

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model import PADDING
+from ..positions import PADDING
 
 
 @dataclasses.dataclass(frozen=True)

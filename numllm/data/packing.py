@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..model import PADDING
+from ..positions import PADDING
 
 Piece = tuple[int, ...]
 """Token ids that see each other and nothing else."""

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..errors import EvaluationError
 from ..files import Progress, no_progress
-from ..model import Cache, Transformer, left_padded
+from ..model import Transformer
+from ..positions import Cache, left_padded
 
 BATCH_TOKENS = 2048
 """So many keep a GPU busy."""

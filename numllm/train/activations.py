@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from ..layers import RMSNorm, SwiGLU
 from ..lora import AdapterSet
-from ..model import RMSNorm, SwiGLU, Transformer
+from ..model import Transformer
 from ..ops import Thin
 
 T = TypeVar("T")
