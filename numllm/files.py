@@ -133,6 +133,18 @@ def write_aside(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             aside.unlink()
 
 
+def place_of(out: str | Path) -> Path:
+    """Where the folder `out` is written that appears as a whole: a link stays one, what it leads to is replaced.
+
+    NumLLMError where that would replace the current folder, or one around it: whoever stands there would see nothing.
+    """
+    place = Path(out).resolve()
+    with contextlib.suppress(FileNotFoundError):  # a current folder that is gone already
+        if Path.cwd().is_relative_to(place):
+            raise NumLLMError(f"{out}: holds the current folder, and would be replaced as a whole; choose one in it")
+    return place
+
+
 def _put_back(path: Path) -> None:
     """Undoes a replacement of the folder `path` that was killed between its two renames, and clears away what one
     killed after them left.

@@ -694,6 +694,17 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
 
 
+def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = write_shelf(tmp_path / "shelf", 4)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(NumLLMError, match="holds the current folder"):
+        build_corpus([shelf], ".")
+    build_corpus([shelf], "in-it")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "shelf"]
+    assert [p.name for p in Path().iterdir()] == ["in-it"]
+
+
 def test_existing_output(tmp_path: Path) -> None:
     shelf = write_shelf(tmp_path / "shelf", 4)
     build_corpus([shelf], tmp_path / "out")

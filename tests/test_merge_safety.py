@@ -283,12 +283,15 @@ def test_an_output_that_is_a_link_is_written_where_it_leads(folder: Path, leads_
     assert leftovers(folder) == ["out", "real"] and not (folder / "real" / "old").exists()
 
 
-def test_the_current_folder_as_output(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "here").mkdir()
-    monkeypatch.chdir(folder / "here")
+@pytest.mark.parametrize("out", [".", ".."])
+def test_the_current_folder_is_not_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    here = folder / "around" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
     pairs = [(folder / "domain", 0.7), (folder / "numeric", -0.4)]
-    merge(folder / "base", pairs, ".")
-    assert (folder / "here" / REPORT).is_file() and leftovers(folder) == ["here"]
+    with pytest.raises(NumLLMError, match="holds the current folder"):
+        merge(folder / "base", pairs, out, overwrite=True)
+    assert list((folder / "around").rglob("*")) == [here] and leftovers(folder) == ["around"]
 
 
 @pytest.mark.parametrize("largest", [1, 3000, 5000, 10**9])

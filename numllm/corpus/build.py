@@ -18,7 +18,7 @@ from typing import IO, Any, TypeVar
 import numpy as np
 
 from ..errors import DataError, NumLLMError
-from ..files import Progress, exclusive, new_folder, no_progress, write_json
+from ..files import Progress, exclusive, new_folder, no_progress, place_of, write_json
 from ..overlap import Hashes, Runs
 from ..workers import Lost, Workers
 from .choice import Choice
@@ -88,7 +88,7 @@ def build_corpus(
     started = time.perf_counter()
     files, skipped = find_files(sources)
     settings = _settings(target_chars, against, finance, terms, tokenizer)
-    out = Path(out)
+    out = place_of(out)
     folder = Path(work) if work is not None else out.with_name(f".{out.name}.unfinished")
     with contextlib.ExitStack() as stack:
         stack.enter_context(exclusive(out))

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..config import LoRAConfig
 from ..corpus import build_corpus, read_corpus
-from ..files import Progress, new_folder, no_progress, write_json, write_jsonl
+from ..files import Progress, new_folder, no_progress, place_of, write_json, write_jsonl
 from ..numct import audit, build
 from ..train_config import TrainConfig
 
@@ -108,7 +108,7 @@ def run_demo(
     → {"models": [{"name", "perplexity", "numeric", "non_numeric", "letters"}], "comparisons", "generated",
     "stages", "text", and figures}, "text" being the table for people; written to demo.json too.
     """
-    with new_folder(out, overwrite=overwrite) as folder:
+    with new_folder(place_of(out), overwrite=overwrite) as folder:
         result = _walk(folder, train, steps or STEPS, seed, say, progress)
         result["folder"] = str(out)
     return result

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..adapter import write_adapter
 from ..checkpoint import Checkpoint, TensorInfo, read_tensor, row_blocks
 from ..errors import MergeError
-from ..files import Progress, new_folder, no_progress, write_json
+from ..files import Progress, new_folder, no_progress, place_of, write_json
 from .plan import REPORT
 from .stage import locked
 
@@ -99,10 +99,10 @@ def extract(
     """
     if rank < 1 or (energy is not None and not 0 < energy <= 1):
         raise MergeError(f"rank must be at least 1 and energy in (0, 1], got {rank} and {energy}")
-    out = Path(out).resolve()
+    out = place_of(out)
     before, after = Checkpoint.open(base), Checkpoint.open(tuned)
     for folder in (before.folder.resolve(), after.folder.resolve()):
-        if out.resolve().is_relative_to(folder) or folder.is_relative_to(out.resolve()):
+        if out.is_relative_to(folder) or folder.is_relative_to(out):
             raise MergeError(f"{out}: the output must lie apart from the checkpoints, but it and {folder} overlap")
     found = _difference(before, after, progress)
     if not found.linears:

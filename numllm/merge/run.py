@@ -21,7 +21,7 @@ from ..adapter import adapter_names, read_adapter
 from ..checkpoint import Checkpoint
 from ..collector import frozen_heap
 from ..errors import MergeError
-from ..files import Progress, no_progress, read_text, write_aside, write_json
+from ..files import Progress, no_progress, place_of, read_text, write_aside, write_json
 from .fold import fold
 from .layout import OutFile, in_shards, like_base
 from .options import ENTRYWISE, Options
@@ -141,7 +141,7 @@ def run_merge(
         raise MergeError(f"the result cannot be an adapter: {plan.needs_model}; write it as a model")
     if max_shard is not None and as_ != "model":
         raise MergeError("max shard size goes with a result that is a model")
-    out, begun = Path(out).resolve(), time.perf_counter()  # a link stays one: what it leads to is written
+    out, begun = place_of(out), time.perf_counter()
     files = like_base(plan.base) if max_shard is None else in_shards(plan.base, max_shard)
     bound = max((kept for target in plan.targets.values() if (kept := plan.most_kept(target))), default=None)
     if as_ == "model":
