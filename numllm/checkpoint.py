@@ -290,11 +290,18 @@ def resolve(name: str | Path) -> Path:
                 f"{text}: wanted a checkpoint folder, or a .safetensors file with config.json beside it; got a file"
             )
         return path.parent
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", text) or text.startswith("."):
+    if not is_hub_id(name):
         raise CheckpointError(
             f"{text}: no such folder; give a local folder, a Hub id such as Qwen/Qwen2.5-7B, or demo"
         )
     return download(text)
+
+
+def is_hub_id(name: str | Path) -> bool:
+    """Whether a checkpoint's name is a Hub id, with an optional `@revision`, and no path that is there."""
+    text = str(name)
+    form = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", text)
+    return form is not None and not text.startswith(".") and not Path(name).exists()
 
 
 def _inside(folder: Path, name: Any) -> Path:

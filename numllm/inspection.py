@@ -1,20 +1,24 @@
 """What a checkpoint is, which linears LoRA will touch, and what training on it needs, from the headers.
 
-Only a tied head that is stored beside its embedding is read, to compare the two.
+Only a tied head that is stored beside its embedding is read, to compare the two. Of a checkpoint of the Hub whose
+weights are not in the cache, their headers are fetched and nothing is compared.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, is_hub_id
 from .config import TARGETS, LoRAConfig, ModelConfig
 from .errors import ConfigError, NumLLMError
 from .files import read_json
+from .hub import outline
 from .memory import estimate, linears, parameters, trained
 from .report.tables import table
 from .tokenizer import Tokenizer
@@ -42,17 +46,14 @@ def inspect(
     context) for each, with frozen weights in `dtype` (None: as on disk, for a config.json as it says) on a "cpu" or
     "cuda". NumLLMError for what cannot be loaded, and for a length beyond the context.
     """
-    path = Path(checkpoint)
-    alone = path.is_file() and path.suffix == ".json"
-    opened = None if alone else Checkpoint.open(checkpoint)
-    raw = read_json(path) if alone else opened.raw_config
-    config = ModelConfig.from_hf(raw) if alone else opened.config
-    for _ in matched(opened, config) if opened else ():
-        pass
+    with _opened(checkpoint) as (opened, raw):
+        config = opened.config if opened else ModelConfig.from_hf(raw)
+        tensors = list(opened.tensors.values()) if opened else []
+        tokenizer = _tokenizer(opened, config) if opened else None
     length = min(DEFAULT_LENGTH, config.context) if length is None else length
     if length > config.context:
         raise ConfigError(f"length {length} is more than the model's context of {config.context}")
-    stored = collections.Counter(info.dtype for info in opened.tensors.values()) if opened else {}
+    stored = collections.Counter(info.dtype for info in tensors)
     said = raw.get("torch_dtype") or raw.get("dtype")
     on_disk = _DTYPES.get(max(stored, key=stored.get)) if stored else said if isinstance(said, str) else None
     dtype = dtype or on_disk or "float32"
@@ -71,7 +72,7 @@ def inspect(
         "parameters": parameters(config),
         "dtype": on_disk,
         "tensors": dict(stored),
-        "bytes": sum(info.nbytes for info in opened.tensors.values()) if opened else None,
+        "bytes": sum(info.nbytes for info in tensors) if opened else None,
         "context": config.context,
         "vocab_size": config.vocab_size,
         "layers": config.layers,
@@ -83,7 +84,7 @@ def inspect(
         "tied": config.tied,
         "rope": config.rope.kind,
         "windows": sorted({window for window in config.windows if window is not None}),
-        "tokenizer": _tokenizer(opened, config) if opened else None,
+        "tokenizer": tokenizer,
         "lora": {
             "rank": rank, "adapters": count, "parameters": count * trained(touched, lora),
             "linears": [
@@ -98,6 +99,21 @@ def inspect(
             "largest": needed.largest,
         },
     }
+
+
+@contextlib.contextmanager
+def _opened(checkpoint: str | Path) -> Iterator[tuple[Checkpoint | None, Any]]:
+    """(the checkpoint, with every weight matched, or None for a config.json alone; its configuration as it stands)."""
+    path = Path(checkpoint)
+    if path.is_file() and path.suffix == ".json":
+        yield None, read_json(path)
+        return
+    named = outline(str(checkpoint)) if is_hub_id(checkpoint) else contextlib.nullcontext((checkpoint, True))
+    with named as (folder, whole):
+        opened = Checkpoint.open(folder)
+        for _ in matched(opened, opened.config, headers_only=not whole):
+            pass
+        yield opened, opened.raw_config
 
 
 def _tokenizer(opened: Checkpoint, config: ModelConfig) -> dict[str, Any]:

@@ -42,10 +42,13 @@ def _leftover(name: str, config: ModelConfig) -> bool:
     return name.endswith(".rotary_emb.inv_freq") or (config.tied and name == f"{config.family.name('lm_head')}.weight")
 
 
-def matched(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, TensorInfo]]:
+def matched(
+    checkpoint: Checkpoint, config: ModelConfig, *, headers_only: bool = False
+) -> Iterator[tuple[str, TensorInfo]]:
     """(name in the model, where it lies) of every weight, after checking that names, shapes and dtypes agree.
 
-    A tied head may be stored instead of the embedding, or beside it if it is equal. CheckpointError otherwise.
+    A tied head may be stored instead of the embedding, or beside it if it is equal, which headers_only takes for
+    granted. CheckpointError otherwise.
     """
     expected = dict(expected_shapes(config))
     stored = {name: name for name in expected}
@@ -67,7 +70,7 @@ def matched(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, 
             raise CheckpointError(
                 f"{info.file}: {config.architecture} has no tensor {name!r}; the checkpoint is of another model"
             )
-    if config.tied and {embedding, head} <= set(checkpoint.tensors):
+    if config.tied and {embedding, head} <= set(checkpoint.tensors) and not headers_only:
         blocks = (row_blocks(checkpoint.tensors[name]) for name in (embedding, head))
         if not all(torch.equal(one, other) for one, other in zip(*blocks, strict=True)):
             raise CheckpointError(

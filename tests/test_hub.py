@@ -80,9 +80,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             body, headers = file.read_bytes(), {"X-Repo-Commit": commit, "ETag": f'"{file.name}-{commit[:4]}"'}
             given = self.headers.get("Range")
             if given and self.command == "GET":
-                start = int(given.removeprefix("bytes=").split("-")[0])
-                headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-                self._answer(206, body[start:], headers)
+                first, last = given.removeprefix("bytes=").split("-")
+                start, stop = int(first), min(int(last) + 1, len(body)) if last else len(body)
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(body)}"
+                self._answer(206, body[start:stop], headers)
             elif hub.cut_short == file.name and self.command == "GET":
                 hub.cut_short = None
                 self._answer(200, body, headers, cut=len(body) // 2)
@@ -115,14 +116,26 @@ def hub(tmp_path):
     thread.join()
 
 
+OPEN = (
+    "import sys\nfrom numllm.checkpoint import Checkpoint\nfrom numllm.errors import NumLLMError\n"
+    "try:\n    found = Checkpoint.open(sys.argv[1])\n"
+    "except NumLLMError as error:\n    sys.exit(f'Error: {error}')\n"
+    "print(found.config.architecture, len(found.tensors), found.folder.name)"
+)
+
+
 def opened(hub: Hub, cache: Path, name: str, **more: str) -> subprocess.CompletedProcess[str]:
     """`Checkpoint.open(name)` in a process of its own, with this Hub and this cache."""
-    code = (
-        "import sys\nfrom numllm.checkpoint import Checkpoint\nfrom numllm.errors import NumLLMError\n"
-        "try:\n    found = Checkpoint.open(sys.argv[1])\n"
-        "except NumLLMError as error:\n    sys.exit(f'Error: {error}')\n"
-        "print(found.config.architecture, len(found.tensors), found.folder.name)"
-    )
+    return run(hub, cache, "-c", OPEN, name, **more)
+
+
+def inspected(hub: Hub, cache: Path, name: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """`numllm inspect name --json` in a process of its own, with this Hub and this cache."""
+    return run(hub, cache, "-m", "numllm", "inspect", name, "--json", **more)
+
+
+def run(hub: Hub, cache: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments, with this Hub and this cache."""
     environment = {
         **os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(cache),
         "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_ETAG_TIMEOUT": "5",
@@ -131,7 +144,7 @@ def opened(hub: Hub, cache: Path, name: str, **more: str) -> subprocess.Complete
     for key in ("HF_HUB_CACHE", "HF_TOKEN", "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):
         environment.pop(key, None)
     return subprocess.run(
-        [sys.executable, "-c", code, name], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=120
     )
 
 
@@ -181,3 +194,34 @@ def test_what_is_not_to_be_had_is_one_line(name, offline, message, hub, tmp_path
     error = found.stderr.strip().splitlines()[-1]
     assert found.returncode == 1 and error.startswith("Error: ") and message in error
     assert not any(file.endswith((".bin", ".py", ".pth", ".onnx")) for file in hub.fetched)
+
+
+@pytest.mark.parametrize("name", ["sharded", "single"])
+def test_inspecting_fetches_headers_and_no_weights(name, hub, tmp_path):
+    def found(which: str, **more: str) -> dict[str, Any]:
+        process = inspected(hub, tmp_path / "cache", which, **more)
+        assert process.returncode == 0, process.stderr
+        result = json.loads(process.stdout.splitlines()[-1])
+        assert result.pop("checkpoint") == which and "cannot be read" in result.pop("tokenizer")["error"]
+        return result
+
+    here = found(str(hub.repositories[f"a/{name}"][MAIN]))
+    assert found(f"a/{name}") == here
+    ranges = [given for method, path, given in hub.log if method == "GET" and path.endswith(".safetensors")]
+    assert ranges and all(given and given.split("-")[1] for given in ranges)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert opened(hub, tmp_path / "cache", f"a/{name}").returncode == 0
+    hub.log.clear()
+    assert found(f"a/{name}", HF_HUB_OFFLINE="1") == here and not hub.log  # of what is in the cache, nothing is asked
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 64), "a/single: "),
+    (lambda folder: (folder / "model.safetensors").unlink(), "not to be had from the Hub"),
+    (lambda folder: (folder / "config.json").write_text('{"architectures": ["Other"]}'), "Other"),
+])
+def test_what_cannot_be_inspected_is_one_line(spoil, message, hub, tmp_path):
+    spoil(hub.repositories["a/single"][MAIN])
+    found = inspected(hub, tmp_path / "cache", "a/single")
+    assert found.returncode == 1 and found.stderr.strip().splitlines()[-1].startswith("Error: ")
+    assert message in found.stderr and "Traceback" not in found.stderr

@@ -94,7 +94,8 @@ def generate(
 @dtype_option
 @json_option
 def inspect(checkpoint: str, targets: str | None, as_json: bool, **options: Any) -> None:
-    """Shows what a checkpoint, or a config.json alone, is, and what LoRA on it will touch and need."""
+    """Shows what a checkpoint, or a config.json alone, is, and what LoRA on it will touch and need. Of a Hub id the
+    weights' headers are fetched, not the weights."""
     from ..inspection import inspect as look
     from ..inspection import text
 
