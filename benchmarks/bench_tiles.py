@@ -295,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             (name, tile): pool.submit(compiled, name, tile, capability) for name in names for tile in CANDIDATES[name]
         }
         wrong = {job: why for job, future in jobs.items() if (why := future.result())}
-    print(f"{len(jobs)} tiles compiled, {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{len(jobs) - len(wrong)} tiles compiled, {time.monotonic() - began:.0f} s", flush=True)
     for (name, tile), why in wrong.items():
         print(f"{name}, {tile} is left out: {why}", file=sys.stderr)
     for name in names:
