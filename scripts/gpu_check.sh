@@ -8,6 +8,8 @@ set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 export PYTHONPATH="$PWD:$PWD/kernels:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONUNBUFFERED=1  # what is stopped at its limit has told how far it came
+export HF_HUB_OFFLINE=1  # where there is no network, what asks a hub fails at once
 unset TRITON_INTERPRET || true
 limit=520
 

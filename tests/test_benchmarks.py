@@ -435,6 +435,21 @@ def test_on_a_gpu_a_red_test_leaves_the_families_that_do_not_need_it(families, m
     assert "two: not measured, since a test" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("limit, said, fails", [(5, "too long", True), (1000, "no time left", False)])
+def test_tests_that_are_not_done_are_told_from_red_ones(families, monkeypatch, capfd, limit, said, fails) -> None:
+    """Where their own time is up that is a failure; where the time for all of it is, it is not."""
+    slow, now = command.Tests(limit, ("slow.py",)), [0.0]
+    monkeypatch.setattr(command, "FAMILIES", {"one": command.Family("bench_fake", ("cuda",), 5, (slow,))})
+    monkeypatch.setattr(command, "BESIDES", (slow,))
+    monkeypatch.setattr(measure, "device_of", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(command, "ended", lambda module, seconds: now.__setitem__(0, now[0] + seconds))
+    with pytest.raises(SystemExit, match="took too long") if fails else contextlib.nullcontext():
+        command.main(["--device", "cuda", "--seconds", "500", "--out", str(families)])
+    told = capfd.readouterr().out
+    assert f"slow.py: {said}, {min(limit, 500)} s" in told and "one: not measured" in told
+
+
 def test_every_family_has_its_program_and_tests() -> None:
     groups = {command.OPERATIONS, *command.BESIDES}
     for name, family in command.FAMILIES.items():

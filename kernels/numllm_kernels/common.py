@@ -31,10 +31,10 @@ INTERPRETED = not isinstance(plus, triton.JITFunction)
 CPU tensors, slowly."""
 
 
-def launch(kernel: Any, grid: tuple[int, ...], tensor: Tensor, *args: Any, **settings: Any) -> None:
-    """Launches on the device of `tensor`, the kernel's first argument."""
+def launch(kernel: Any, grid: tuple[int, ...], tensor: Tensor, *args: Any, **settings: Any) -> Any:
+    """Launches on the device of `tensor`, the kernel's first argument. What was compiled; None in the interpreter."""
     with torch.cuda.device_of(tensor):
-        kernel[grid](tensor, *args, **settings)
+        return kernel[grid](tensor, *args, **settings)
 
 
 def most_warps() -> int:

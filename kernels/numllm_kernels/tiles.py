@@ -91,6 +91,11 @@ def second_cache(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 50 * 2**20
 
 
+def of(device: torch.device) -> dict[str, dict[str, dict[str, int]]]:
+    """Kernel → class → tile on a device."""
+    return TILES.get(capability(device), _DEFAULT)
+
+
 def fused(device: torch.device) -> bool:
     """Whether the big product goes through the kernel with a low-rank epilogue rather than through cuBLAS."""
     return FUSED.get(capability(device), False)
@@ -104,7 +109,7 @@ def produced(device: torch.device) -> bool:
 def choose(kernel: str, x: Tensor, rank: int) -> dict[str, int | bool | str]:
     """Launch settings of a kernel: block sizes, warps, stages. x: the big operand (rows, …)."""
     kind = "fp32" if x.dtype == torch.float32 else "many" if x.shape[0] >= MANY_ROWS else "few"
-    tile = TILES.get(capability(x.device), _DEFAULT)[kernel][kind]
+    tile = of(x.device)[kernel][kind]
     block_r = min(max(16, triton.next_power_of_2(rank)), MOST_RANKS[kernel])
     # "ieee": fp32 products in fp32, not in TF32, as torch's default is.
     settings: dict[str, int | bool | str] = {**tile, "BLOCK_R": block_r, "PRECISION": "ieee"}

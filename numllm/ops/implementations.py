@@ -47,6 +47,12 @@ def interpreted() -> bool:
     return load_kernels("common").INTERPRETED
 
 
+@_constant
+def produced(device: torch.device) -> bool:
+    """`numllm_kernels.tiles.produced`."""
+    return load_kernels("tiles").produced(device)
+
+
 def by_kernels(impl: str, x: Tensor, known: Sequence[str] = IMPLEMENTATIONS) -> bool:
     """Whether `impl`, one of `known`, and x lead to the kernels, or to torch.
 

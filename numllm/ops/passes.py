@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import products
 from .dropout import without_dropped, words
-from .implementations import lora_kernels
+from .implementations import LORA_IMPLEMENTATIONS, by_kernels, lora_kernels
 
 
 def forward(
@@ -149,4 +149,4 @@ def _ways(impl: str, x: Tensor) -> tuple[ModuleType | None, bool]:
 
 def product_dtype(impl: str, x: Tensor) -> torch.dtype:
     """What is multiplied in: the kernels' dtype is x's, torch's that of `products`."""
-    return x.dtype if lora_kernels(impl, x) else products.product_dtype(x, len(x))
+    return x.dtype if by_kernels(impl, x, LORA_IMPLEMENTATIONS) else products.product_dtype(x, len(x))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from . import elementwise, implementations, passes
-from .implementations import lora_kernels
+from .implementations import LORA_IMPLEMENTATIONS, by_kernels, produced
 from .operator import Operator
 
 
@@ -37,8 +37,7 @@ class Thin(NamedTuple):
 
 def produces(x: Tensor, impl: str) -> bool:
     """Whether what makes x is to give the thin product as well: by kernels, and where that is the faster way."""
-    kernels = lora_kernels(impl, x)
-    return kernels is not None and (impl == "triton-produced" or kernels.tiles.produced(x.device))
+    return by_kernels(impl, x, LORA_IMPLEMENTATIONS) and (impl == "triton-produced" or produced(x.device))
 
 
 def norm_down(x: Tensor, weight: Tensor, eps: float, thin: Thin) -> tuple[Tensor, Thin]:
@@ -66,7 +65,7 @@ def add_norm_down(
 
 def swiglu_down(gate: Tensor, up: Tensor, thin: Thin) -> tuple[Tensor, Thin]:
     """(y = `swiglu`(gate, up), thin with s): gate, up (..., I) in one dtype. Gradients: both."""
-    if lora_kernels(thin.impl, gate) is None:
+    if not by_kernels(thin.impl, gate, LORA_IMPLEMENTATIONS):
         y = elementwise.swiglu(gate, up)
         return y, _from(y, thin)
     elementwise.check_alike("up", up, "gate", gate)
@@ -76,7 +75,7 @@ def swiglu_down(gate: Tensor, up: Tensor, thin: Thin) -> tuple[Tensor, Thin]:
 
 def _by_kernels(x: Tensor, weight: Tensor, thin: Thin) -> bool:
     """Backward holds rows in registers, which wide ones do not fit; their s is taken apart then."""
-    return lora_kernels(thin.impl, x) is not None and x.shape[-1] <= elementwise.widest_norm(weight)
+    return by_kernels(thin.impl, x, LORA_IMPLEMENTATIONS) and x.shape[-1] <= elementwise.widest_norm(weight)
 
 
 def _from(y: Tensor, thin: Thin) -> Thin:

@@ -78,6 +78,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def filled(*size: object, **options: object) -> torch.Tensor:
         tensor = empty(*size, **options)
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+        if tensor.is_floating_point():
+            tensor.detach().fill_(float("nan"))  # torch makes leaves that require a gradient so, too
+        return tensor
 
     monkeypatch.setattr(torch, "empty", filled)
