@@ -34,7 +34,7 @@ from .tags import ANSWERABLE, TAGS
 
 __all__ = ["build"]
 
-_BATCH = 100_000  # characters of documents that a process reads at once
+_BATCH = 25_000  # characters of documents that a process reads at once: some hundredths of a second, for which others may wait
 
 
 def build(
