@@ -34,7 +34,7 @@ from .tags import ANSWERABLE, TAGS
 
 __all__ = ["build"]
 
-_BATCH = 25_000  # characters of documents that a process reads at once: some hundredths of a second, for which others may wait
+_BATCH = 25_000  # characters of documents that a process reads at once; for so many others may have to wait at the end
 
 
 def build(
