@@ -70,7 +70,7 @@ def read_sentences(text: str, title: str = "") -> list[Sentence]:
     section, fenced, named = 0, False, False
     lines: list[tuple[str, list[Number] | None]] = []  # with their numbers, None where they need not be known yet
     last = 0  # lines up to the last with a variable
-    for raw in text.splitlines():
+    for raw in filter(None, text.splitlines()):
         special = _SPECIAL.match(raw)
         if special is None and not fenced:
             if raw.count("|") < 2 and "\t" not in raw:
