@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from numllm.numbers import find_numbers, int_to_chinese
+from numllm.numbers import find_numbers, int_to_chinese, may_vary, variables
 
 Reading = tuple[str, Fraction, str]
 """What is written, what it is worth in its base unit, and that unit."""
@@ -229,3 +229,15 @@ def test_any_unicode_string_gives_spans_that_do_not_overlap(text: str) -> None:
     for number in find_numbers(text):
         assert last <= number.start < number.end <= len(text) and text[number.start : number.end] == number.text
         last = number.end
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from([*PIECES.split(), *"第" * 30]), max_size=8).map("".join))
+def test_a_text_that_may_not_vary_has_no_variable(text: str) -> None:
+    assert may_vary(text) or not variables(find_numbers(text))
+
+
+@pytest.mark.parametrize("text", ["", "一般规定", "第三十条之规定", "第3章、第二章"])
+def test_what_stands_behind_an_ordinal_mark_may_not_vary(text: str) -> None:
+    assert not may_vary(text)
+    assert may_vary(f"{text}，期限为三年")

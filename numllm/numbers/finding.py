@@ -22,18 +22,20 @@ from .measures import RATIO_MEASURE, Measure, measure_at
 from .number import Number, make
 from .numerals import CN, FOLD, FORMAL, VULGAR, D, exact_decimal
 from .ordinals import read_ordinal
-from .patterns import AFTER_ONE, ARABIC, WORD_TAIL
+from .patterns import AFTER_ONE, AFTER_ONE_PIECE, ARABIC, WORD_TAIL
 from .ranges import try_range
 from .reading import arabic_at
 from .shapes import try_date, try_special
 from .spoken import PER_TEN_THOUSAND, SPOKEN, try_spoken
 from .units import SPACE
 
-__all__ = ["find_numbers"]
+__all__ = ["find_numbers", "may_vary"]
 
 _CIRCLED = {chr(base + i): i + 1 for base in (0x2460, 0x2474, 0x2488) for i in range(20)}
 _CIRCLED |= {chr(0x3220 + i): i + 1 for i in range(10)}
-_SEED = re.compile(rf"[<{D}{CN}{FORMAL}半①-⒛㈠-㈩¼-¾⅓-⅞](?!(?<=一)(?<!第一)[^{AFTER_ONE}])")
+_BEGINS = rf"[<{D}{CN}{FORMAL}半①-⒛㈠-㈩¼-¾⅓-⅞](?!(?<=一)(?<!第一)(?:[^{AFTER_ONE}]|个(?![{AFTER_ONE_PIECE}])))"
+_SEED = re.compile(_BEGINS)
+_NO_ORDINAL = re.compile(rf"{_BEGINS}(?<!第[{CN}{D}])(?<![{D}][{D}])(?:(?<![{CN}][{CN}])|(?<=[{CN}]{{65}}))")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,4000}>")
 _CLINGING = frozenset("第_^\\@#{%=&/-.?−" + string.ascii_letters)
 _AREA_PHONE = re.compile(r"[(（]0[0-9]{2,3}[)）][- ]?(?:[0-9]{7,8}|[0-9]{3,4}[- ][0-9]{4})(?![0-9])")  # (0755)82943100
@@ -92,6 +94,11 @@ def find_numbers(text: str) -> list[Number]:
             found.append(number)
             floor = number.end
     return found
+
+
+def may_vary(text: str) -> bool:
+    """Whether any number of a text may be a variable; where not, all that `find_numbers` finds stands behind 第."""
+    return _NO_ORDINAL.search(text) is not None
 
 
 def _paired(text: str, last: Number, number: Number) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from fractions import Fraction
 
 __all__ = [
@@ -27,6 +28,7 @@ FORMAL = "壹贰叁肆伍陆柒捌玖拾佰仟"
 D = "0-9０-９"
 VULGAR = {"½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5)}
 VULGAR |= {"⅘": (4, 5), "⅙": (1, 6), "⅚": (5, 6), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8)}
+_KEPT = 4096  # Chinese numerals that are kept with their values: a text has few, and each often
 FOLD = str.maketrans("０１２３４５６７８９．，－", "0123456789.,-")
 
 
@@ -62,6 +64,7 @@ def exact_decimal(value: Fraction) -> str:
     return decimal_string(str(abs(value.numerator) * 10**places // value.denominator), -places, value < 0)
 
 
+@functools.lru_cache(_KEPT)
 def chinese_to_int(numeral: str) -> int | None:
     """The whole number a Chinese numeral names, or None when it is not a well-formed one.
 
@@ -110,6 +113,7 @@ def chinese_to_int(numeral: str) -> int | None:
     return (hundred_millions or 0) * 10**8 + total + section
 
 
+@functools.lru_cache(_KEPT)
 def int_to_chinese(value: int) -> str:
     """The plain Chinese numeral of 0 <= value < 10**16 (10 is 十, 205 is 二百零五). ValueError outside."""
     if not 0 <= value < 10**16:

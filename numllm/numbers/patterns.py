@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 
 from .numerals import CN, D
+from .units import SPACE, UNITS
 
 __all__ = [
     "AFTER_ONE",
+    "AFTER_ONE_PIECE",
     "ARABIC",
     "CALENDAR",
     "CN_RUN",
@@ -25,6 +27,9 @@ __all__ = [
 AFTER_ONE = (
     "年个日天周元倍成折半斤小分美港欧季月吨公米亩亿万千百十点星工平升桶盎英块角毛比又至到〇零○一二三四五六七八九两、)）交刻廿卅人名手股"
 )
+# 一个 is most of the rest: passed over unless a longer unit (个月), a half, a magnitude (个亿) or a range goes on there
+AFTER_ONE_PIECE = "".join(sorted({word[1] for word in UNITS if word[0] == "个" and word != "个"}))
+AFTER_ONE_PIECE += rf"半亿多余至到~～–—―－−﹣{SPACE}\-"
 ARABIC = re.compile(
     rf"(?:[0-9]{{1,3}}(?:(?:,|\{{,\}})[0-9]{{3}})+(?![0-9])|[０-９]{{1,3}}(?:[，,][０-９]{{3}})+(?![０-９])|[{D}]+)"
     rf"(?:[.．][{D}]+)?(?:[eE][+\-−]?[0-9]{{1,3}}(?![0-9A-Za-z.]))?"

@@ -5,6 +5,7 @@ Used to check equations that stand in a text and to verify every relation that `
 
 from __future__ import annotations
 
+import functools
 import re
 from fractions import Fraction
 
@@ -33,6 +34,7 @@ _SIZES = {"万": 10**4, "亿": 10**8, "十万": 10**5, "百万": 10**6, "千万"
 _SIZES |= {"千亿": 10**11, "万亿": 10**12}
 _MARKS = {"%": 100, "％": 100, "\\%": 100, "‰": 1000}
 _POWER = 1300  # largest exponent: 100 years of months and some
+_SIDES = 256  # pairs of an equation's sides of which it is kept whether they hold
 
 _Token = tuple[str, Fraction | None, int]  # sign or "" for a number, its value, decimals written
 
@@ -228,7 +230,10 @@ def _working(left: str, answer: str, right: str) -> str | None:
     return None
 
 
+@functools.lru_cache(_SIDES)
 def _holds(expression: str, lone: str) -> str | None:
+    """The equation of an expression and a single number in their own characters, if it holds; kept, since each number
+    of an equation asks about the same two sides."""
     number = _tokens(lone)
     expression = expression.lstrip(")], ")
     tokens = _tokens(expression)

@@ -33,7 +33,7 @@ _WEIGHT = 60.0  # of the adversary in the cost
 class Traits:
     """What can be seen of the options of one question, for each of several draws."""
 
-    answers: Array  # (draws, options): how often each was an answer
+    answers: list[list[float]]  # (draws, options): how often each was an answer
     features: Array  # (draws, options, features): what the adversary sees
     hits: Array  # (draws, ways): the chance that each way to guess finds the answer, less its target
 
@@ -62,51 +62,55 @@ class Balance:
 
     def judge(self, values: Array, marks: Array, draws: Sequence[int]) -> list[Traits]:
         """What each way to guess makes of the draws of each question; draws: how many it has."""
-        ranks = np.sign(values[:, None] - values).sum(1)
+        larger = (values[:, None] > values).view(np.int8)
+        below, above = np.add.reduce(larger, 1, dtype=np.int8), np.add.reduce(larger, 0, dtype=np.int8)
+        ranks = np.subtract(below, above, dtype=np.float64)
         features = np.concatenate([ranks, ranks[..., :1] ** 2, marks], axis=-1)
         features[..., _LOGS] = values[..., _LOGS]
         features -= features.sum(0) / self.options
         features = np.ascontiguousarray(np.moveaxis(features, 0, 2))
-        answers = np.moveaxis(values[..., _ANSWERS], 0, -1)
-        hits = self._hits(values, ranks)
-        return [Traits(answers[i, :count], features[i, :count], hits[i, :count]) for i, count in enumerate(draws)]
+        answers = np.moveaxis(values[..., _ANSWERS], 0, -1).tolist()
+        hits = self._hits(below[0], above[0])
+        return [Traits(answers[i][:count], features[i, :count], hits[i, :count]) for i, count in enumerate(draws)]
 
-    def _hits(self, values: Array, ranks: Array) -> Array:
-        """For each way to guess, the chance that it finds the answer, less its target."""
+    def _hits(self, below: NDArray[np.int8], above: NDArray[np.int8]) -> Array:
+        """For each way to guess, the chance that it finds the answer, less its target; below, above: by trait, how many
+        options have less of it than the answer, and more."""
         count = self.options
-        own, ties = ranks[0, ..., 1:-1], (values[..., 1:-1] == values[0, ..., 1:-1]).sum(0)
-        place = (ranks[0, ..., 0] + count - 1) // 2
+        place = (below[..., 0] - above[..., 0] + count - 1) // 2
         middle = (place[..., None] == np.arange(count)) - 1.0 / count
-        most = (own == count - ties) / ties - self._targets
-        least = ((own == ties - count) / ties - 1.0 / count) * self._low
+        below, above = below[..., 1:-1], above[..., 1:-1]
+        ties = count - below - above
+        most = (above == 0) / ties - self._targets
+        least = ((below == 0) / ties - 1.0 / count) * self._low
         return np.concatenate([middle, most, least], axis=-1)
 
     def costs(self, kind: str, traits: Traits, chances: Array) -> Array:
         """For each draw, how far the sums of `kind` would be from zero and how sure the adversary is."""
-        simple = ((self.sums[kind] + 0.5 * traits.hits) * traits.hits).sum(-1)
+        simple = np.add.reduce((self.sums[kind] + 0.5 * traits.hits) * traits.hits, -1)
         return simple + _WEIGHT * (chances[:, 0] - 1 / self.options)
 
     def chances(self, traits: Traits) -> Array:
         """The adversary's probability of each option, (draws, options)."""
         scores = traits.features @ self.weights
-        scores = np.exp(scores - scores.max(-1, keepdims=True))
-        return scores / scores.sum(-1, keepdims=True)
+        scores = np.exp(scores - np.maximum.reduce(scores, -1, keepdims=True))
+        return scores / np.add.reduce(scores, -1, keepdims=True)
 
     def too_easy(self, kind: str, traits: Traits, chances: Array, draw: int) -> bool:
         """Whether a question should be left out: its answer (12 个月) is so frequent that whoever names the usual
         number would be right too often, which no wrong option can mend, or the adversary has been right too often."""
-        answers = traits.answers[draw]
-        if answers[1:].max() < answers[0] and self.common[kind] > _COMMON:
+        own, *others = traits.answers[draw]
+        if max(others) < own and self.common[kind] > _COMMON:
             return True
-        return self.found > 0 and chances[draw, 0] == chances[draw].max()
+        return self.found > 0 and chances[draw, 0] == np.maximum.reduce(chances[draw])
 
     def add(self, kind: str, traits: Traits, chances: Array, draw: int) -> None:
         """Counts a question; the adversary learns from it."""
         self.sums[kind] += traits.hits[draw]
         answers = traits.answers[draw]
-        top = answers.max()
-        self.common[kind] += (answers[0] == top) / (answers == top).sum() - _FREQUENCIES[_ANSWERS] / self.options
+        top = max(answers)
+        self.common[kind] += (answers[0] == top) / answers.count(top) - _FREQUENCIES[_ANSWERS] / self.options
         features, seen = traits.features[draw], chances[draw]
-        self.found += (seen[0] == seen.max()) - _FOUND / self.options
-        self.sizes = _MEMORY * self.sizes + (1 - _MEMORY) * (features**2).mean(0)
+        self.found += float(seen[0] == np.maximum.reduce(seen)) - _FOUND / self.options
+        self.sizes = _MEMORY * self.sizes + (1 - _MEMORY) * (np.add.reduce(features**2) / self.options)
         self.weights += _RATE * (features[0] - seen @ features) / np.sqrt(self.sizes + 1e-3)

@@ -34,7 +34,7 @@ from .tags import ANSWERABLE, TAGS
 
 __all__ = ["build"]
 
-_BATCH = 100_000  # characters of documents that a process reads at once
+_BATCH = 25_000  # characters of documents that a process reads at once; for so many others may have to wait at the end
 
 
 def build(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..numbers import Number, find_numbers
+from ..numbers import Number, find_numbers, may_vary
 
 __all__ = ["CJK", "Sentence", "read_sentences"]
 
@@ -68,14 +68,14 @@ def read_sentences(text: str, title: str = "") -> list[Sentence]:
     found: list[Sentence] = []
     headings = [(0, title)] if title else []  # those that a line stands under, with their levels
     section, fenced, named = 0, False, False
-    lines: list[tuple[str, list[Number]]] = []
+    lines: list[tuple[str, list[Number] | None]] = []  # with their numbers, None where they need not be known yet
     last = 0  # lines up to the last with a variable
-    for raw in text.splitlines():
+    for raw in filter(None, text.splitlines()):
         special = _SPECIAL.match(raw)
         if special is None and not fenced:
             if raw.count("|") < 2 and "\t" not in raw:
                 line = _cleaned(raw)
-                numbers = find_numbers(line)
+                numbers = find_numbers(line) if may_vary(line) else None
                 lines.append((line, numbers))
                 if numbers and any(number.variable for number in numbers):
                     last = len(lines)
@@ -116,10 +116,11 @@ def _cleaned(raw: str) -> str:
     return line[mark.end() :] if mark is not None else line
 
 
-def _of_section(lines: Sequence[tuple[str, list[Number]]], section: int, title: str) -> Iterator[Sentence]:
+def _of_section(lines: Sequence[tuple[str, list[Number] | None]], section: int, title: str) -> Iterator[Sentence]:
     """The sentences of a section, of its lines with their numbers."""
     example = _EXAMPLES.search(title) is not None
-    for line, numbers in lines:
+    for line, known in lines:
+        numbers = find_numbers(line) if known is None else known
         at, count = 0, len(numbers)
         for start, end in _pieces(line):
             piece = line[start:end]

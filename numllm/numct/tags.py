@@ -103,8 +103,8 @@ _MOST_DIGITS = 3  # significant digits that they may have
 
 def is_statute(text: str) -> bool:
     """Whether a document is a law or a regulation: articles (第…条), one after the other."""
-    articles = sum(1 for _ in _ARTICLE.finditer(text))
-    return articles >= _ARTICLES and len(text) <= _ARTICLE_LENGTH * articles
+    least = max(_ARTICLES, len(text) / _ARTICLE_LENGTH)
+    return text.count("条") >= least and sum(1 for _ in _ARTICLE.finditer(text)) >= least
 
 
 def is_manual(text: str) -> bool:
