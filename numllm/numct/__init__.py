@@ -2,8 +2,7 @@
 
 from .audit import audit
 from .builder import build
-from .candidates import KINDS
 from .cheats import BLANK
-from .tags import ANSWERABLE, TAGS
+from .tags import ANSWERABLE, KINDS, TAGS
 
 __all__ = ["ANSWERABLE", "BLANK", "KINDS", "TAGS", "audit", "build"]

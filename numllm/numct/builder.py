@@ -27,10 +27,10 @@ from ..errors import DataError, NumLLMError
 from ..files import Progress, no_progress
 from ..workers import Lost, Workers
 from .asking import State
-from .candidates import KINDS, Reading, candidates
+from .candidates import Reading, candidates
 from .cheats import LETTERS
 from .rounds import Rounds
-from .tags import ANSWERABLE, TAGS
+from .tags import ANSWERABLE, KINDS, TAGS
 
 __all__ = ["build"]
 

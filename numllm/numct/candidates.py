@@ -16,7 +16,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,13 +29,10 @@ from .options import SHOWN
 from .relations import Target, chance_limit, find_relation, operand
 from .sentences import CJK, Sentence, read_sentences
 from .tags import TAGS, is_given, is_manual, is_rule, is_statute, target_of
+from .telling import WORTH, Tells, teller
 
-__all__ = ["KINDS", "Candidate", "Reading", "candidates", "read"]
+__all__ = ["Candidate", "Reading", "candidates", "read"]
 
-KINDS = ("amount", "rate", "price", "count", "duration", "index")
-"""Kinds of numbers that can be asked."""
-
-_WORTH = frozenset((*KINDS, "other"))
 _VAGUE_COUNTS = frozenset("个 项 种 类 次 位 条 点 步 组 轮 分 层 口 例 单位 道 部 期 副 场 片 门 座 票".split())
 _MIN_PROSE = 10  # Chinese characters a sentence needs besides its number
 _MIN_WORDS = 2  # and where an equation gives the number
@@ -44,9 +41,7 @@ _MAX_CONTEXT = 420
 _REACH, _MAX_REACH = 14, 800  # sentences, and their characters, in which the givens of an example are looked for
 _MOST_GIVENS = 14  # of their numbers that are tried, the nearest
 _ENDS = tuple("。！？；!?;")
-_TEXTS = 64  # sentences kept with their digits together, and headings with their numbers
-_Tells = Callable[[Sequence[Number], str], bool]
-"""Whether the answer stands among numbers or in a text."""
+_TITLES = 64  # headings kept with their numbers
 
 
 @dataclass(slots=True)
@@ -105,7 +100,7 @@ class Reading:
 
 def _askable(number: Number) -> bool:
     """Whether a number is worth a question at all; one without unit only where a written equation gives it."""
-    if not number.variable or number.low is not None or number.kind not in _WORTH:
+    if not number.variable or number.low is not None or number.kind not in WORTH:
         return False
     if number.kind == "count" and number.unit in _VAGUE_COUNTS:
         return False
@@ -183,7 +178,7 @@ def _candidate(
     answer = form.render(m)
     start = number.start - sentence.offset + len(form.head)
     stem, rest = text[:start], text[start + len(answer) :]
-    tells = _teller(number, answer, form)
+    tells = teller(number, answer, form)
     if tells(siblings, f"{stem}\n{rest}"):
         return "stands twice in its sentence"
     last = sentences[at - 1] if at and context and sentences[at - 1].section == sentence.section else None
@@ -219,13 +214,13 @@ def _candidate(
     near: list[float] = []
     beside: list[tuple[str, int]] = []
     for n in (*_title_numbers(title), *_numbers(before), *siblings):
-        if not n.value.isdecimal() and n.kind not in _WORTH:
+        if not n.value.isdecimal() and n.kind not in WORTH:
             continue
         for value in (n.value, n.low, n.high):
             exact = units8(value) if value is not None else None
             if exact:
                 near.append(math.log(abs(exact) / UNIT8))
-                if n.kind in _WORTH:
+                if n.kind in WORTH:
                     taken.add(abs(exact))
                 if value is n.value:
                     beside.append((n.unit, exact))
@@ -246,7 +241,7 @@ def _numbers(sentences: Sequence[Sentence]) -> list[Number]:
 
 
 def _before(
-    sentences: Sequence[Sentence], at: int, most: int, characters: int, tells: _Tells
+    sentences: Sequence[Sentence], at: int, most: int, characters: int, tells: Tells
 ) -> Iterator[Sentence]:
     """The sentences before one, in order: of its section, so many, and as long, at most, and none that tells the
     answer."""
@@ -261,7 +256,7 @@ def _before(
 
 
 def _givens(
-    target: Target, sentences: Sequence[Sentence], at: int, siblings: Sequence[Number], tells: _Tells,
+    target: Target, sentences: Sequence[Sentence], at: int, siblings: Sequence[Number], tells: Tells,
     known: int,
 ) -> tuple[list[Sentence], str] | None:
     """(sentences, relation): how the target follows from numbers further back than the `known` sentences, and all
@@ -281,7 +276,7 @@ def _givens(
     return before, found.text
 
 
-@functools.lru_cache(_TEXTS)
+@functools.lru_cache(_TITLES)
 def _title_numbers(title: str) -> tuple[Number, ...]:
     return tuple(find_numbers(title))
 
@@ -310,46 +305,3 @@ def _bounds(sentence: Sentence, number: Number) -> tuple[int, int | None]:
 
 
 _BETWEEN = re.compile(r"\s?(?:及?以上)?(?:至|到|不满|不足|不超过|（含[^）]{0,8}）|[-－—~～])?\s?")
-_GROUPED = re.compile(r"(?<=[0-9])[ ,，\u00a0\u2009](?=[0-9]{3}(?![0-9]))")
-_DIGITS, _NUMERALS = frozenset("0123456789０１２３４５６７８９.,，"), frozenset("零一二三四五六七八九十百千万亿两")
-
-
-def _teller(number: Number, answer: str, form: Form) -> _Tells:
-    """Tells whether the answer stands among numbers or in a text, not as part of a longer number.
-
-    A date, an ordinal or a label of its value (第三条 beside 三年) does not tell it: wrong options may stand so too.
-    """
-    value = number.value
-    if form.style != "a":
-        wanted, plain, inside = answer + form.tail[:1], str, _NUMERALS
-    else:
-        core = answer.removesuffix(form.suffix)
-        wanted = _ungrouped(answer if len(core) < 3 else core)
-        plain, inside = (_ungrouped, _DIGITS) if wanted[0].isdigit() else (str, frozenset())
-        if len(core) < 3 and not form.suffix.strip() and (number.unit or len(core) < 2):
-            wanted = ""  # a digit or two are found among the numbers only, but for the 10 of 311 − 310 + 10
-
-    def tells(numbers: Sequence[Number], text: str) -> bool:
-        for n in numbers:
-            if (n.value == value or n.low == value or n.high == value) and n.kind in _WORTH:
-                return True
-        return bool(wanted) and _stands(wanted, plain(text), inside)
-
-    return tells
-
-
-@functools.lru_cache(_TEXTS)
-def _ungrouped(text: str) -> str:
-    """A text with the digits of its numbers together; kept, since neighbouring numbers look at the same sentences."""
-    return _GROUPED.sub("", text)
-
-
-def _stands(wanted: str, text: str, inside: frozenset[str]) -> bool:
-    """Whether `wanted` stands in a text with none of the characters `inside` a longer number beside it."""
-    at = text.find(wanted)
-    while at >= 0:
-        end = at + len(wanted)
-        if text[at - 1 : at] not in inside and text[end : end + 1] not in inside:
-            return True
-        at = text.find(wanted, at + 1)
-    return False

@@ -18,12 +18,15 @@ from fractions import Fraction
 from ..numbers import Number
 from .relations import Target
 
-__all__ = ["ANSWERABLE", "TAGS", "is_given", "is_manual", "is_rule", "is_statute", "target_of"]
+__all__ = ["ANSWERABLE", "KINDS", "TAGS", "is_given", "is_manual", "is_rule", "is_statute", "target_of"]
 
 ANSWERABLE = ("recall", "derivable", "other")
 """What a reader can know or work out, and facts of the text."""
 
 TAGS = (*ANSWERABLE, "given")
+
+KINDS = ("amount", "rate", "price", "count", "duration", "index")
+"""Kinds of numbers that can be asked."""
 
 _ARTICLE = re.compile(r"(?m)^[\s*#]*第[一二三四五六七八九十百零〇0-9]{1,7}条")
 _ARTICLES, _ARTICLE_LENGTH = 5, 600  # a statute has so many articles, of so many characters on average at most
