@@ -34,7 +34,7 @@ from .tags import ANSWERABLE, KINDS, TAGS
 
 __all__ = ["build"]
 
-_BATCH = 25_000  # characters of documents that a process reads at once; for so many others may have to wait at the end
+_BATCH = 40_000  # characters of documents that a process reads at once: what others may have to wait for at the end
 
 
 def build(
