@@ -9,6 +9,7 @@ questions, one after the other.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +23,7 @@ from numllm.files import read_jsonl, write_jsonl  # noqa: E402
 
 def main() -> None:
     """Writes the files and prints how many questions each has."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         heldout, validation = workbook_questions(Path(scratch))
     print(f"{write_jsonl(NUMERIC, heldout):,} numeric, {write_jsonl(VALIDATION, validation):,} validation questions")
