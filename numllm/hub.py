@@ -103,7 +103,8 @@ def _one_line(name: str) -> Iterator[None]:
         yield
     except SafetensorsParsingError as error:
         raise CheckpointError(f"{name}: {error}") from error
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    # Its base is the error of the HTTP library that huggingface_hub is made on, a lost connection's among them.
+    except (*HfHubHTTPError.__bases__, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{name}: no such folder, and not to be had from the Hub ({reason}); "

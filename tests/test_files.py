@@ -62,6 +62,17 @@ def test_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("out", [".", "..", "link", "../here"])
+def test_a_place_that_holds_the_current_folder_is_refused(out, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(NumLLMError, match="holds the current folder"):
+        files.place_of(out)
+    (tmp_path / "here" / "other").symlink_to(tmp_path / "place")
+    assert files.place_of("other") == tmp_path / "place" and files.place_of("new") == tmp_path / "here" / "new"
+
+
 def test_new_folder_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(RuntimeError), files.new_folder(tmp_path / "f") as folder:
         (folder / "x").write_text("1")

@@ -26,6 +26,7 @@ class Hub(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories, self.log = repositories, []
         self.cut_short: str | None = None
+        self.breaks_off = False
 
     @property
     def fetched(self) -> list[str]:
@@ -78,6 +79,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._answer(404, headers={"X-Error-Code": "EntryNotFound"})
                 return
             body, headers = file.read_bytes(), {"X-Repo-Commit": commit, "ETag": f'"{file.name}-{commit[:4]}"'}
+            if hub.breaks_off and file.suffix == ".safetensors":
+                self.close_connection = True
+                return
             given = self.headers.get("Range")
             if given and self.command == "GET":
                 first, last = given.removeprefix("bytes=").split("-")
@@ -225,3 +229,14 @@ def test_what_cannot_be_inspected_is_one_line(spoil, message, hub, tmp_path):
     found = inspected(hub, tmp_path / "cache", "a/single")
     assert found.returncode == 1 and found.stderr.strip().splitlines()[-1].startswith("Error: ")
     assert message in found.stderr and "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_headers_that_cannot_be_fetched_are_one_line(offline, hub, tmp_path):
+    """The rest is in the cache; then the connection breaks off, or there is none."""
+    assert inspected(hub, tmp_path / "cache", "a/single").returncode == 0
+    hub.breaks_off = True
+    found = inspected(hub, tmp_path / "cache", "a/single", HF_HUB_OFFLINE=offline)
+    error = found.stderr.strip().splitlines()[-1]
+    assert found.returncode == 1 and error.startswith("Error: a/single: no such folder, and not to be had from the Hub")
+    assert "Traceback" not in found.stderr
