@@ -204,13 +204,7 @@ class Asked:
         if not free:
             return 0
         # a real number goes on to occur in the texts; so do most of these
-        m = 0
-        if rng.random() < _REAL:
-            for m in real:
-                if m not in chosen:
-                    break
-            else:
-                m = 0
+        m = next((m for m in real if m not in chosen), 0) if rng.random() < _REAL else 0
         if not m:
             m = free[int(rng.random() * len(free))]
         chosen[m] = "perturbed"
