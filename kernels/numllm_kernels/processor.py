@@ -61,7 +61,7 @@ def _compiled(compiler: list[str], build: bool) -> Path:
     about = program.stat()
     told = [*compiler, *FLAGS, program, about.st_size, about.st_mtime_ns, _processor()]
     key = hashlib.sha256(SOURCE.read_bytes() + repr(told).encode()).hexdigest()[:24]
-    folder = _cache()
+    folder = cache_folder()
     path = folder / f"processor-{key}.so"
     if not (path.exists() and _own(path)):
         if not build:
@@ -76,8 +76,10 @@ def _compiled(compiler: list[str], build: bool) -> Path:
     return path
 
 
-def _cache() -> Path:
-    """The user's folder for what is compiled; one for this process alone where the user cannot write, or others can."""
+def cache_folder() -> Path:
+    """The user's folder for what is made once on a machine; one for this process alone where that cannot be written, or
+    others can write it.
+    """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "numllm"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -85,6 +87,11 @@ def _cache() -> Path:
             return folder
     except (OSError, RuntimeError):  # not to be written; no home
         pass
+    return _own_cache()
+
+
+@functools.cache
+def _own_cache() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="numllm-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -69,7 +69,7 @@ def _given() -> set[str]:
 @click.option("--as", "as_", type=click.Choice(["model", "adapter"]), default="model", show_default=True)
 @click.option("--max-shard-size", metavar="SIZE", help="Such as 5GB; default: the base's own files.")
 @click.option("--dry-run", is_flag=True, help="Check and say what would change; write nothing.")
-@click.option("--verify", is_flag=True, help="Read the result back and check every tensor.")
+@click.option("--verify", is_flag=True, help="Read the result back and check every tensor; hash every input anew.")
 @click.option("--compare-logits", is_flag=True,
               help="Build the model: logits of the result against the base with its adapters unmerged.")
 @click.option("--verify-share", default=1.0, show_default=True, help="Check a random share of the tensors.")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..files import Progress, no_progress, sha256
+from ..files import Progress, no_progress
+from ..hashes import digest
 
 _OF_A_MODEL = ("*.safetensors", "*.json", "*.tiktoken", "merges.txt", "chat_template.jinja")
 
@@ -20,13 +21,13 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def hashes(files: Iterable[Path], *, progress: Progress = no_progress) -> dict[str, str]:
-    """Path → SHA-256 of files; the files of the folders among them."""
+    """Path → SHA-256 of files, which may be remembered (`numllm.hashes`); the files of the folders among them."""
     every = [
         file for path in files
         for file in (sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path])
     ]
     return {
-        str(file): sha256(file)
+        str(file): digest(file).sha256
         for file in progress(every, total=len(every), description="hashing", unit="file")
     }
 

@@ -22,6 +22,7 @@ from ..checkpoint import Checkpoint
 from ..collector import frozen_heap
 from ..errors import MergeError
 from ..files import Progress, no_progress, place_of, read_text, write_aside, write_json
+from ..hashes import Digest, digest, known
 from .fold import fold
 from .layout import OutFile, in_shards, like_base
 from .options import ENTRYWISE, Options
@@ -54,31 +55,27 @@ def _check_out(plan: MergePlan, out: Path, needed: int) -> int:
     return free
 
 
-def _sha256(path: Path, pool: Pool) -> str:
-    """SHA-256 of a file, given up when the merge is."""
-    digest, memory = hashlib.sha256(), memoryview(bytearray(1 << 22))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(memory):
-            pool.check()
-            digest.update(memory[:count])
-    return digest.hexdigest()
+def _provenance(plan: MergePlan, digests: Mapping[Path, Digest]) -> dict[str, Any]:
+    """Of the base and each adapter "sha256", file → digest, and "remembered", file → when, of those not made now."""
+    def told(files: Mapping[str, Path], key: str = "sha256") -> dict[str, Any]:
+        found: dict[str, Any] = {key: {name: digests[path].sha256 for name, path in files.items()}}
+        when = {name: since for name, path in files.items() if (since := digests[path].since)}
+        return found | ({key.replace("sha256", "remembered"): when} if when else {})
 
-
-def _provenance(plan: MergePlan, hashes: Mapping[Path, str]) -> dict[str, Any]:
-    base = {path.relative_to(plan.base.folder).as_posix(): digest for path, digest in hashes.items()
+    base = {path.relative_to(plan.base.folder).as_posix(): path for path in digests
             if path.is_relative_to(plan.base.folder)}
     adapters = []
     for source in plan.adapters:
         entry: dict[str, Any] = {
             "name": source.name, "weight": source.weight, "rank": source.file.rank,
-            "sha256": {path.name: hashes[path] for path in source.file.files},
+            **told({path.name: path for path in source.file.files}),
         }
         if source.weights:
             entry["weights"] = dict(source.weights)
         if source.start:
-            entry["start_sha256"] = {path.name: hashes[path] for path in source.start.files}
+            entry |= told({path.name: path for path in source.start.files}, "start_sha256")
         adapters.append(entry)
-    return {"base": {"name": plan.base_name, "sha256": base}, "adapters": adapters}
+    return {"base": {"name": plan.base_name, **told(base)}, "adapters": adapters}
 
 
 def _fingerprint(plan: MergePlan, as_: str, files: Sequence[OutFile]) -> str:
@@ -114,7 +111,8 @@ def _seconds(plan: MergePlan, as_: str) -> float:
         threads = pool.threads
     arithmetic = len(plan.targets) * once + (block * rows / (last - first) if as_ == "model" else 0.0)
     moved = sum(path.stat().st_size for path in plan.base.files) if as_ == "model" else 0
-    return (arithmetic + HASHING * sum(size for size, *_ in plan.stamps.values()) + MOVING * moved) / threads
+    hashed = sum(size for path, (size, *_) in plan.stamps.items() if known(path) is None)
+    return (arithmetic + HASHING * hashed + MOVING * moved) / threads
 
 
 @frozen_heap()
@@ -127,7 +125,8 @@ def run_merge(
     as_: "model" (a checkpoint with the base's files, shards and names; max_shard: in files of at most so many
     bytes of tensors) or "adapter" (one PEFT adapter of uniform rank and scale 1). dry_run: checks the output
     too, writes nothing. verify: reads the result (a share `sample` of its tensors) back before it appears. The
-    report, in `numllm_merge.json` as well, holds "overall", "inputs" (SHA-256 of each) and "tensors".
+    report, in `numllm_merge.json` as well, holds "overall", "inputs" (SHA-256 of each, which may be remembered unless
+    verify: `numllm.hashes`) and "tensors".
 
     A run that was killed leaves `.<out>.merging` beside `out`; the same merge started again takes up its
     finished files, any other starts afresh.
@@ -163,12 +162,16 @@ def run_merge(
     with staged(out, _fingerprint(plan, as_, files), overwrite=overwrite) as stage:
         overall["files_taken_up"], overall["bytes_taken_up"] = len(stage.finished), stage.bytes_taken_up
         with Pool() as pool:
-            hashes = {path: pool.submit(lambda p=path: _sha256(p, pool)) for path in plan.stamps}
+            hashing = {
+                path: pool.submit(lambda p=path: digest(p, afresh=verify, check=pool.check)) for path in plan.stamps
+            }
             if as_ == "model":
                 rows = write_model(plan, files, stage, pool, progress)
             else:
                 rows = write_as_adapter(plan, stage.folder, pool, progress)
-            report["inputs"] = _provenance(plan, {path: future.result() for path, future in hashes.items()})
+            digests = {path: future.result() for path, future in hashing.items()}
+        report["inputs"] = _provenance(plan, digests)
+        overall["hashes_remembered"] = sum(found.remembered is not None for found in digests.values())
         report["tensors"] = {name: rows[name] for name in plan.targets}
         _sum_up(overall, report["tensors"])
         if verify:
@@ -224,6 +227,9 @@ def _card(plan: MergePlan, report: Mapping[str, Any]) -> str:
         *(f"| {entry['name']}: {name} | `{digest}` |"
           for entry in inputs["adapters"] for name, digest in entry["sha256"].items()),
     ]
+    if overall["hashes_remembered"]:
+        lines += ["", f"{overall['hashes_remembered']} of these were made before and remembered, as the files had not "
+                  f"been written since: `remembered` in `{REPORT}` says when."]
     return "\n".join(lines) + "\n"
 
 

@@ -26,6 +26,7 @@ from .pool import Pool
 from .stage import Stage
 
 Row = dict[str, Any]
+Task = Callable[[], None]
 
 PORTION = 256 << 20
 """Bytes of a file after which what is done is put on the list a killed merge is taken up from."""
@@ -88,7 +89,8 @@ def write_model(
         for path in plan.base.files:
             sources[path] = os.open(path, os.O_RDONLY)
             opened.callback(os.close, sources[path])
-        tasks: list[tuple[int, Callable[[], None]]] = []
+        merging: list[tuple[int, Task]] = []
+        copying: list[Task] = []
         for file in files:
             if file.name not in stage.finished:
                 new = all(line["file"] != file.name for line in stage.begun)
@@ -96,9 +98,11 @@ def write_model(
                 opened.callback(os.close, handle)
                 reserve(handle, file.size)
                 write_all(handle, memoryview(file.header), 0)
-                tasks += _Writing(plan, file, handle, sources, stage, pool, rows).tasks()
-        tasks.sort(key=lambda task: -task[0])  # the largest first, so that the cores finish together
-        pool.run([task for _, task in tasks], progress, "merging")
+                its = _Writing(plan, file, handle, sources, stage, pool, rows).tasks()
+                merging += its[0]
+                copying += its[1]
+        merging.sort(key=lambda task: -task[0])  # the largest first, so that the cores finish together
+        pool.run(_mixed([task for _, task in merging], copying), progress, "merging")
     for name in plan.carried:
         if name == INDEX and [file.name for file in files] != [path.name for path in plan.base.files]:
             continue
@@ -107,6 +111,15 @@ def write_model(
     if len(files) > 1 and not (stage.folder / INDEX).exists():
         write_json(stage.folder / INDEX, index_of(list(files), plan.base))
     return rows
+
+
+def _mixed(merging: Sequence[Task], copying: Sequence[Task]) -> list[Task]:
+    """All of them, those that copy spread over the first four fifths of the others: two that write to one file wait for
+    each other, and copying does little else.
+    """
+    placed = [(place / len(merging), task) for place, task in enumerate(merging)]
+    placed += [(0.8 * place / len(copying), task) for place, task in enumerate(copying)]
+    return [task for _, task in sorted(placed, key=lambda each: each[0])]
 
 
 class _Writing:
@@ -126,18 +139,17 @@ class _Writing:
         self._news: dict[str, Row] = {}
         self._to_compare: list[tuple[Row, Parts]] = []
 
-    def tasks(self) -> list[tuple[int, Callable[[], None]]]:
-        """(weight in the order of work, task)."""
-        targets = [self.plan.targets[name] for name in self.file.places if name in self.plan.targets]
+    def tasks(self) -> tuple[list[tuple[int, Task]], list[Task]]:
+        """(bytes, task) for each weight that is merged; tasks for what is copied."""
+        targets = [self.plan.targets[name] for name, place in self.file.places.items()
+                   if name in self.plan.targets and place not in self._done_before]
+        merging: list[tuple[int, Task]] = [(target.info.nbytes, lambda t=target: self._merge(t)) for target in targets]
         runs = untouched(self.file, self.plan.base, self.plan.targets)
-        # An element merged takes longer than one copied: merging goes first.
-        tasks = [(target.info.nbytes << 8, lambda t=target: self._merge(t)) for target in targets
-                 if self.file.places[target.info.name] not in self._done_before]
-        tasks += [(run[3], lambda r=run: self._copy(*r)) for run in runs if run[2] not in self._done_before]
-        if not tasks:  # a file that holds no tensor, or one killed when only its end was left to note
-            tasks.append((0, lambda: self._done(0, 0)))
-        self._left = len(tasks)
-        return tasks
+        copying: list[Task] = [lambda r=run: self._copy(*r) for run in runs if run[2] not in self._done_before]
+        if not merging and not copying:  # it holds no tensor, or was killed when only its end was left to note
+            copying.append(lambda: self._done(0, 0))
+        self._left = len(merging) + len(copying)
+        return merging, copying
 
     def _merge(self, target: Target) -> None:
         delta, sums = delta_for(self.plan, target), Sums()
