@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .adapter_config import CONFIG, moves_base, of_module, read_config
-from .checkpoint import TensorInfo, all_finite, read_header, read_tensor, row_blocks, write_safetensors
+from .checkpoint import TensorInfo, not_finite, read_header, read_tensor, write_safetensors
 from .errors import AdapterError, CheckpointError, short
 from .files import write_json
 
@@ -347,11 +347,12 @@ def _factors(folder: Path, config: dict[str, Any], name: str, half: Mapping[str,
 
 def _check_values(adapter: AdapterFile) -> None:
     held = {f"lora_{part} of {name}": info for name, factors in adapter.modules.items()
-            for part, info in (("A", factors.a), ("B", factors.b), ("magnitude_vector", factors.magnitude))}
+            for part, info in (("A", factors.a), ("B", factors.b), ("magnitude_vector", factors.magnitude))
+            if info is not None}
     held |= adapter.replaced | {name: info for name, (info, _) in adapter.added.items()}
-    for name, info in held.items():
-        if info is not None and not all(map(all_finite, row_blocks(info))):
-            raise AdapterError(f"{adapter.folder}: {name} holds NaN or infinity; the training went wrong")
+    if wrong := not_finite(held.values()):
+        name = next(name for name, info in held.items() if info == wrong)
+        raise AdapterError(f"{adapter.folder}: {name} holds NaN or infinity; the training went wrong")
 
 
 def write_adapter(

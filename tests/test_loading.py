@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from numllm import checkpoint as checkpoints
 from numllm.adapter import write_adapter
-from numllm.checkpoint import Checkpoint, all_finite, expected_shapes, write_safetensors
+from numllm.checkpoint import Checkpoint, all_finite, expected_shapes, not_finite, read_header, write_safetensors
 from numllm.config import ModelConfig
 from numllm.errors import CheckpointError
 from numllm.merge import merge
@@ -118,6 +119,29 @@ def test_finite_by_the_bits_is_finite(dtype):
             bad = good.clone()
             bad[place] = value
             assert not all_finite(bad) and not torch.isfinite(bad).all()
+
+
+@pytest.mark.parametrize("compiled", ["1", "0"])
+def test_the_tensor_on_disk_that_is_not_finite_is_named(tmp_path, compiled, monkeypatch):
+    if compiled == "0":
+        monkeypatch.setattr("numllm_kernels.processor.library", lambda build=True: None)
+    good = {
+        "a": torch.ones(700, 500), "b": torch.ones(3), "c": torch.ones(()), "d": torch.ones(0, 4),
+        "e": torch.ones(2, 3).bfloat16(), "f": torch.ones(5).half(), "g": torch.ones(7).half(),
+        "h": torch.ones(()).double(),
+    }
+
+    def found(tensors):
+        write_safetensors(tmp_path / "x.safetensors", tensors)
+        wrong = not_finite(read_header(tmp_path / "x.safetensors")[0].values())
+        return wrong and wrong.name
+
+    assert found(good) is None
+    for name, tensor in good.items():
+        for place in {0, tensor.numel() - 1} if tensor.numel() else ():
+            bad = tensor.clone()
+            bad.view(-1)[place] = math.inf
+            assert found(good | {name: bad}) == name
 
 
 def test_a_single_file_is_a_checkpoint(tmp_path):
