@@ -71,11 +71,12 @@ INLINE f64v widen(const int kind, u32v bits) {
 }
 
 /* Whether any of the upper 16 bits is set. */
-INLINE uint32_t top_bits(wu32v x) {
-    uint32_t lanes[2 * LANES], found = 0;
-    memcpy(lanes, &x, sizeof lanes);
-    for (int k = 0; k < 2 * LANES; k++) found |= lanes[k];
-    return found >> 16;
+INLINE int top_bits(wu32v x) {
+    wu16v top = CONVERT(x >> 16, wu16v);
+    uint64_t parts[sizeof top / 8], found = 0;
+    memcpy(parts, &top, sizeof top);
+    UNROLL for (size_t k = 0; k < sizeof top / 8; k++) found |= parts[k];
+    return found != 0;
 }
 
 /* The nearest numbers, ties to even, from the bits of fp64: above `least` some digits are gone, below it, among the
@@ -110,14 +111,40 @@ INLINE const double *b_row(const factors *f, int64_t row) {
     return row < f->whole ? f->b + row * f->rank : f->last_b + (row - f->whole) * f->rank;
 }
 
+typedef union {
+    row16v row;
+    wu16v parts[VECTORS / 2];
+} flags;
+
 typedef struct {
-    f64v square[VECTORS];  /* sums of squares of W */
-    row16v infinite, over; /* not zero where W, where W' is NaN or infinite */
-    row16v changed;        /* elements whose bits changed: to be emptied before 2^16 rows */
+    f64v square[VECTORS]; /* sums of squares of W */
+    flags over;           /* not zero where W' is NaN or infinite, as it is where W is */
+    flags changed;        /* elements whose bits changed: to be emptied before 2^16 rows */
 } totals;
 
 /* A tile is ROWS x WIDTH elements from row `row` and panel `panel` on: `from` in W and `to` in W', whose rows are `pitch`
    bytes apart. */
+
+/* Counts what changed in a tile, and looks for what is not finite, when it is done. */
+INLINE void look(const int kind, const char *from, const char *to, int64_t pitch, totals *total) {
+    UNROLL for (int i = 0; i < ROWS; i++, from += pitch, to += pitch) {
+        if (kind == F32) {
+            UNROLL for (int j = 0; j < 2; j++) {
+                row32v old, new, top = (row32v){0} + 0x7F800000u;
+                memcpy(&old, from + 2 * WIDTH * j, sizeof old);
+                memcpy(&new, to + 2 * WIDTH * j, sizeof new);
+                total->changed.row += (row16v)((row32v)(old != new) & 1); /* in one half of each */
+                total->over.row |= (row16v)((new & top) == top);
+            }
+        } else {
+            row16v old, new, top = (row16v){0} + (uint16_t)(kind == BF16 ? 0x7F80 : 0x7C00);
+            memcpy(&old, from, sizeof old);
+            memcpy(&new, to, sizeof new);
+            total->changed.row -= (row16v)(old != new);
+            total->over.row |= (row16v)((new & top) == top);
+        }
+    }
+}
 
 /* A tile with sums in fp64. */
 INLINE void sum_double(const int kind, const char *from, char *to, int64_t pitch, const factors *f, int64_t row,
@@ -138,6 +165,7 @@ INLINE void sum_double(const int kind, const char *from, char *to, int64_t pitch
     }
     UNROLL for (int i = 0; i < ROWS; i++)
         UNROLL for (int j = 0; j < VECTORS; j++) store(kind, to + i * pitch + j * step, nearest(kind, x[i][j]));
+    look(kind, from, to, pitch, total);
 }
 
 /* 2 LANES elements of bf16 with sums in fp64: `b` a row of B, `a` its columns of A. */
@@ -177,6 +205,7 @@ INLINE void sum_single(const char *from, char *to, int64_t pitch, const factors 
             UNROLL for (int j = 0; j < WIDE; j++) x[i][j] += chain[i][j];
     }
     wu32v differ[ROWS][WIDE], any = {0};
+    flags over = total->over, changed = total->changed; /* as `look` has them: it would wait for what was just stored */
     UNROLL for (int i = 0; i < ROWS; i++)
         UNROLL for (int j = 0; j < WIDE; j++) {
             wu16v bits;
@@ -194,16 +223,22 @@ INLINE void sum_single(const char *from, char *to, int64_t pitch, const factors 
                 f64v wide = CONVERT(halves[k], f64v);
                 total->square[2 * j + k] += wide * wide;
             }
-            bits = CONVERT(high >> 16, wu16v);
-            memcpy(to + i * pitch + 2 * STEP * j, &bits, sizeof bits);
+            wu16v new = CONVERT(high >> 16, wu16v), top = (wu16v){0} + (uint16_t)0x7F80;
+            changed.parts[j] -= (wu16v)(new != bits);
+            over.parts[j] |= (wu16v)((new & top) == top);
+            memcpy(to + i * pitch + 2 * STEP * j, &new, sizeof new);
         }
-    if (top_bits(any))
-        for (int i = 0; i < ROWS; i++)
-            for (int j = 0; j < WIDE; j++)
-                if (top_bits(differ[i][j])) {
-                    const int64_t at = i * pitch + 2 * STEP * j;
-                    sum_again(from + at, to + at, b_row(f, row + i), f->a + panel * WIDTH + STEP * j, f);
-                }
+    if (!top_bits(any)) {
+        total->over = over, total->changed = changed;
+        return;
+    }
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < WIDE; j++)
+            if (top_bits(differ[i][j])) {
+                const int64_t at = i * pitch + 2 * STEP * j;
+                sum_again(from + at, to + at, b_row(f, row + i), f->a + panel * WIDTH + STEP * j, f);
+            }
+    look(BF16, from, to, pitch, total);
 }
 
 INLINE void sum_tile(const int kind, const char *from, char *to, int64_t pitch, const factors *f, int64_t row,
@@ -212,25 +247,6 @@ INLINE void sum_tile(const int kind, const char *from, char *to, int64_t pitch, 
         sum_single(from, to, pitch, f, row, panel, total);
     else
         sum_double(kind, from, to, pitch, f, row, panel, total);
-    UNROLL for (int i = 0; i < ROWS; i++) {
-        if (kind == F32) {
-            UNROLL for (int j = 0; j < 2; j++) {
-                row32v old, new, top = (row32v){0} + 0x7F800000u;
-                memcpy(&old, from + i * pitch + 2 * WIDTH * j, sizeof old);
-                memcpy(&new, to + i * pitch + 2 * WIDTH * j, sizeof new);
-                total->changed += (row16v)((row32v)(old != new) & 1); /* in one half of each */
-                total->infinite |= (row16v)((old & top) == top);
-                total->over |= (row16v)((new & top) == top);
-            }
-        } else {
-            row16v old, new, top = (row16v){0} + (uint16_t)(kind == BF16 ? 0x7F80 : 0x7C00);
-            memcpy(&old, from + i * pitch, sizeof old);
-            memcpy(&new, to + i * pitch, sizeof new);
-            total->changed -= (row16v)(old != new);
-            total->infinite |= (row16v)((old & top) == top);
-            total->over |= (row16v)((new & top) == top);
-        }
-    }
 }
 
 /* A tile at an edge, `rows` x `columns` of it: through memory of its own, filled up with zeros. */
@@ -241,6 +257,20 @@ INLINE void sum_edge(const int kind, const char *from, char *to, int64_t pitch, 
     for (int64_t i = 0; i < rows; i++) memcpy(old + i * WIDTH * size, from + i * pitch, columns * size);
     sum_tile(kind, old, new, WIDTH * size, f, row, panel, total);
     for (int64_t i = 0; i < rows; i++) memcpy(to + i * pitch, new + i * WIDTH * size, columns * size);
+}
+
+/* Whether none of `count` numbers is NaN or infinite. */
+int numllm_finite(int kind, const void *numbers, int64_t count) {
+    if (kind == F32) {
+        const uint32_t *x = numbers, top = 0x7F800000;
+        uint32_t any = 0;
+        for (int64_t i = 0; i < count; i++) any |= (x[i] & top) == top;
+        return !any;
+    }
+    const uint16_t *x = numbers, top = kind == BF16 ? 0x7F80 : 0x7C00;
+    uint16_t any = 0;
+    for (int64_t i = 0; i < count; i++) any |= (x[i] & top) == top;
+    return !any;
 }
 
 INLINE int fold(const int kind, const char *w, char *out, int64_t rows, int64_t columns, const factors *f, int64_t row,
@@ -260,14 +290,14 @@ INLINE int fold(const int kind, const char *w, char *out, int64_t rows, int64_t 
                     sum_edge(kind, w + at, out + at, pitch, f, row + i, panel, high < ROWS ? high : ROWS,
                              wide < WIDTH ? wide : WIDTH, &total);
             }
-            for (int k = 0; k < WIDTH; k++) *changed += total.changed[k];
-            total.changed = (row16v){0};
+            for (int k = 0; k < WIDTH; k++) *changed += total.changed.row[k];
+            total.changed.row = (row16v){0};
         }
-    int infinite = 0, over = 0;
+    int over = 0;
     *square = 0;
     for (int k = 0; k < WIDTH; k++) *square += total.square[k / LANES][k % LANES];
-    for (int k = 0; k < WIDTH; k++) infinite |= total.infinite[k], over |= total.over[k];
-    return (infinite != 0) | (over != 0) << 1;
+    for (int k = 0; k < WIDTH; k++) over |= total.over.row[k];
+    return over ? 2 | !numllm_finite(kind, w, rows * columns) : 0;
 }
 
 /* out = the numbers nearest to w + B A: `rows` x `columns` of dtype `kind`, contiguous, rows `row` and on of the whole.
@@ -311,20 +341,6 @@ void numllm_fold_prepare(factors *f, const double *times, double b_unit, double 
     }
     const double range = 0x1p240; /* squares are compared */
     f->single = most_b < range && most_a < range && most_b * most_a < range;
-}
-
-/* Whether none of `count` numbers is NaN or infinite. */
-int numllm_finite(int kind, const void *numbers, int64_t count) {
-    if (kind == F32) {
-        const uint32_t *x = numbers, top = 0x7F800000;
-        uint32_t any = 0;
-        for (int64_t i = 0; i < count; i++) any |= (x[i] & top) == top;
-        return !any;
-    }
-    const uint16_t *x = numbers, top = kind == BF16 ? 0x7F80 : 0x7C00;
-    uint16_t any = 0;
-    for (int64_t i = 0; i < count; i++) any |= (x[i] & top) == top;
-    return !any;
 }
 
 int numllm_fold_rows(void) { return ROWS; }
