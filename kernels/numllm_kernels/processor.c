@@ -343,6 +343,64 @@ void numllm_fold_prepare(factors *f, const double *times, double b_unit, double 
     f->single = most_b < range && most_a < range && most_b * most_a < range;
 }
 
+enum { MOST = 128, DEEP = 64, PITCH = MOST + WIDTH }; /* columns, rows of a block in the first cache */
+
+/* g += xᵀ x, on and above the diagonal; x (DEEP, columns), zero from there to the next multiple of WIDTH and ROWS. */
+static void add_gram(double (*g)[PITCH], double (*x)[PITCH], int64_t columns) {
+    for (int64_t i = 0; i < columns; i += ROWS)
+        for (int64_t j = i / WIDTH * WIDTH; j < columns; j += WIDTH) {
+            f64v sum[ROWS][VECTORS], line[VECTORS];
+            UNROLL for (int a = 0; a < ROWS; a++)
+                UNROLL for (int b = 0; b < VECTORS; b++) memcpy(&sum[a][b], g[i + a] + j + b * LANES, sizeof sum[a][b]);
+            for (int n = 0; n < DEEP; n++) {
+                UNROLL for (int b = 0; b < VECTORS; b++) memcpy(&line[b], x[n] + j + b * LANES, sizeof line[b]);
+                UNROLL for (int a = 0; a < ROWS; a++)
+                    UNROLL for (int b = 0; b < VECTORS; b++) sum[a][b] += x[n][i + a] * line[b];
+            }
+            UNROLL for (int a = 0; a < ROWS; a++)
+                UNROLL for (int b = 0; b < VECTORS; b++) memcpy(g[i + a] + j + b * LANES, &sum[a][b], sizeof sum[a][b]);
+        }
+}
+
+/* The triangle R (columns, columns) of x = Q R, x (rows, columns) in fp64, element (i, k) at i down + k along: the Cholesky
+   factor of xᵀ x. Returns ‖R‖ ‖R⁻¹‖, Frobenius, which no condition number of x exceeds; 0 where there is no R, x being of
+   lower rank as far as that can be told. columns <= MOST. */
+double numllm_triangle(const double *x, int64_t rows, int64_t columns, int64_t down, int64_t along, double *r) {
+    double g[MOST + ROWS][PITCH], block[DEEP][PITCH], row[MOST], size = 0, inverse = 0;
+    memset(g, 0, (columns + ROWS) * sizeof *g);
+    memset(block, 0, sizeof block);
+    for (int64_t first = 0; first < rows; first += DEEP) {
+        const int64_t deep = rows - first < DEEP ? rows - first : DEEP;
+        const double *from = x + first * down;
+        if (deep < DEEP) memset(block, 0, sizeof block);
+        if (along == 1)
+            for (int64_t i = 0; i < deep; i++) memcpy(block[i], from + i * down, columns * sizeof *from);
+        else
+            for (int64_t k = 0; k < columns; k++)
+                for (int64_t i = 0; i < deep; i++) block[i][k] = from[i * down + k * along];
+        add_gram(g, block, columns);
+    }
+    for (int64_t k = 0; k < columns; k++) {
+        if (!(g[k][k] > 0)) return 0;
+        const double root = __builtin_sqrt(g[k][k]);
+        for (int64_t j = k; j < columns; j++) g[k][j] /= root, size += g[k][j] * g[k][j];
+        for (int64_t i = k + 1; i < columns; i++)
+            for (int64_t j = i; j < columns; j++) g[i][j] -= g[k][i] * g[k][j];
+    }
+    for (int64_t i = 0; i < columns; i++) { /* row i of R⁻¹, by forward substitution */
+        memset(row, 0, sizeof row);
+        row[i] = 1;
+        for (int64_t k = i; k < columns; k++) {
+            const double value = row[k] / g[k][k];
+            inverse += value * value;
+            for (int64_t j = k + 1; j < columns; j++) row[j] -= value * g[k][j];
+        }
+    }
+    for (int64_t i = 0; i < columns; i++)
+        for (int64_t j = 0; j < columns; j++) r[i * columns + j] = j < i ? 0 : g[i][j];
+    return __builtin_sqrt(size) * __builtin_sqrt(inverse);
+}
+
 int numllm_fold_rows(void) { return ROWS; }
 int numllm_fold_width(void) { return WIDTH; }
 int numllm_fold_chain(void) { return CHAIN; }

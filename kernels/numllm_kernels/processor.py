@@ -131,6 +131,8 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.numllm_fold_prepare.argtypes = (ctypes.POINTER(_Factors), pointer, real, real, real)
     found.numllm_fold_prepare.restype = None
     found.numllm_finite.argtypes = (ctypes.c_int, pointer, count)
+    found.numllm_triangle.argtypes = (pointer, count, count, count, count, pointer)
+    found.numllm_triangle.restype = real
     return found
 
 
@@ -145,8 +147,38 @@ def all_finite(x: Tensor) -> bool:
     return bool(found.numllm_finite(KINDS[x.dtype], x.data_ptr(), x.numel()))
 
 
+WIDEST = 128
+"""Columns that `triangle` takes at most."""
+
+SOUND = 2000.0
+"""‖R‖ ‖R⁻¹‖ up to which `triangle` gives R: the square of that times 2⁻⁵² is 10⁻⁹."""
+
+
+def triangle(x: Tensor) -> Tensor | None:
+    """R (r, r), fp64, upper triangular with a positive diagonal, of x = Q R; x (n, r), fp64, of any strides, r ≤ n.
+
+    The Cholesky factor of xᵀ x: a quarter of the time of a QR decomposition, but wrong by about 2⁻⁵² κ(x)² (Higham,
+    Accuracy and Stability of Numerical Algorithms, 2002, §20.4). None where ‖R‖ ‖R⁻¹‖ (Frobenius: at least r and κ) is
+    above `SOUND`, where r > `WIDEST`, and without `library()`: take torch.linalg.qr then.
+    """
+    found = library()
+    rows, columns = x.shape
+    if found is None or x.dtype != torch.float64 or not 0 < columns <= min(rows, WIDEST):
+        return None
+    r = torch.empty(columns, columns, dtype=torch.float64)
+    condition = found.numllm_triangle(x.data_ptr(), rows, columns, *x.stride(), r.data_ptr())
+    return r if 0 < condition <= SOUND else None
+
+
 ALIGNED = 24
 """Row blocks of a `Fold` begin at multiples of this."""
+
+
+@functools.lru_cache
+def _roundings(rank: int, chain: int) -> Tensor:
+    """m_r of `Fold`, and two more for the roundings of the bound itself and of the sum in fp64."""
+    place, chains = torch.arange(rank), -(-rank // chain)
+    return (2 + 2 + chain - place % chain + chains - place // chain).double()
 
 
 class Fold:
@@ -175,11 +207,10 @@ class Fold:
             a = torch.nn.functional.pad(a, (0, -a.shape[1] % width))
         whole = len(b) - len(b) % rows
         last_b = torch.nn.functional.pad(b[whole:], (0, 0, 0, rows - len(b) + whole))
-        place, chains = torch.arange(rank), -(-rank // chain)
-        # Two more for the roundings of the bound itself and of the sum in fp64.
-        times = (2 + 2 + chain - place % chain + chains - place // chain).double()
-        high = whole + len(last_b)
-        single = [torch.empty(size) for size in (high * rank, a.numel(), high, a.shape[1])]
+        times, high = _roundings(rank, chain), whole + len(last_b)
+        single = torch.empty(high * rank + a.numel() + high + a.shape[1]).split(
+            [high * rank, a.numel(), high, a.shape[1]]
+        )
         self._fold, self._kept = found.numllm_fold, (b, last_b, a, *single)
         self._factors = _Factors(*(x.data_ptr() for x in self._kept), len(b), whole, self.shape[1], a.shape[1], rank)
         found.numllm_fold_prepare(self._factors, times.data_ptr(), 1.01 * 2.0**-24, 1.01, 2.0**-60)

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from numllm_kernels import processor
+
 from ..adapter import FactorInfo, LoRAFactors
 from ..checkpoint import TensorInfo
 from ..errors import MergeError
@@ -137,8 +139,10 @@ class Product:
 
     def __init__(self, b: Tensor, a: Tensor, *, vectors: bool) -> None:
         self.b, self.a = b, a
-        mode = "reduced" if vectors else "r"
-        (self._q_b, self.r_b), (self._q_a, self.r_a) = torch.linalg.qr(b, mode), torch.linalg.qr(a.T, mode)
+        if vectors:
+            (*self._q_b, self.r_b), (*self._q_a, self.r_a) = _decomposed(b), _decomposed(a.T)
+        else:
+            self.r_b, self.r_a = _triangle(b), _triangle(a.T)
 
     @functools.cached_property
     def singular(self) -> Tensor:
@@ -156,9 +160,33 @@ class Product:
         column of U is positive.
         """
         u, singular, v = torch.linalg.svd(self.r_b @ self.r_a.T, full_matrices=False)
-        u, v = self._q_b @ u[:, :rank], v[:rank] @ self._q_a.T
+        (q_b, turn_b), (q_a, turn_a) = self._q_b, self._q_a
+        u, v = q_b @ (turn_b @ u[:, :rank]), (v[:rank] @ turn_a.T) @ q_a.T
         signs = torch.where(u.amax(dim=0) >= -u.amin(dim=0), 1.0, -1.0).to(u.dtype)
         return u.mul_(signs), singular, v.mul_(signs[:, None])
+
+
+def _triangle(x: Tensor) -> Tensor:
+    """R of x = Q R."""
+    found = processor.triangle(x)
+    return torch.linalg.qr(x, "r")[1] if found is None else found
+
+
+def _decomposed(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """y (n, r), t (r, r), R (r, r) of x = (y t) R, y t of orthonormal columns.
+
+    By two Cholesky factors where x lets them: y = x R₁⁻¹ is orthonormal to κ(x)² 2⁻⁵², and y R₂⁻¹ to 2⁻⁵² (Yamamoto and
+    others, Roundoff error analysis of the CholeskyQR2 algorithm, 2015).
+    """
+    first = processor.triangle(x)
+    if first is not None:
+        one = torch.eye(len(first), dtype=torch.float64)
+        y = x @ torch.linalg.solve_triangular(first, one, upper=True)
+        second = processor.triangle(y)
+        if second is not None:
+            return y, torch.linalg.solve_triangular(second, one, upper=True), second @ first
+    q, r = torch.linalg.qr(x)
+    return q, torch.eye(len(r), dtype=torch.float64), r
 
 
 def decompose(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -104,7 +104,9 @@ def delta_of(
         kept = min(options.rank or largest, kept)
     columns = [weight for weight, rank in zip(weights, ranks, strict=True) for _ in range(rank)]
     vectors = balanced or kept < target.full_rank or not known
-    product = Product(b * torch.tensor(columns, dtype=torch.float64), a, vectors=vectors)
+    weighted = torch.tensor(columns, dtype=torch.float64)
+    weighted = b.mul_(weighted) if options.method in ("exact", "svd") else b * weighted
+    product = Product(weighted, a, vectors=vectors)
     split = product.split(ranks)
     triangles = {names[part.adapter]: pair for part, pair in zip(target.parts, split, strict=True)}
     if options.method in ENTRYWISE:
