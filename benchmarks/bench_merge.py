@@ -5,7 +5,8 @@
 Every candidate runs in a process of its own, takes turns with the others in every round, starts with the inputs in
 the page cache and nothing left to be written back, and is timed from after its imports until its output is on the disk
 (fsync). Its processor time, user and system, is counted over the same time; its peak of resident memory is that of the
-whole process. mergekit is a program of its own and so timed with its imports.
+whole process. mergekit is a program of its own and so timed with its imports. numllm's merges find the inputs' hashes
+remembered, but for those called first.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 import torch
 
 from benchmarks import measure
+from numllm import hashes
 from numllm.adapter import write_adapter
 from numllm.checkpoint import INDEX, Checkpoint, write_safetensors
 from numllm.files import sha256, write_json
@@ -96,10 +98,14 @@ def _numllm(folder: Path, out: Path, adapters: Sequence[str], **options: Any) ->
     merge(folder / "base", [(folder / name, 0.5) for name in adapters], out, **options)
 
 
-def _by_torch(folder: Path, out: Path) -> None:
-    """As where there is no C compiler."""
-    os.environ["NUMLLM_COMPILE"] = "0"
-    _numllm(folder, out, ("a", "b"), method="exact")
+def _without(variable: str, folder: Path, out: Path, adapters: Sequence[str] = ("a", "b"), **options: Any) -> None:
+    """A merge with a variable of the environment at 0."""
+    os.environ[variable] = "0"
+    _numllm(folder, out, adapters, **options)
+
+
+FIRST, COMPILE = "NUMLLM_REMEMBER", "NUMLLM_COMPILE"
+"""What makes a merge one of inputs that were never hashed before; one where there is no C compiler."""
 
 
 def _copy(folder: Path, out: Path) -> None:
@@ -165,9 +171,12 @@ CANDIDATES: dict[str, Callable[[Path, Path], None]] = {
     "cp -r": _copy,
     "SHA-256 of the base alone": _hash,
     "numllm exact": lambda folder, out: _numllm(folder, out, ("a", "b"), method="exact"),
-    "numllm exact, not compiled": _by_torch,
+    "numllm exact, first": lambda folder, out: _without(FIRST, folder, out, method="exact"),
+    "numllm exact, not compiled": lambda folder, out: _without(COMPILE, folder, out, method="exact"),
     "numllm svd": lambda folder, out: _numllm(folder, out, ("a", "b"), method="svd", rank=RANK),
+    "numllm svd, first": lambda folder, out: _without(FIRST, folder, out, method="svd", rank=RANK),
     "numllm exact, q and v": lambda folder, out: _numllm(folder, out, ("qv",), method="exact"),
+    "numllm exact, q and v, first": lambda folder, out: _without(FIRST, folder, out, ("qv",), method="exact"),
     "numllm ties": lambda folder, out: _numllm(folder, out, ("a", "b"), method="ties"),
     "per tensor in memory": _per_tensor,
     "PEFT cat": lambda folder, out: _peft(folder, out, "cat"),
@@ -227,6 +236,9 @@ def bench(shape: str, folder: Path, names: Sequence[str], rounds: int) -> list[d
     """A row for each candidate; the first is what the others' ratios are to."""
     write_inputs(folder, SHAPES[shape])
     processor.library()  # once on a machine, and not timed
+    time.sleep(hashes.SETTLED)
+    for path in sorted(folder.rglob("*.safetensors")):  # the first merge of these inputs
+        hashes.digest(path)
     size = sum(path.stat().st_size for path in Checkpoint.open(folder / "base").files)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for turn in range(rounds):
