@@ -39,7 +39,7 @@ from numllm.merge import (
     verify_merge,
     write,
 )
-from numllm.merge.factors import compare_all
+from numllm.merge.factors import Product, compare_all
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -310,6 +310,28 @@ def test_what_is_compared_together_is_what_is_compared_alone() -> None:
                 assert angles[f"{i} · {j}"][side] == pytest.approx(wanted, abs=1e-9)
     assert len(found[1][1]["x · y"]["output"]) == 2 and found[2][1]["x · y"]["input"] == []
     assert compare_all([{"x": drawn(2)}, {}]) == [({}, {}), ({}, {})]
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 2.5, 5.0, 16.0])
+@pytest.mark.parametrize("shape", [(40, 6, 90), (300, 32, 200), (5, 12, 9), (20, 20, 20)])
+def test_decompose_is_the_svd_of_the_product(spread: float, shape: tuple[int, int, int]) -> None:
+    """Columns of b that span `spread` powers of ten: by Cholesky, and by QR where that would not be exact."""
+    rows, rank, columns = shape
+    generator = torch.Generator().manual_seed(rank)
+    b = torch.randn(rows, rank, generator=generator, dtype=torch.float64)
+    b *= torch.logspace(0, -spread, rank, dtype=torch.float64)
+    b = b @ torch.linalg.qr(torch.randn(rank, rank, generator=generator, dtype=torch.float64))[0]
+    a = torch.randn(rank, columns, generator=generator, dtype=torch.float64)
+    u, s, v = decompose(b, a)
+    size, one = float(s[0]), torch.eye(len(s), dtype=torch.float64)
+    torch.testing.assert_close(s, torch.linalg.svdvals(b @ a)[: len(s)], rtol=0, atol=1e-13 * size)
+    torch.testing.assert_close((u * s) @ v, b @ a, rtol=0, atol=1e-13 * size)
+    for basis in (u.T @ u, v @ v.T):
+        torch.testing.assert_close(basis, one, rtol=0, atol=1e-13)
+    short = Product(b, a, vectors=False)
+    # The triangles alone: the square of the condition they are made of is in their error.
+    torch.testing.assert_close(short.singular, s, rtol=0, atol=1e-9 * size)
+    assert decompose(b, a)[0].equal(u)
 
 
 def test_decompose_is_deterministic_in_sign() -> None:

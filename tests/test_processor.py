@@ -167,6 +167,55 @@ def test_all_finite(width: str, dtype: torch.dtype) -> None:
             assert processor.all_finite(bad[:place]) and processor.all_finite(bad[place + 1 :])
 
 
+def of_condition(rows: int, columns: int, condition: float, seed: int = 0) -> Tensor:
+    """A matrix with singular values from 1 down to 1/condition."""
+    generator = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(rows, columns, generator=generator, dtype=torch.float64))
+    v, _ = torch.linalg.qr(torch.randn(columns, columns, generator=generator, dtype=torch.float64))
+    return q * torch.logspace(0, -math.log10(condition), columns, dtype=torch.float64) @ v.T
+
+
+def triangle_by_qr(x: Tensor) -> Tensor:
+    r = torch.linalg.qr(x, "r")[1]
+    return r * r.diagonal().sign()[:, None]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (7, 5), (63, 6), (64, 8), (65, 33), (200, 31), (128, 128), (999, 64)])
+@pytest.mark.parametrize("condition", [3.0, 30.0])
+def test_triangle(width: str, shape: tuple[int, int], condition: float) -> None:
+    rows, columns = shape
+    x = of_condition(rows, columns, condition)
+    poisoned = torch.full((rows + 2, columns + 3), math.nan, dtype=torch.float64)
+    poisoned[1:-1, 2:-1] = x
+    for each in (x, x.T.contiguous().T, poisoned[1:-1, 2:-1], poisoned.T.contiguous()[2:-1, 1:-1].T):
+        r = processor.triangle(each)
+        assert r is not None and torch.equal(r, r.triu())
+        # 64 roundings of a block's sums, the square of the condition, and what LAPACK is wrong by itself.
+        torch.testing.assert_close(r, triangle_by_qr(x), rtol=0, atol=64 * 2.0**-52 * condition**2)
+
+
+def test_triangle_leaves_what_it_cannot_do_well() -> None:
+    x = of_condition(300, 20, 300.0)
+    assert processor.triangle(x) is not None and processor.triangle(x * 1e-100) is not None
+    equal = x.clone()
+    equal[:, 7] = equal[:, 3]
+    for name, bad in {
+        "condition": of_condition(300, 20, 3000.0), "lower rank": equal, "zeros": torch.zeros(30, 4).double(),
+        "a column of zeros": x * (torch.arange(20) != 19), "wide": x.T, "fp32": x.float(), "no columns": x[:, :0],
+        "too small to square": x * 1e-200, "too large to square": x * 1e200, "nan": x.clone().fill_(math.nan),
+        "infinity": x.clone().fill_(math.inf), "many columns": of_condition(300, processor.WIDEST + 1, 2.0),
+    }.items():
+        assert processor.triangle(bad) is None, name
+
+
+@given(st.integers(1, 40), st.integers(1, 200), st.integers(0, 2**32), st.floats(1e-30, 1e30))
+def test_the_triangle_has_the_inner_products(columns: int, more: int, seed: int, size: float) -> None:
+    x = torch.randn(columns + more, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * size
+    r = processor.triangle(x)
+    if r is not None:  # a few that are nearly square are too near to a lower rank
+        torch.testing.assert_close(r.T @ r, x.T @ x, rtol=0, atol=1e-13 * float(x.square().sum()))
+
+
 def test_what_does_not_fit_is_refused() -> None:
     fold = processor.Fold(torch.ones(50, 2).double(), torch.ones(2, 10).double())
     w = torch.ones(50, 10)

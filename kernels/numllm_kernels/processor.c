@@ -99,8 +99,8 @@ INLINE u32v nearest(const int kind, f64v x) {
 
 /* B (rows, rank) and A (rank, columns), the latter's rows `pitch` numbers apart, of which there are a multiple of WIDTH.
    `last_b` is B's last ROWS rows from row `whole` on, a multiple of ROWS, with zeros after its end. The same in fp32, A in
-   panels of WIDTH columns, each (rank, WIDTH); and bounds of what sums of those are wrong by:
-   |error| < b_bound[i] a_bound[j], 0 in rows and columns that are not there. */
+   panels of WIDTH columns, each (rank, WIDTH), in the order of `column`; and bounds of what sums of those are wrong by, in the
+   same order: |error| < b_bound[i] a_bound[j], 0 in rows and columns that are not there. */
 typedef struct {
     const double *b, *last_b, *a;
     float *b_single, *a_single, *b_bound, *a_bound;
@@ -111,15 +111,10 @@ INLINE const double *b_row(const factors *f, int64_t row) {
     return row < f->whole ? f->b + row * f->rank : f->last_b + (row - f->whole) * f->rank;
 }
 
-typedef union {
-    row16v row;
-    wu16v parts[VECTORS / 2];
-} flags;
-
 typedef struct {
     f64v square[VECTORS]; /* sums of squares of W */
-    flags over;           /* not zero where W' is NaN or infinite, as it is where W is */
-    flags changed;        /* elements whose bits changed: to be emptied before 2^16 rows */
+    row16v over;          /* not zero where W' is NaN or infinite, as it is where W is */
+    row16v changed;       /* elements whose bits changed: to be emptied before 2^16 rows */
 } totals;
 
 /* A tile is ROWS x WIDTH elements from row `row` and panel `panel` on: `from` in W and `to` in W', whose rows are `pitch`
@@ -133,15 +128,15 @@ INLINE void look(const int kind, const char *from, const char *to, int64_t pitch
                 row32v old, new, top = (row32v){0} + 0x7F800000u;
                 memcpy(&old, from + 2 * WIDTH * j, sizeof old);
                 memcpy(&new, to + 2 * WIDTH * j, sizeof new);
-                total->changed.row += (row16v)((row32v)(old != new) & 1); /* in one half of each */
-                total->over.row |= (row16v)((new & top) == top);
+                total->changed += (row16v)((row32v)(old != new) & 1); /* in one half of each */
+                total->over |= (row16v)((new & top) == top);
             }
         } else {
             row16v old, new, top = (row16v){0} + (uint16_t)(kind == BF16 ? 0x7F80 : 0x7C00);
             memcpy(&old, from, sizeof old);
             memcpy(&new, to, sizeof new);
-            total->changed.row -= (row16v)(old != new);
-            total->over.row |= (row16v)((new & top) == top);
+            total->changed -= (row16v)(old != new);
+            total->over |= (row16v)((new & top) == top);
         }
     }
 }
@@ -168,16 +163,46 @@ INLINE void sum_double(const int kind, const char *from, char *to, int64_t pitch
     look(kind, from, to, pitch, total);
 }
 
-/* 2 LANES elements of bf16 with sums in fp64: `b` a row of B, `a` its columns of A. */
+/* A row of a tile of bf16 with sums in fp64: `b` its row of B, `a` its columns of A. */
 static void __attribute__((noinline)) sum_again(const char *from, char *to, const double *b, const double *a,
                                                 const factors *f) {
-    for (int half = 0; half < 2; half++, from += 2 * LANES, to += 2 * LANES) {
-        f64v x = widen(BF16, load(BF16, from)), line;
-        for (int64_t r = 0; r < f->rank; r++) {
-            memcpy(&line, a + half * LANES + r * f->pitch, sizeof line);
-            x += b[r] * line;
+    f64v x[VECTORS];
+    UNROLL for (int j = 0; j < VECTORS; j++) x[j] = widen(BF16, load(BF16, from + 2 * LANES * j));
+    for (int64_t r = 0; r < f->rank; r++, a += f->pitch)
+        UNROLL for (int j = 0; j < VECTORS; j++) {
+            f64v line;
+            memcpy(&line, a + LANES * j, sizeof line);
+            x[j] += b[r] * line;
         }
-        store(BF16, to, nearest(BF16, x));
+    UNROLL for (int j = 0; j < VECTORS; j++) store(BF16, to + 2 * LANES * j, nearest(BF16, x[j]));
+}
+
+/* A row of a tile of bf16 as fp32, and back from the upper halves of such bits: its even and its odd columns, which takes
+   no more than a shift and a mask, where a row is two vectors of fp32. `column` is where a column is then. */
+enum { WIDE = VECTORS / 2, STEP = 2 * LANES, PAIRS = WIDE == 2 && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ };
+
+INLINE int column(int k) { return PAIRS ? k % 2 * STEP + k / 2 : k; }
+
+INLINE void apart(const char *row, w32v *w) {
+    UNROLL for (int j = 0; j < WIDE; j++) {
+        wu32v pairs;
+        wu16v part;
+        if (PAIRS) {
+            memcpy(&pairs, row, sizeof pairs);
+            w[j] = (w32v)(j ? pairs & 0xFFFF0000u : pairs << 16);
+        } else {
+            memcpy(&part, row + sizeof part * j, sizeof part);
+            w[j] = (w32v)(CONVERT(part, wu32v) << 16);
+        }
+    }
+}
+
+INLINE void together(const wu32v *bits, row16v *row) {
+    wu32v pairs = bits[0] >> 16 | (bits[WIDE - 1] & 0xFFFF0000u);
+    if (PAIRS) memcpy(row, &pairs, sizeof *row);
+    UNROLL for (int j = 0; j < WIDE && !PAIRS; j++) {
+        wu16v part = CONVERT(bits[j] >> 16, wu16v);
+        memcpy((char *)row + sizeof part * j, &part, sizeof part);
     }
 }
 
@@ -186,9 +211,8 @@ static void __attribute__((noinline)) sum_again(const char *from, char *to, cons
    roundings of the sum and of the ends. */
 INLINE void sum_single(const char *from, char *to, int64_t pitch, const factors *f, int64_t row, int64_t panel,
                        totals *total) {
-    enum { WIDE = VECTORS / 2, STEP = 2 * LANES };
     const float *b = f->b_single + row * f->rank, *a = f->a_single + panel * WIDTH * f->rank;
-    w32v x[ROWS][WIDE];
+    w32v x[ROWS][WIDE], bound[WIDE];
     UNROLL for (int i = 0; i < ROWS; i++)
         UNROLL for (int j = 0; j < WIDE; j++) x[i][j] = (w32v){0};
     for (int64_t first = 0; first < f->rank; first += CHAIN) {
@@ -204,40 +228,41 @@ INLINE void sum_single(const char *from, char *to, int64_t pitch, const factors 
         UNROLL for (int i = 0; i < ROWS; i++)
             UNROLL for (int j = 0; j < WIDE; j++) x[i][j] += chain[i][j];
     }
-    wu32v differ[ROWS][WIDE], any = {0};
-    flags over = total->over, changed = total->changed; /* as `look` has them: it would wait for what was just stored */
-    UNROLL for (int i = 0; i < ROWS; i++)
+    UNROLL for (int j = 0; j < WIDE; j++) memcpy(&bound[j], f->a_bound + panel * WIDTH + STEP * j, sizeof bound[j]);
+    wu32v differ[ROWS], any = {0};
+    row16v over = total->over, changed = total->changed; /* as `look` has them: it would wait for what was just stored */
+    UNROLL for (int i = 0; i < ROWS; i++) {
+        row16v old, new, top = (row16v){0} + (uint16_t)0x7F80;
+        w32v w[WIDE];
+        wu32v high[WIDE];
+        memcpy(&old, from + i * pitch, sizeof old);
+        apart(from + i * pitch, w);
+        differ[i] = (wu32v){0};
         UNROLL for (int j = 0; j < WIDE; j++) {
-            wu16v bits;
-            w32v bound;
-            memcpy(&bits, from + i * pitch + 2 * STEP * j, sizeof bits);
-            memcpy(&bound, f->a_bound + panel * WIDTH + STEP * j, sizeof bound);
-            w32v w = (w32v)(CONVERT(bits, wu32v) << 16), sum = w + x[i][j];
-            w32v error = f->b_bound[row + i] * bound + (w32v)((wu32v)sum & 0x7FFFFFFF) * 0x1p-22f;
-            wu32v high = (wu32v)(sum + error) + 0x8000, low = (wu32v)(sum - error) + 0x8000;
-            differ[i][j] = high ^ low;
-            any |= differ[i][j];
+            w32v sum = w[j] + x[i][j];
+            w32v error = f->b_bound[row + i] * bound[j] + (w32v)((wu32v)sum & 0x7FFFFFFF) * 0x1p-22f;
+            high[j] = (wu32v)(sum + error) + 0x8000;
+            differ[i] |= high[j] ^ ((wu32v)(sum - error) + 0x8000);
             f32v halves[2];
-            memcpy(halves, &w, sizeof halves);
+            memcpy(halves, &w[j], sizeof halves);
             UNROLL for (int k = 0; k < 2; k++) {
                 f64v wide = CONVERT(halves[k], f64v);
                 total->square[2 * j + k] += wide * wide;
             }
-            wu16v new = CONVERT(high >> 16, wu16v), top = (wu16v){0} + (uint16_t)0x7F80;
-            changed.parts[j] -= (wu16v)(new != bits);
-            over.parts[j] |= (wu16v)((new & top) == top);
-            memcpy(to + i * pitch + 2 * STEP * j, &new, sizeof new);
         }
+        any |= differ[i];
+        together(high, &new);
+        changed -= (row16v)(new != old);
+        over |= (row16v)((new & top) == top);
+        memcpy(to + i * pitch, &new, sizeof new);
+    }
     if (!top_bits(any)) {
         total->over = over, total->changed = changed;
         return;
     }
     for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < WIDE; j++)
-            if (top_bits(differ[i][j])) {
-                const int64_t at = i * pitch + 2 * STEP * j;
-                sum_again(from + at, to + at, b_row(f, row + i), f->a + panel * WIDTH + STEP * j, f);
-            }
+        if (top_bits(differ[i]))
+            sum_again(from + i * pitch, to + i * pitch, b_row(f, row + i), f->a + panel * WIDTH, f);
     look(BF16, from, to, pitch, total);
 }
 
@@ -290,13 +315,13 @@ INLINE int fold(const int kind, const char *w, char *out, int64_t rows, int64_t 
                     sum_edge(kind, w + at, out + at, pitch, f, row + i, panel, high < ROWS ? high : ROWS,
                              wide < WIDTH ? wide : WIDTH, &total);
             }
-            for (int k = 0; k < WIDTH; k++) *changed += total.changed.row[k];
-            total.changed.row = (row16v){0};
+            for (int k = 0; k < WIDTH; k++) *changed += total.changed[k];
+            total.changed = (row16v){0};
         }
     int over = 0;
     *square = 0;
     for (int k = 0; k < WIDTH; k++) *square += total.square[k / LANES][k % LANES];
-    for (int k = 0; k < WIDTH; k++) over |= total.over.row[k];
+    for (int k = 0; k < WIDTH; k++) over |= total.over[k];
     return over ? 2 | !numllm_finite(kind, w, rows * columns) : 0;
 }
 
@@ -331,12 +356,12 @@ void numllm_fold_prepare(factors *f, const double *times, double b_unit, double 
         double sums[WIDTH] = {0};
         for (int64_t r = 0; r < f->rank; r++, a += f->pitch, to += WIDTH)
             for (int k = 0; k < WIDTH; k++) {
-                to[k] = (float)a[k];
+                to[column(k)] = (float)a[k];
                 sums[k] += times[r] * a[k] * a[k];
             }
         for (int k = 0; k < WIDTH; k++) {
             if (sums[k] > most_a) most_a = sums[k];
-            f->a_bound[panel * WIDTH + k] = (float)(__builtin_sqrt(sums[k]) * a_unit + least);
+            f->a_bound[panel * WIDTH + column(k)] = (float)(__builtin_sqrt(sums[k]) * a_unit + least);
         }
     }
     const double range = 0x1p240; /* squares are compared */
