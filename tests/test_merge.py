@@ -312,6 +312,21 @@ def test_what_is_compared_together_is_what_is_compared_alone() -> None:
     assert compare_all([{"x": drawn(2)}, {}]) == [({}, {}), ({}, {})]
 
 
+@pytest.mark.parametrize(("merging", "copying"), [(10, 3), (3, 10), (0, 4), (4, 0), (0, 0), (1, 1)])
+def test_copying_is_spread_among_merging(merging: int, copying: int) -> None:
+    done: list[str] = []
+    tasks = write._mixed(
+        [lambda n=n: done.append(f"m{n}") for n in range(merging)],
+        [lambda n=n: done.append(f"c{n}") for n in range(copying)],
+    )
+    for task in tasks:
+        task()
+    assert sorted(done) == sorted([f"m{n}" for n in range(merging)] + [f"c{n}" for n in range(copying)])
+    assert [each for each in done if each[0] == "m"] == [f"m{n}" for n in range(merging)]
+    if (merging, copying) == (10, 3):
+        assert [place for place, each in enumerate(done) if each[0] == "c"] == [1, 4, 8]
+
+
 @pytest.mark.parametrize("spread", [0.0, 1.0, 2.5, 5.0, 16.0])
 @pytest.mark.parametrize("shape", [(40, 6, 90), (300, 32, 200), (5, 12, 9), (20, 20, 20)])
 def test_decompose_is_the_svd_of_the_product(spread: float, shape: tuple[int, int, int]) -> None:

@@ -180,7 +180,7 @@ def triangle_by_qr(x: Tensor) -> Tensor:
     return r * r.diagonal().sign()[:, None]
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (7, 5), (63, 6), (64, 8), (65, 33), (200, 31), (128, 128), (999, 64)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (7, 5), (63, 6), (64, 8), (65, 33), (200, 31), (128, 128), (99, 64)])
 @pytest.mark.parametrize("condition", [3.0, 30.0])
 def test_triangle(width: str, shape: tuple[int, int], condition: float) -> None:
     rows, columns = shape

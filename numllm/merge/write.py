@@ -89,7 +89,7 @@ def write_model(
         for path in plan.base.files:
             sources[path] = os.open(path, os.O_RDONLY)
             opened.callback(os.close, sources[path])
-        merging: list[tuple[int, Task]] = []
+        merging: list[tuple[int, int, Task]] = []
         copying: list[Task] = []
         for file in files:
             if file.name not in stage.finished:
@@ -98,11 +98,13 @@ def write_model(
                 opened.callback(os.close, handle)
                 reserve(handle, file.size)
                 write_all(handle, memoryview(file.header), 0)
-                its = _Writing(plan, file, handle, sources, stage, pool, rows).tasks()
-                merging += its[0]
-                copying += its[1]
-        merging.sort(key=lambda task: -task[0])  # the largest first, so that the cores finish together
-        pool.run(_mixed([task for _, task in merging], copying), progress, "merging")
+                its, others = _Writing(plan, file, handle, sources, stage, pool, rows).tasks()
+                its.sort(key=lambda task: -task[0])
+                merging += [(-size, place, task) for place, (size, task) in enumerate(its)]
+                copying += others
+        # The largest first, so that the cores finish together; files in turns: one thread at a time writes to one.
+        merging.sort(key=lambda task: task[:2])
+        pool.run(_mixed([task for *_, task in merging], copying), progress, "merging")
     for name in plan.carried:
         if name == INDEX and [file.name for file in files] != [path.name for path in plan.base.files]:
             continue
