@@ -69,12 +69,14 @@ def check(w: Tensor, b: Tensor, a: Tensor, wanted: Tensor) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 2), (24, 32, 8), (49, 100, 33), (7, 31, 300), (100, 65, 9)])
 @pytest.mark.parametrize("size", [0.02, 1e-3])
-def test_random_weights(width: str, dtype: torch.dtype, shape: tuple[int, int, int], size: float) -> None:
+@pytest.mark.parametrize("in_fp32", ["", "a", "b", "ab"])
+def test_random_weights(width: str, dtype: torch.dtype, shape: tuple[int, int, int], size: float, in_fp32: str) -> None:
     rows, columns, rank = shape
     generator = torch.Generator().manual_seed(rows + rank)
     w = (torch.randn(rows, columns, generator=generator) * 0.02).to(dtype)
     b = torch.randn(rows, rank, generator=generator, dtype=torch.float64) * size
     a = torch.randn(rank, columns, generator=generator, dtype=torch.float64)
+    b, a = b.float().double() if "b" in in_fp32 else b, a.float().double() if "a" in in_fp32 else a
     check(w, b, a, w.double() + b @ a)
 
 

@@ -174,6 +174,9 @@ def merge_in_short(rows: Iterable[Row]) -> Iterable[str]:
     )
 
 
+_LARGER = ("cp -r", "numllm exact", "numllm exact, first", "numllm svd", "numllm svd, first")
+
+
 def merge_of_larger(rows: Iterable[Row]) -> Iterable[str]:
     """Seconds of larger checkpoints, in proportion to bytes, from the largest measured."""
     repeated = [row for row in rows if row["rounds"] > 1]
@@ -184,6 +187,6 @@ def merge_of_larger(rows: Iterable[Row]) -> Iterable[str]:
     yield f"| reckoned from {largest / 1e9:.1f} GB | " + " | ".join(LARGER) + " |"
     yield "|---|" + "--:|" * len(LARGER)
     for row in repeated:
-        if row["bytes"] == largest and row["candidate"] in ("cp -r", "numllm exact", "numllm svd"):
+        if row["bytes"] == largest and row["candidate"] in _LARGER:
             cells = [f"{row['ms']['p50'] / 1000 * size / largest:,.0f} s" for size in LARGER.values()]
             yield f"| {row['candidate']} | {' | '.join(cells)} |"

@@ -104,7 +104,9 @@ INLINE u32v nearest(const int kind, f64v x) {
 typedef struct {
     const double *b, *last_b, *a;
     float *b_single, *a_single, *b_bound, *a_bound;
-    int64_t rows, whole, columns, pitch, rank, single; /* single: whether sums in fp32 stay in its range */
+    int64_t rows, whole, columns, pitch, rank;
+    int64_t single; /* whether sums in fp32 stay in its range */
+    int64_t same;   /* whether A in fp32 is A */
 } factors;
 
 INLINE const double *b_row(const factors *f, int64_t row) {
@@ -163,20 +165,6 @@ INLINE void sum_double(const int kind, const char *from, char *to, int64_t pitch
     look(kind, from, to, pitch, total);
 }
 
-/* A row of a tile of bf16 with sums in fp64: `b` its row of B, `a` its columns of A. */
-static void __attribute__((noinline)) sum_again(const char *from, char *to, const double *b, const double *a,
-                                                const factors *f) {
-    f64v x[VECTORS];
-    UNROLL for (int j = 0; j < VECTORS; j++) x[j] = widen(BF16, load(BF16, from + 2 * LANES * j));
-    for (int64_t r = 0; r < f->rank; r++, a += f->pitch)
-        UNROLL for (int j = 0; j < VECTORS; j++) {
-            f64v line;
-            memcpy(&line, a + LANES * j, sizeof line);
-            x[j] += b[r] * line;
-        }
-    UNROLL for (int j = 0; j < VECTORS; j++) store(BF16, to + 2 * LANES * j, nearest(BF16, x[j]));
-}
-
 /* A row of a tile of bf16 as fp32, and back from the upper halves of such bits: its even and its odd columns, which takes
    no more than a shift and a mask, where a row is two vectors of fp32. `column` is where a column is then. */
 enum { WIDE = VECTORS / 2, STEP = 2 * LANES, PAIRS = WIDE == 2 && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ };
@@ -206,6 +194,27 @@ INLINE void together(const wu32v *bits, row16v *row) {
     }
 }
 
+/* Elements of row `row` and panel `panel` of bf16 with sums in fp64, those where any of the upper 16 bits of `differ` is set. */
+static void __attribute__((noinline)) sum_again(const char *from, char *to, const factors *f, int64_t row, int64_t panel,
+                                                const wu32v *differ) {
+    const double *b = b_row(f, row), *a = f->a + panel * WIDTH;
+    const float *near = f->a_single + panel * WIDTH * f->rank; /* A as it was just used: in the first cache */
+    uint32_t lanes[WIDTH];
+    memcpy(lanes, differ, sizeof lanes);
+    for (int k = 0; k < WIDTH; k++) {
+        if (!(lanes[column(k)] >> 16)) continue;
+        uint16_t bits;
+        memcpy(&bits, from + 2 * k, sizeof bits);
+        double x = widen(BF16, (u32v){0} + bits)[0];
+        if (f->same)
+            for (int64_t r = 0; r < f->rank; r++) x += b[r] * near[column(k) + r * WIDTH];
+        else
+            for (int64_t r = 0; r < f->rank; r++) x += b[r] * a[k + r * f->pitch];
+        bits = (uint16_t)nearest(BF16, (f64v){0} + x)[0];
+        memcpy(to + 2 * k, &bits, sizeof bits);
+    }
+}
+
 /* A tile of bf16 with sums in fp32, and in fp64 where these do not decide. They do where both ends of the interval that
    holds W + B A round to one number: the bound of B A's error to both sides, and two units in the last place for the
    roundings of the sum and of the ends. */
@@ -229,7 +238,7 @@ INLINE void sum_single(const char *from, char *to, int64_t pitch, const factors 
             UNROLL for (int j = 0; j < WIDE; j++) x[i][j] += chain[i][j];
     }
     UNROLL for (int j = 0; j < WIDE; j++) memcpy(&bound[j], f->a_bound + panel * WIDTH + STEP * j, sizeof bound[j]);
-    wu32v differ[ROWS], any = {0};
+    wu32v differ[ROWS][WIDE], any = {0};
     row16v over = total->over, changed = total->changed; /* as `look` has them: it would wait for what was just stored */
     UNROLL for (int i = 0; i < ROWS; i++) {
         row16v old, new, top = (row16v){0} + (uint16_t)0x7F80;
@@ -237,12 +246,12 @@ INLINE void sum_single(const char *from, char *to, int64_t pitch, const factors 
         wu32v high[WIDE];
         memcpy(&old, from + i * pitch, sizeof old);
         apart(from + i * pitch, w);
-        differ[i] = (wu32v){0};
         UNROLL for (int j = 0; j < WIDE; j++) {
             w32v sum = w[j] + x[i][j];
             w32v error = f->b_bound[row + i] * bound[j] + (w32v)((wu32v)sum & 0x7FFFFFFF) * 0x1p-22f;
             high[j] = (wu32v)(sum + error) + 0x8000;
-            differ[i] |= high[j] ^ ((wu32v)(sum - error) + 0x8000);
+            differ[i][j] = high[j] ^ ((wu32v)(sum - error) + 0x8000);
+            any |= differ[i][j];
             f32v halves[2];
             memcpy(halves, &w[j], sizeof halves);
             UNROLL for (int k = 0; k < 2; k++) {
@@ -250,7 +259,6 @@ INLINE void sum_single(const char *from, char *to, int64_t pitch, const factors 
                 total->square[2 * j + k] += wide * wide;
             }
         }
-        any |= differ[i];
         together(high, &new);
         changed -= (row16v)(new != old);
         over |= (row16v)((new & top) == top);
@@ -261,8 +269,8 @@ INLINE void sum_single(const char *from, char *to, int64_t pitch, const factors 
         return;
     }
     for (int i = 0; i < ROWS; i++)
-        if (top_bits(differ[i]))
-            sum_again(from + i * pitch, to + i * pitch, b_row(f, row + i), f->a + panel * WIDTH, f);
+        if (top_bits(differ[i][0] | differ[i][WIDE - 1]))
+            sum_again(from + i * pitch, to + i * pitch, f, row + i, panel, differ[i]);
     look(BF16, from, to, pitch, total);
 }
 
@@ -337,28 +345,45 @@ int numllm_fold(int kind, const char *w, char *out, int64_t rows, int64_t column
     }
 }
 
-/* Fills b_single, a_single, b_bound, a_bound and single, the bounds from norms in which product r counts `times[r]`. */
+/* Fills what follows `a`. The bounds are made of norms in which product r counts `times[r]`, less 1 for each factor that is
+   fp32 already. */
 void numllm_fold_prepare(factors *f, const double *times, double b_unit, double a_unit, double least) {
+    const int64_t high = f->whole + (f->whole < f->rows ? ROWS : 0), panels = f->pitch / WIDTH;
+    int64_t other_b = 0, other_a = 0;
+    for (int64_t i = 0; i < high; i++) {
+        const double *b = b_row(f, i);
+        for (int64_t r = 0; r < f->rank; r++) {
+            const float single = (float)b[r];
+            f->b_single[i * f->rank + r] = single;
+            other_b |= single != b[r];
+        }
+    }
+    for (int64_t panel = 0; panel < panels; panel++)
+        for (int64_t r = 0; r < f->rank; r++) {
+            const double *a = f->a + panel * WIDTH + r * f->pitch;
+            float *to = f->a_single + (panel * f->rank + r) * WIDTH;
+            for (int k = 0; k < WIDTH; k++) {
+                const float single = (float)a[k];
+                to[column(k)] = single;
+                other_a |= single != a[k];
+            }
+        }
+    f->same = !other_a;
+    const double less = !other_a + !other_b;
     double most_b = 0, most_a = 0;
-    for (int64_t i = 0; i < f->whole + (f->whole < f->rows ? ROWS : 0); i++) {
+    for (int64_t i = 0; i < high; i++) {
         const double *b = b_row(f, i);
         double sum = 0;
-        for (int64_t r = 0; r < f->rank; r++) {
-            f->b_single[i * f->rank + r] = (float)b[r];
-            sum += times[r] * b[r] * b[r];
-        }
+        for (int64_t r = 0; r < f->rank; r++) sum += (times[r] - less) * b[r] * b[r];
         if (sum > most_b) most_b = sum;
         f->b_bound[i] = (float)(__builtin_sqrt(sum) * b_unit + least);
     }
-    float *to = f->a_single;
-    for (int64_t panel = 0; panel < f->pitch / WIDTH; panel++) {
-        const double *a = f->a + panel * WIDTH;
+    for (int64_t panel = 0; panel < panels; panel++) {
         double sums[WIDTH] = {0};
-        for (int64_t r = 0; r < f->rank; r++, a += f->pitch, to += WIDTH)
-            for (int k = 0; k < WIDTH; k++) {
-                to[column(k)] = (float)a[k];
-                sums[k] += times[r] * a[k] * a[k];
-            }
+        for (int64_t r = 0; r < f->rank; r++) {
+            const double *a = f->a + panel * WIDTH + r * f->pitch;
+            for (int k = 0; k < WIDTH; k++) sums[k] += (times[r] - less) * a[k] * a[k];
+        }
         for (int k = 0; k < WIDTH; k++) {
             if (sums[k] > most_a) most_a = sums[k];
             f->a_bound[panel * WIDTH + column(k)] = (float)(__builtin_sqrt(sums[k]) * a_unit + least);

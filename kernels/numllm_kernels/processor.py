@@ -118,7 +118,7 @@ class _Factors(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("b", "last_b", "a", "b_single", "a_single", "b_bound", "a_bound")),
-        *((name, ctypes.c_int64) for name in ("rows", "whole", "columns", "pitch", "rank", "single")),
+        *((name, ctypes.c_int64) for name in ("rows", "whole", "columns", "pitch", "rank", "single", "same")),
     )
 
 
