@@ -107,18 +107,25 @@ def _paired(text: str, last: Number, number: Number) -> bool:
     return both and number.start - last.end <= 10 and "。" not in text[last.end : number.start]
 
 
+_SCALED = frozenset("百千万亿")
+_TIMES = re.compile(r"(?:[、和与及][0-9.]{1,9}){0,8}倍")  # PE为20、16、14倍
+
+
 def _in_list(text: str, last: Number, number: Number) -> Number:
     """A number that goes on from the one before it: 第五十条、五十一条 are ordinals, 弹性为0.3与0.7 are rates."""
     if text[last.end] in "/／" and last.kind == "price" and f"{number.unit}/" in last.unit:  # 每股收益0.5/0.6元
         return replace(number, unit=last.unit, kind="price") if number.kind == "amount" else number
     if text[last.end] not in "、和与至或及到,，":
         return number
+    if last.unit == f"{number.unit}/股" and text[last.end] not in ",，" and not _SCALED.intersection(number.text):
+        return replace(number, unit=last.unit, kind="price")  # EPS为0.84、1.08及1.37元, but 每股0.5元及2亿元
     if number.kind == "count" and last.kind == "ordinal" and last.text[-1] == number.text[-1]:
         return replace(number, unit="", kind="ordinal", variable=False)
     if last.kind == "ordinal" and last.text[0] == "第" and number.kind == "count" and number.unit in "项条款页题期批":
         if last.text[-1].isdecimal() or last.text[-1] in CN:  # 第1、2项
             return replace(number, unit="", kind="ordinal", variable=False)
-    if number.kind == "other" and last.kind == "rate" and "." in number.text and last.text.isascii():
+    listed = number.kind == "other" and last.kind == "rate" and last.text.isascii()
+    if listed and ("." in number.text or _TIMES.match(text, number.end) is not None):
         if last.text[-1].isdigit() and last.low is None and "/" not in last.text and ":" not in last.text:
             return replace(number, unit="1", kind="rate", variable=True)
     return number

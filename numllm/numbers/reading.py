@@ -34,6 +34,7 @@ _HUNDRED_MILLIONS = re.compile("个[多余]?亿")  # 1.5个亿
 
 _AND_PART = re.compile("又([0-9]{1,4})/([0-9]{1,4})(?![0-9/])")  # 1又1/2
 _FOLLOWS = frozenset("十百千万亿×✕*\\个，又kKmMbBtT" + MANY).union(VULGAR)
+_CHANGE = re.compile(r"(?<![A-Za-z])(?i:yoy|qoq|mom|hoh|wow)[ \t]?\Z")  # QoQ-1.3%
 _GAPS = frozenset(SPACE)
 _LEADS = frozenset("-−－﹣–负").union((sign[-1] for sign in SIGNS), (code[-1] for code in CODES))
 
@@ -51,6 +52,8 @@ def _before(text: str, i: int, floor: int) -> tuple[int, bool, str]:
             if r == "）" and "填列" in text[max(0, start - 6) : start - 2]:  # 损失以“-”号填列）-1,234.56
                 r = ""
             closed = r.isascii() and (r.isalnum() or r in ")]}%'\"")
+            if closed and _CHANGE.search(text, max(0, start - 6), start - 1) is not None:
+                closed = False
             if text[i : i + 2].isdigit() and text[i] == "0":  # 记-0035
                 break
             if (r and (closed or r in "０１２３４５６７８９％）］元年月日股-—–−×")) or start - 1 < floor:
