@@ -4,8 +4,9 @@ What a checkpoint's files hash to is part of every record of what was made of th
 copy them. So the digest of a large file is kept in the user's cache (`sha256` in `$XDG_CACHE_HOME/numllm`, else
 `~/.cache/numllm`) under the file's path, device, inode, size, and times of modification and of change (ctime), on this
 machine. No program can set the last of these: whatever writes to the file, puts another in its place or sets its
-times moves it. What goes past the system is not seen: a disk that spoils a block, a write to the bare device.
-`NUMLLM_REMEMBER=0` hashes everything every time.
+times moves it. What goes past the system is not seen: a disk that spoils a block, a write to the bare device; and what
+a program writes to the file as memory is seen only when it, or the system, has that written out. `NUMLLM_REMEMBER=0`
+hashes everything every time.
 """
 
 from __future__ import annotations

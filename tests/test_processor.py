@@ -169,6 +169,24 @@ def test_all_finite(width: str, dtype: torch.dtype) -> None:
             assert processor.all_finite(bad[:place]) and processor.all_finite(bad[place + 1 :])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_nan_and_infinity_is_seen(width: str, dtype: torch.dtype) -> None:
+    """Whatever its payload, and wherever it stands; in a weight whose sums are finite elsewhere."""
+    top, kind = {torch.bfloat16: (0x7F80, torch.int16), torch.float16: (0x7C00, torch.int16),
+                 torch.float32: (0x7F800000, torch.int32)}[dtype]
+    ones = (1 << 8 * dtype.itemsize - 1) - 1 - top  # all the digits below the exponent
+    payloads = range(ones + 1) if ones < 2048 else (0, 1, 2, ones >> 1, (ones >> 1) + 1, 0x7FFF, 0x8000, 0xFFFF, ones)
+    b, a = torch.full((30, 3), 1e-3).double(), torch.ones(3, 70).double()
+    fold = processor.Fold(b, a)
+    good = torch.randn(30, 70).to(dtype)
+    for number, payload in enumerate(payloads):
+        bad = good.clone()
+        sign = -(1 << 8 * dtype.itemsize - 1) if number % 2 else 0
+        bad.view(kind).view(-1)[number * 37 % bad.numel()] = sign + (top | payload)
+        assert fold(bad, torch.empty_like(bad), 0)[2:] == (False, False), hex(payload)
+    assert fold(good, torch.empty_like(good), 0)[2:] == (True, True)
+
+
 def of_condition(rows: int, columns: int, condition: float, seed: int = 0) -> Tensor:
     """A matrix with singular values from 1 down to 1/condition."""
     generator = torch.Generator().manual_seed(seed)

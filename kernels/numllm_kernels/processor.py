@@ -188,8 +188,8 @@ class Fold:
     For bf16 most sums are made in fp32. There the products of b a are added up in chains of c, and the chains to each
     other; what is rounded m times, u = 2⁻²⁴ each, is wrong by a factor of at most 1 + m u / (1 − m u) (Higham, Accuracy
     and Stability of Numerical Algorithms, 2002, ch. 3). Product r, the p-th of its chain, that being the q-th of Q, has
-    m_r = 2 + (c − p) + (Q − q): b and a are rounded, and it goes through so many additions. So b_i a_j is wrong by at
-    most about
+    m_r = 2 + (c − p) + (Q − q): b and a are rounded (one less for each that is fp32 already), and it goes through so
+    many additions. So b_i a_j is wrong by at most about
 
         u Σ_r m_r |b_ir a_rj| ≤ u ‖√m b_i‖ ‖√m a_j‖,
 
