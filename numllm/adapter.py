@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .adapter_config import CONFIG, moves_base, of_module, read_config
-from .checkpoint import TensorInfo, not_finite, read_header, read_tensor, write_safetensors
+from .checkpoint import TensorInfo, read_header, read_tensor, write_safetensors
 from .errors import AdapterError, CheckpointError, short
 from .files import write_json
+from .finite import not_finite
 
 if TYPE_CHECKING:
     from torch import Tensor

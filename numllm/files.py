@@ -264,10 +264,11 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+def sha256(path: str | Path, check: Callable[[], object] = lambda: None) -> str:
+    """Hexadecimal SHA-256 of a file's bytes. check: called for every 4 MiB, to give up by raising. OSError."""
+    digest, memory = hashlib.sha256(), memoryview(bytearray(1 << 22))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(memory):
+            check()
+            digest.update(memory[:count])
     return digest.hexdigest()

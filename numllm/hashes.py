@@ -25,7 +25,7 @@ from pathlib import Path
 from numllm_kernels.processor import cache_folder
 
 from .errors import NumLLMError
-from .files import write_aside
+from .files import sha256, write_aside
 
 LARGE = 8 << 20
 """Bytes from which on a file's digest is remembered."""
@@ -68,18 +68,14 @@ def digest(path: str | Path, *, afresh: bool = False, check: Callable[[], object
     afresh: by reading it in any case. check: called every 4 MiB, to give up by raising. OSError.
     """
     path, now = Path(path), time.time()
-    with open(path, "rb", buffering=0) as file:
-        before = os.fstat(file.fileno())
-        key = _key(path, before)
-        if not afresh and (found := _find(key)):
-            return found
-        hashed, memory = hashlib.sha256(), memoryview(bytearray(min(1 << 22, before.st_size + 1)))
-        while count := file.readinto(memory):
-            check()
-            hashed.update(memory[:count])
-        if now - before.st_ctime >= SETTLED and _key(path, os.fstat(file.fileno())) == key:
-            _remember(key, hashed.hexdigest(), int(now))
-    return Digest(hashed.hexdigest())
+    before = os.stat(path)
+    key = _key(path, before)
+    if not afresh and (found := _find(key)):
+        return found
+    found = Digest(sha256(path, check))
+    if now - before.st_ctime >= SETTLED and _key(path, os.stat(path)) == key:
+        _remember(key, found.sha256, int(now))
+    return found
 
 
 def _key(path: Path, about: os.stat_result) -> str | None:

@@ -20,7 +20,6 @@ from .checkpoint import (
     Checkpoint,
     RowReader,
     TensorInfo,
-    all_finite,
     expected_shapes,
     read_rows,
     row_blocks,
@@ -29,6 +28,7 @@ from .checkpoint import (
 )
 from .config import ModelConfig
 from .errors import CheckpointError
+from .finite import all_finite
 
 PIECE = 1 << 21
 """Elements that are read, checked and converted at a time."""

@@ -15,7 +15,7 @@ HEAVY = {"torch", "triton", "click", "transformers", "peft", "safetensors", "tok
 # For each module of numllm, the modules of numllm it may import: those before it on the way data flows.
 CORE = {"errors", "files", "collector"}
 CONFIG = {"errors", "fields", "families", "model_config", "config"}
-CHECKPOINT = CORE | CONFIG | {"hub", "checkpoint"}
+CHECKPOINT = CORE | CONFIG | {"hub", "checkpoint", "finite"}
 TEXT = CORE | {"overlap", "numbers", "corpus", "questions"}
 OPERATIONS = {"reference", "products", "ops"}
 MODEL = CHECKPOINT | OPERATIONS | {"tokenizer", "attention", "rope", "weights", "positions", "layers", "model"}
@@ -31,6 +31,7 @@ ALLOWED = {
     "config": {"errors", "fields", "families", "model_config"},
     "hub": CORE,
     "checkpoint": CORE | CONFIG | {"hub"},
+    "finite": {"checkpoint"},
     "rope": {"model_config"},
     "weights": CHECKPOINT,
     "tokenizer": CHECKPOINT,

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from numllm import checkpoint as checkpoints
 from numllm.adapter import write_adapter
-from numllm.checkpoint import Checkpoint, all_finite, expected_shapes, not_finite, read_header, write_safetensors
+from numllm.checkpoint import Checkpoint, expected_shapes, read_header, write_safetensors
 from numllm.config import ModelConfig
 from numllm.errors import CheckpointError
+from numllm.finite import all_finite, not_finite
 from numllm.merge import merge
 from numllm.model import load_model
 
