@@ -327,7 +327,7 @@ def test_copying_is_spread_among_merging(merging: int, copying: int) -> None:
         assert [place for place, each in enumerate(done) if each[0] == "c"] == [1, 4, 8]
 
 
-@pytest.mark.parametrize("spread", [0.0, 1.0, 2.5, 5.0, 16.0])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 1.7, 2.0, 2.5, 5.0, 16.0])
 @pytest.mark.parametrize("shape", [(40, 6, 90), (300, 32, 200), (5, 12, 9), (20, 20, 20)])
 def test_decompose_is_the_svd_of_the_product(spread: float, shape: tuple[int, int, int]) -> None:
     """Columns of b that span `spread` powers of ten: by Cholesky, and by QR where that would not be exact."""

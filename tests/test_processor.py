@@ -149,6 +149,20 @@ def test_what_is_not_finite_is_told(width: str, dtype: torch.dtype, place: tuple
     assert sound and not finite
 
 
+@pytest.mark.parametrize("in_fp32", ["", "a", "b", "ab"])
+def test_the_bound_counts_every_rounding(width: str, in_fp32: str) -> None:
+    """b_i and a_j are one vector, so that ‖√m b_i‖ ‖√m a_j‖ is Σ m |b_i a_j|: m by the class's own words."""
+    rank, chain = 20, processor.library().numllm_fold_chain()
+    exact = torch.rand(rank, generator=torch.Generator().manual_seed(1)).double() + 0.5
+    other = exact + 2.0**-30
+    b = (exact if "b" in in_fp32 else other).expand(7, rank).contiguous()
+    a = (exact if "a" in in_fp32 else other)[:, None].expand(rank, 70).contiguous()
+    m = [2 - len(in_fp32) + chain - r % chain + -(-rank // chain) - r // chain for r in range(rank)]
+    least = 2.0**-24 * sum(count * float(value) ** 2 for count, value in zip(m, exact, strict=True))
+    *_, b_bound, a_bound = processor.Fold(b, a)._kept
+    assert least <= float(b_bound[0] * a_bound.max()) <= 2 * least
+
+
 def test_nothing_changes_nothing() -> None:
     w = torch.randn(30, 70).bfloat16()
     w[3, 3:9] = 0
