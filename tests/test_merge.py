@@ -39,7 +39,7 @@ from numllm.merge import (
     verify_merge,
     write,
 )
-from numllm.merge.factors import Product, compare_all
+from numllm.merge.factors import Product, _decomposed, compare_all
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -347,6 +347,19 @@ def test_decompose_is_the_svd_of_the_product(spread: float, shape: tuple[int, in
     # The triangles alone: the square of the condition they are made of is in their error.
     torch.testing.assert_close(short.singular, s, rtol=0, atol=1e-9 * size)
     assert decompose(b, a)[0].equal(u)
+
+
+@pytest.mark.parametrize("condition", [3.0, 500.0, 1e8])
+def test_a_basis_and_its_triangle_give_the_matrix(condition: float) -> None:
+    """As near as LAPACK's QR does: a triangle of one Cholesky factor alone would be ten times as far away."""
+    generator = torch.Generator().manual_seed(0)
+    q, _ = torch.linalg.qr(torch.randn(300, 20, generator=generator, dtype=torch.float64))
+    v, _ = torch.linalg.qr(torch.randn(20, 20, generator=generator, dtype=torch.float64))
+    x = q * torch.logspace(0, -math.log10(condition), 20, dtype=torch.float64) @ v.T
+    y, turn, r = _decomposed(x)
+    basis = y @ turn
+    torch.testing.assert_close(basis @ r, x, rtol=0, atol=5e-16)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(20, dtype=torch.float64), rtol=0, atol=5e-15)
 
 
 def test_decompose_is_deterministic_in_sign() -> None:
