@@ -105,6 +105,7 @@ def delta_of(
     columns = [weight for weight, rank in zip(weights, ranks, strict=True) for _ in range(rank)]
     vectors = balanced or kept < target.full_rank or not known
     weighted = torch.tensor(columns, dtype=torch.float64)
+    # In place where the adapters' own B are not looked at.
     weighted = b.mul_(weighted) if options.method in ("exact", "svd") else b * weighted
     product = Product(weighted, a, vectors=vectors)
     split = product.split(ranks)
