@@ -27,11 +27,12 @@ def test_the_set_is_large_consistent_and_has_every_kind() -> None:
             last = n["end"]
 
 
-@pytest.mark.parametrize("part", ["development", "measurement", "fresh"])
+@pytest.mark.parametrize("part", ["development", "measurement", "fresh", "blind"])
 def test_scores(part: str) -> None:
     """F1 of span, value and unit together, and `variable` where these agree: both at least 0.97.
 
-    The part `fresh` was written last and measured once before anything was changed for it: F1 0.958, variable 0.993.
+    The part `fresh` was measured once before anything was changed for it: F1 0.958, variable 0.993. `blind` was written
+    and annotated by a description of the output alone; see the benchmarks' page for what was found at first.
     """
     right = found = wanted = variable = 0
     for row in ROWS:

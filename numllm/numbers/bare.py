@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .context import cue_before, day_at, label_at, month_at, price_before, with_ordinal_words
+from .captions import unit_before
+from .context import cue_before, day_at, label_at, month_at, price_before, with_ordinal_words, with_unit
 from .core import Core
 from .letters import before_letters
-from .measures import per_at
+from .measures import Measure, per_at
 from .number import Number, make
 from .numerals import FOLD
 from .units import SPACE, UNITS
@@ -24,7 +25,7 @@ _DIVIDEND = re.compile("[0-9股][送转增配派]{1,2}\\Z")  # 10送3转2
 _SETTLEMENT = re.compile(r"(?<![A-Za-z0-9])[TDN]\s?\+\Z")  # T+0, N+3
 _QUOTED_DAY = re.compile(r"(0?[1-9]|1[0-2])\.(3[01]|[12][0-9]|0?[1-9])")  # “9.24”行情
 _FLOORS = ("平", "平米", "平方米", "㎡", "m²")  # 3.2万/平 is a price of dwellings
-_YEARS = re.compile("(?:[/、](?:19|20)[0-9]{2}){1,6}年")
+_YEARS = re.compile("(?:[/、](?:19|20)?[0-9]{2}){1,6}年")
 _SHORT_YEARS = re.compile(r"[/、]([23][0-9])(?:[/、][23][0-9]){0,5}年\s?(?:P/?[EBS]|EPS|归母|净利|营收|业绩)")
 _MINUEND = re.compile(r"(?:[（(]([0-9][0-9,]{0,13}(?:\.[0-9]{1,6})?)|[+×*\[\-][0-9.,]{1,14})-\Z")
 _SUBTRAHEND = re.compile(r"-([0-9]{1,12}(?:\.[0-9]{1,9})?)[)）]")
@@ -50,6 +51,8 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         kind, unit = price_before(text, start, core.currency)
         return make(text, start, j, value, unit, kind, True)
     if p and p in "（(" and n and n in "）)" and start > floor:
+        if len(raw) > 1 and (unit := unit_before(text, start - 1, text[start - 1 : j + 1])) is not None:
+            return with_unit(text, core._replace(start=start - 1, negative=True), Measure(j + 1, unit))
         if digits and len(raw) <= 2 and not _LATIN_BEFORE.match(left[-2:-1]):
             return make(text, *with_ordinal_words(text, start - 1, j + 1), value, "", "ordinal", False)
         year = digits and len(raw) == 4 and "1900" <= raw.translate(FOLD) <= "2099"
@@ -65,6 +68,8 @@ def bare_number(text: str, core: Core, floor: int) -> tuple[Number | None, int]:
         return make(text, start, j, f"--{day.group(1):0>2}-{day.group(2):0>2}", "", "date", False)
     if not digits and 6 <= j - start <= 7 and (dated := month_at(text, start, j, left)) is not None:
         return dated
+    if (unit := unit_before(text, start, raw)) is not None and not (core.scaled and unit.shift):
+        return with_unit(text, core, Measure(j, unit))
     whole = len(text) - (j - start) <= 16 and text.strip() == raw
     after = text[j + 1 : j + 2] if n and n in SPACE else n
     before = left[-2:-1] if p and p in SPACE else p

@@ -45,11 +45,13 @@ _HALF = re.compile(r"半(?:(?P<m>个月)|(?P<y>年)(?![度报线])|(?P<d>天)|(?
 _COUNTED = re.compile(r"以[上下内]")
 _COUNTED_BEFORE = re.compile(r"(?:满|至少|不[少多]于|仅有?|只有|每[^，。；\n]{1,8}为)\Z")
 _IDIOM = re.compile(
-    "十年(?:树木|寒窗|磨一剑|如一日)|三年五载|一年(?:四季|之计|到头|一[度次]|半载)|三天两头|(?<=一波)三折|(?<=半斤)八两|"
+    "二次|十年(?:树木|寒窗|磨一剑|如一日)|三年五载|一年(?:四季|之计|到头|一[度次]|半载)|三天两头|(?<=一波)三折|(?<=半斤)八两|"
     "三十而立|四十不惑|五十知天命|三百六十行|二十四节气|三十六(?:计|策)|七十二变|五十步|"
     "三天打鱼|两天晒网|三十年河|一日千里|一分钱一分货|五十步笑|一天天|(?<=三番)五次|两票制|[两三]桶油|三只松鼠|三人(?:行|成虎)|三个代表|两个(?:务必|维护|确立|毫不动摇|一百年)|二十国集团|四个(?:自信|全面|意识)"
 )
-_POINTS = re.compile(f"{MOVED.pattern}|[加减让扣抽返干赚亏][了到]?\\Z")  # 加了两个点
+_POINTS = re.compile(  # 加了两个点, 利率高两个点
+    f"{MOVED.pattern}|[加减让扣抽返干赚亏][了到]?\\Z|浮\\Z|(?:利[率息]|收益率?|年化|费率?|佣金|息差|点差)[^，。；0-9]{{0,10}}\\Z"
+)
 _EACH = re.compile("([两二三四五六七八九十百千万]*[百千万][一二三四五六七八九])一\\Z")  # 两万八一平
 _TRADED = re.compile("[买卖持增减][入出进仓有了]{0,2}\\Z")
 _AFTER_MONEY = "以之的人钱为起每左上下整多余至到及和与或是不未计收者内外兑可只就买卖"  # 二元控制, 三元论 name no money
@@ -248,7 +250,7 @@ def _chinese_measure(text: str, core: Core, p: str) -> Measure | None:
         return None
     if word == "元" and _VARIATE.match(text, measure.end):
         return None
-    if word == "成" and after and after in "不":
+    if (word == "成" and after and after in "不") or word == "厘":
         return None
     if word == "周" and p and p in "上下本":
         return None
@@ -257,7 +259,8 @@ def _chinese_measure(text: str, core: Core, p: str) -> Measure | None:
     if (word == "门" and p == "花") or (word == "名" and p == "前"):
         return None
     if measure.unit.name == "1":  # 三个百分点; 两个点 are points of a move, or dots
-        dots = text.endswith("个点", core.end, measure.end) and _POINTS.search(text, max(0, core.start - 4), core.start)
+        left = text[max(0, core.start - 14) : core.start]
+        dots = text.endswith("个点", core.end, measure.end) and _POINTS.search(left)
         return None if dots is None else measure
     if measure.unit.grade == 0 and counted_label(text, core.start, measure.end):  # 共五章
         return measure
@@ -267,7 +270,9 @@ def _chinese_measure(text: str, core: Core, p: str) -> Measure | None:
         return measure
     if word in "分点手头份张" or core.digits == "0":
         return None if word in "分点手头" or core.digits in "01" else measure
-    if (measure.unit.name == "期" and p != "分") or (word in "级代号节章款度" and measure.unit.grade == 0):
+    if measure.unit.name == "期" and p not in tuple("分续计"):  # 三期工程, but 分三期, 连续三期, 累计六期
+        return None
+    if word in "级代号节章款度" and measure.unit.grade == 0:
         return None
     return measure
 

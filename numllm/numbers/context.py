@@ -10,7 +10,7 @@ from .measures import Measure
 from .number import Number, make
 from .numerals import FOLD, exact_decimal
 from .patterns import DOTTED, INDEX_CUE, MARK_BEFORE, MOVED, WORD_TAIL
-from .units import SPACE, UNITS
+from .units import SPACE, UNITS, VAGUE
 
 __all__ = [
     "counted_label",
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _PER_BEFORE = re.compile(
-    r"每(1|一)?(股|件|斤|吨|桶|度|平米|平(?![均方])|台|份|张|套|辆|平方米|公斤|千克|克拉|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|头|羽|盒|袋|公里|杯|升|瓶|亩|笔|点|手|户|千瓦时|立方米)(?:每[年月日天季])?[^，。；、,;：:0-9每\n]{0,10}\Z"
+    r"每(1|一)?(股|件|斤|吨|桶|度|平米|平(?![均方])|台|份|张|套|辆|平方米|公斤|千克|克拉|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|头|羽|盒|袋|公里|杯|升|瓶|亩|单(?![位价])|笔|点|手|户|千瓦时|立方米|标箱)(?:每[年月日天季])?[^，。；、,;：:0-9每\n]{0,10}\Z"
 )
 _PER_SHARE = re.compile("(?<![A-Za-z])(?:EPS|DPS|BVPS|BPS)[^，。；、,;：:0-9\n]{0,8}\\Z")
 _LABEL = re.compile(
@@ -34,7 +34,7 @@ _LABEL = re.compile(
 )
 _IDENTIFIER_CUE = re.compile(
     r"(?:电话|传真|帐号|账号|卡号|账户|帐户|编号|编码|代码|号码|邮编|ISBN|ISSN|DOI|doi|arXiv|证号|文号|科目|ID|单号|信箱|QQ|版本|KB|凭证|"
-    r"批号|序号|端口|尾号|[后末][四4]位|主科目|热线|分机|验证码|(?:[0-9]{3}|传真|电话)转)[\s:：为是（(“\"*-]{0,4}(?:[A-Z]{1,6}-|临)?\Z"
+    r"批号|序号|端口|尾号|[后末][四4]位|主科目|拨打|致电|热线|分机|验证码|(?:[0-9]{3}|传真|电话)转)[\s:：为是（(“\"*-]{0,4}(?:[A-Z]{1,6}-|临)?\Z"
 )
 _CUE = re.compile(  # the last cue decides: 边际消费倾向 is a rate
     r".*(?:(?P<rate>(?<!汇)率|系数|倍数|因子|(?:现值|获利|盈利)指数|比例|比重|占比|倾向|弹性|乘数|权重|概率|贝塔|β|标准差|(?<!协)方差|(?<![同环相对])比(?=[约分]?[为是达：:=＝]|\Z))|(?P<price>单价|价格|股价|市价|行权价|收盘价|报价)|"
@@ -47,7 +47,7 @@ _ASIDE = re.compile(  # 系数（8%，5年）为
     r"(?<=[\u4e00-\u9fff])[（(][^（()）]{1,20}[)）](?=(?:[约分]?[为是]|等于|达|[:：=＝])\s?\Z)"
 )
 _LABEL_ENDS = "例题图表式行件录注骤案页段形本版章节卷号.eenrp第"
-_IDENTIFIER_ENDS = '话真号户码编NIiDv临目箱Q本B证口线机转位:：为是“"*-'
+_IDENTIFIER_ENDS = '话真号户码编NIiDv临目箱Q本B证口线机转位打电:：为是“"*-'
 _INDEX_NAME = re.compile(  # 沪深300
     "(?:沪深|中证|上证|深证|国证|北证|科创|创业板|标普|纳斯达克|日经|富时|罗素|恒生)\\Z"
 )
@@ -64,7 +64,7 @@ _ACRONYM = re.compile(r"(?<![A-Za-z])[A-Z]{2,6} \Z")
 _LINE_START = re.compile(r"(?:^|\n)[\s>#*|\-【\[\ufeff]{0,8}\Z")
 _DAYS_AFTER = re.compile(
     r"(?:以?之?内|以?前|以?后|以上|以下|之前|之后|的?期限|届满|的?时间|期满|为限"
-    r"|[（(]不?含|年化|均线|移动平均|滚动|通知存款|逆回购|理财|[犹冷宽等]|无理由|线(?![上下]))"
+    r"|[（(]不?含|年化|均线|移动平均|滚动|通知存款|逆回购|理财|的?[犹冷宽等免观]|无理由|线(?![上下]))"
 )
 _DAYS_BEFORE = re.compile(
     r"(?:(?<![日学假周本上每])期[为是共]?|起满?|连续|持续|累计|"
@@ -114,14 +114,14 @@ def with_unit(text: str, core: Core, measure: Measure) -> tuple[Number, int]:
             variable = False
             kind = "other"
     elif core.lone and unit.grade < 3:
-        variable = unit.grade >= 2 or text[core.end] in MANY  # 十来个
+        variable = unit.grade >= 2 or name not in VAGUE or text[core.end] in MANY  # 两家, 十来个, but 三个方面
     return make(text, start, end, value, name, kind, variable)
 
 
 _COUNTED_CASES = re.compile("[\u4e00-\u9fff]{0,8}(?:案|事|诉|并购|投|交易|违|件|纠纷|重组|收购|融资|罚|其中|，其|。)")
-_COUNTABLE = "章节页款集回卷级"
+_COUNTABLE = "章节页款集回卷级度"
 _COUNT_CUE = re.compile(
-    "(?:共有?|合?计|分[为成]|约|逾|超过?|达|仅|推出|上线|发布|涵盖|代销|在售|新增|多达|至少|不[少多]于|全[书文套]有?)\\Z"
+    "(?:共有?|合?计|分[为成]|约|逾|超过?|达|仅|推出|上线|发布|涵盖|代销|在售|新增|多达|至少|不[少多]于|全[书文套]有?|电量?)\\Z"
 )
 _COUNT_NOUN = re.compile("款(?:产品|理财|基金|保险|车型|新品|新车|手机|游戏|软件|App|APP)")
 _CURRENCY_WORD = re.compile("(?:港币|美金|新?台币)\\Z")

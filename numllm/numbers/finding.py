@@ -40,11 +40,12 @@ _TAG = re.compile(r"</?[A-Za-z][^<>]{0,4000}>")
 _CLINGING = frozenset("第_^\\@#{%=&/-.?−" + string.ascii_letters)
 _AREA_PHONE = re.compile(r"[(（]0[0-9]{2,3}[)）][- ]?(?:[0-9]{7,8}|[0-9]{3,4}[- ][0-9]{4})(?![0-9])")  # (0755)82943100
 _EQUALS = re.compile(r"(?:[$=≈]|\\approx)\s?\Z")  # $3.5$亿元, $P=30$元, but not $T+1$年
+_ONE = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,3}|[0-9]{1,9})(?:\.[0-9]{1,6})?"
 _SHARED = re.compile(  # 5.6/7.2亿元
     r"(?:[/／][0-9]{1,9}(?:\.[0-9]{1,6})?[万亿]?){0,4}[/／](?P<last>[0-9]{1,9}(?:\.[0-9]{1,6})?)(?![0-9./／])"
 )
 _LISTED = re.compile(  # 1、3和5年
-    r"(?P<more>(?:、[0-9]{1,9}(?:\.[0-9]{1,6})?){0,6})[、和与及](?P<last>[0-9]{1,9}(?:\.[0-9]{1,6})?)(?![0-9.、])"
+    rf"(?P<more>(?:、[-−]?{_ONE}){{0,6}})[、和与及][-−]?(?P<last>{_ONE})(?![0-9.、])"
 )
 _PER_MANY = re.compile(r"(?P<many>10{1,3})万分之(?P<top>[0-9]{1,9}(?:\.[0-9]{1,9})?)")  # 10万分之3
 
@@ -84,6 +85,8 @@ def find_numbers(text: str) -> list[Number]:
         if number is not None:
             if found and number.start - found[-1].end == 1:
                 number = _in_list(text, found[-1], number)
+            elif found and number.kind == "amount" and found[-1].kind == "price" and _is_step(text, found[-1], number):
+                number = replace(number, unit=found[-1].unit, kind="price")
             elif found and number.start == found[-1].end and number.unit == "分" and found[-1].unit == "hour":
                 number = replace(number, unit="minute", kind="duration", variable=True)  # 4小时30分
             elif number.kind == "other" and not number.variable and number.end - number.start > 1:
@@ -108,17 +111,30 @@ def _paired(text: str, last: Number, number: Number) -> bool:
 
 
 _SCALED = frozenset("百千万亿")
+_STEP = re.compile("[增升降调减提涨跌上下加少高低改变更回落整]{1,3}[至到为]")
+_LATER = re.compile("([0-9]{2})年?")  # 2024/25/26年
 _TIMES = re.compile(r"(?:[、和与及][0-9.]{1,9}){0,8}倍")  # PE为20、16、14倍
+
+
+def _is_step(text: str, last: Number, number: Number) -> bool:
+    """Whether a price becomes the money behind it: 每股派息由0.12港元增至0.15港元."""
+    return last.unit.startswith(f"{number.unit}/") and _STEP.fullmatch(text, last.end, number.start) is not None
 
 
 def _in_list(text: str, last: Number, number: Number) -> Number:
     """A number that goes on from the one before it: 第五十条、五十一条 are ordinals, 弹性为0.3与0.7 are rates."""
     if text[last.end] in "/／" and last.kind == "price" and f"{number.unit}/" in last.unit:  # 每股收益0.5/0.6元
         return replace(number, unit=last.unit, kind="price") if number.kind == "amount" else number
+    if last.kind == "date" and text[last.end] in "/、" and len(last.value) == 4:
+        later = _LATER.fullmatch(number.text)
+        if later is not None and (value := last.value[:2] + later.group(1)) > last.value:
+            return replace(number, value=value, unit="", kind="date", variable=False)
     if text[last.end] not in "、和与至或及到,，":
         return number
-    if last.unit == f"{number.unit}/股" and text[last.end] not in ",，" and not _SCALED.intersection(number.text):
-        return replace(number, unit=last.unit, kind="price")  # EPS为0.84、1.08及1.37元, but 每股0.5元及2亿元
+    if last.kind == "price" and text[last.end] not in ",，" and last.unit.startswith(f"{number.unit}/"):
+        # 每张1,010元和990元, EPS为0.84、1.08及1.37元, but not 每股5元及2亿元
+        if _SCALED.isdisjoint(number.text) or not _SCALED.isdisjoint(last.text):
+            return replace(number, unit=last.unit, kind="price")
     if number.kind == "count" and last.kind == "ordinal" and last.text[-1] == number.text[-1]:
         return replace(number, unit="", kind="ordinal", variable=False)
     if last.kind == "ordinal" and last.text[0] == "第" and number.kind == "count" and number.unit in "项条款页题期批":
@@ -185,14 +201,15 @@ def _read_shared(text: str, core: Core, match: re.Match[str]) -> tuple[Number, i
     if measure.unit.grade < 2 or kind == "index":
         return None
     if kind == "duration" and measure.unit.name == "year" and len(core.digits) > 1:  # 2024/2025年, 24/25/26年
-        if len(last.digits) == 4 or int(last.digits) == int(core.digits) + count:
+        if len(core.digits) == 4 or len(last.digits) == 4 or int(last.digits) == int(core.digits) + count:
             return None
     if match.re is _SHARED:
         if kind == "duration" and count == 1 and text[core.start - 1 : core.start] not in ("/", "／"):  # 2/10年期
             return None
     else:
         left = text[max(0, core.start - 14) : core.start]
-        if kind == "rate" and not match.group("more"):
+        alone = not match.group("more") and text[core.start - 1 : core.start] != "、"
+        if kind == "rate" and alone and text[last.end] in "%％":  # 1.2和5%
             return None
         if label_at(text, core, left, text[core.start : core.end], core.exponent == 0) is not None:
             return None

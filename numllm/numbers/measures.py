@@ -19,7 +19,9 @@ _CHANGE = re.compile(
 _PERCENT_TEX = re.compile(r"\s?(?:\$\s?\\(?:%|textperthousand)(?:\s?\$)?|\\(?:%|textperthousand))")
 _PER_TIME = re.compile("[/／·](?:[天日月年人次期]|小时)(?![0-9])")
 _TENTHS = re.compile("[半一二三四五六七八九](?![十百千万个年月天人家股次条项])")
-_FITTING = ("为宜", "为限", "为佳", "为好")  # 三成为宜
+_PIECES = tuple("地土板砖屏表电石玻芯布木煤肉蛋牌冰区田广招")  # what 块 counts
+_IN_PIECES = re.compile("(?:[切割分掰断裂]成?|[这那])\\Z")
+_FITTING = ("为宜", "为限", "为佳", "为好", "就行", "就够", "就可", "就能", "就好", "分配", "分给")  # 三成为宜
 _MULTIPLE = re.compile(  # 25x PE, 25x 2025E PE, PE 25x
     r"[xX](?:(?=(?P<named>(?:的|\s?(?:(?:20)?[0-9]{2}[AEF]?年?)?\s?(?:P/?[EBS]|EV|市[盈净销]率|估值)(?![a-z]))))"
     r"|(?![A-Za-z0-9+\-−=*^_×÷<>≤≥$\\{(]))"
@@ -82,7 +84,7 @@ def measure_at(text: str, core: Core) -> Measure | None:
         if c == "来" and not core.digits.endswith("0") and not core.exponent:
             return None
         found = unit_at(text, j + 1)
-        return None if found is None or found.unit.grade == 0 else found
+        return None if found is None or found.unit.grade == 0 else _paid(text, core, found)
     if c and c in "xX" and core.style == "a" and (multiple := _MULTIPLE.match(text, j)) is not None:
         valued = _VALUATION.search(text, max(0, core.start - 20), core.start) if not multiple.group("named") else True
         return Measure(j + 1, UNITS["倍"]) if valued else None
@@ -109,12 +111,23 @@ def measure_at(text: str, core: Core) -> Measure | None:
                 return Measure(change.end(), unit, Fraction(cents, 100))
         if text[end : end + 1] in "/／每 " and end < len(text) and (per := per_at(text, end)) is not None:
             return Measure(per[0], Unit("price", f"{unit.name}/{per[1]}", unit.shift, 3))
+    elif unit.name == "块":
+        return _paid(text, core, found)
     elif unit.shift == -1 and text[end - 1] == "成" and _TENTHS.match(text, end) is not None:
         return Measure(end + 1, unit, Fraction(5 if text[end] == "半" else DIGITS[text[end]], 100))  # 六成五, 三成半
     elif unit.kind == "duration" and text[end : end + 1] == "半" and unit.name in ("year", "day", "week"):
         if text[end - 1] in "年天周" and text[end + 1 : end + 2] not in ("年", "天", "周"):
             return Measure(end + 1, unit, Fraction(1, 2))
     return found
+
+
+def _paid(text: str, core: Core, found: Measure) -> Measure:
+    """A unit that was found, 元 where 块 stands for it: 九十块, 三百来块, but 切成8块, 三块地."""
+    if found.unit.name != "块" or core.lone or text[found.end : found.end + 1] in _PIECES:
+        return found
+    if _IN_PIECES.search(text, max(0, core.start - 2), core.start) is not None:
+        return found
+    return found._replace(unit=UNITS["元"])
 
 
 def per_at(text: str, j: int) -> tuple[int, str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from .captions import closes_unit
 from .core import MANY, Core, magnitude_at
 from .measures import unit_at
 from .numerals import DIGITS, FOLD, VULGAR, chinese_to_int, exact_decimal
@@ -20,6 +21,7 @@ _SPACED = re.compile(
 )
 _CN_FRACTION = re.compile("点([零〇○一二三四五六七八九]{1,32})(百万|千万|百亿|千亿|万亿|[万亿])?")
 _MIXED = re.compile(r"([0-9]+(?:\.[0-9]+)?)([十百千]?[万亿]|[百千])")
+_THOUSANDS = re.compile("([0-9])千(?:([0-9])百)?(?:([0-9])十)?(?<=[百十])([万亿])")  # 2千9百万
 _SHORT_TENTH = re.compile(r"([0-9]{1,4})万([1-9])(?=[。，；、！？)）]|\Z)")
 _LATIN_BEFORE = re.compile("[A-Za-z/]")  # EUR/USD 1.0850 is a rate of exchange
 _ENGLISH = re.compile(  # US$1.2 billion, $300M
@@ -50,6 +52,8 @@ def _before(text: str, i: int, floor: int) -> tuple[int, bool, str]:
             q = text[start - 2] if start > 1 else ""
             r = text[start - 3] if start > 2 and q in " \t" else q
             if r == "）" and "填列" in text[max(0, start - 6) : start - 2]:  # 损失以“-”号填列）-1,234.56
+                r = ""
+            elif q in (" ", "\t") and r in ("）", ")") and closes_unit(text, start - 2):  # 净额（万元） -4,512.37
                 r = ""
             closed = r.isascii() and (r.isalnum() or r in ")]}%'\"")
             if closed and _CHANGE.search(text, max(0, start - 6), start - 1) is not None:
@@ -199,6 +203,10 @@ def _mixed(text: str, i: int, end: int) -> tuple[int, Fraction] | None:
         return None
     if (short := _SHORT_TENTH.match(text, i)) is not None and short.end() == end + 1:
         return end + 1, Fraction(10 * int(short.group(1)) + int(short.group(2))) * 1000
+    if (thousands := _THOUSANDS.match(text, i)) is not None:
+        parts = zip(thousands.groups("0"), (1000, 100, 10), strict=False)
+        whole = sum(int(digit) * worth for digit, worth in parts)
+        return thousands.end(), Fraction(whole) * 10 ** MAGNITUDES[thousands.group(4)]
     total, last, k = Fraction(0), 10**13, i
     for _ in range(6):
         group = _MIXED.match(text, k)

@@ -18,12 +18,14 @@ _INTEREST = re.compile(r"(?P<period>[年月日])(?:息|利率?|利息)[^，。�
 _INTEREST_UNIT = re.compile(rf"(?P<unit>[厘分])(?:(?P<half>半)|(?P<tenth>{_DIGIT})厘?(?![{D}]))?(?![之钟])")
 # power of ten of 厘: one in a hundred a year, in a thousand a month, in ten thousand a day; 分 is ten of them
 _INTEREST_POWER = {"年": -2, "月": -3, "日": -4}
+_ONE_PIECE = "一[斤个张只平米公克杯碗盒瓶份串件次天月年吨度晚人]"
+_EACH = re.compile(_ONE_PIECE)  # 三块一斤
 _COINS = re.compile(
-    rf"块(?P<jiao>{_DIGIT})(?:[毛角](?:(?P<cents>{_DIGIT})分?)?钱?)?(?![{D}十百千万个成块%％.]|(?!一[斤个张只平米公克杯碗盒瓶份串件次天月年吨度晚人]){_DIGIT})|[角毛](?P<fen>{_DIGIT})(?:分钱?|(?![{D}十百千万个.]|{_DIGIT}))|"
+    rf"块(?!{_ONE_PIECE})(?P<jiao>{_DIGIT})(?:[毛角](?:(?P<cents>{_DIGIT})分?)?钱?)?(?![{D}十百千万个成块%％.]|(?!{_ONE_PIECE}){_DIGIT})|[角毛](?P<fen>{_DIGIT})(?:分钱?|(?![{D}十百千万个.]|{_DIGIT}))|"
     r"(?P<mao>[角毛])钱?|(?P<cent>分)钱|(?P<yuan>块)(?![钱地板砖屏表电])"
 )
 _PAID = re.compile(  # 涨了五毛, 卖12块
-    "(?:[涨跌升降差省花卖收付交给赚赔亏贵罚补退赢输欠借还]了?|每[\u4e00-\u9fff]|[破超值]了?|便宜了?|优惠|补贴|[卖涨跌降]到|只[要需]|仅需|[低高]了|合计|共)"
+    "(?:[涨跌升降差省花卖收付交给赚赔亏贵罚补退赢输欠借还]了?|每[\u4e00-\u9fff]|[破超值]了?|便宜了?|优惠|补贴|[卖涨跌降]到|只[要需]|仅需|[低高]了|合计|共|[费价])"
     "[约近才]?\\Z"
 )
 PER_TEN_THOUSAND = re.compile(  # 佣金按万2.5收取, 日息万五
@@ -51,8 +53,8 @@ def try_spoken(text: str, core: Core) -> tuple[Number, int] | None:
     if c == "厘" or (coins := _COINS.match(text, core.end)) is None:
         return None
     if coins.group("yuan") or (coins.group("mao") and core.style == "c" and not coins.group().endswith("钱")):
-        hundreds = core.style == "c" and len(core.digits) > 2  # 四千一百块
-        if not hundreds and _PAID.search(text, max(0, core.start - 5), core.start) is None:  # 三角债, 四角, 12块
+        paid = _PAID.search(text, max(0, core.start - 5), core.start) is not None
+        if not paid and _EACH.match(text, coins.end()) is None:  # 三角债, 四角, 三块
             return None
     value = Fraction(core.value())
     if coins.group("jiao"):

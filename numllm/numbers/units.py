@@ -5,22 +5,22 @@ from __future__ import annotations
 import string
 from typing import NamedTuple
 
-__all__ = ["CODES", "LONGEST", "MAGNITUDES", "NOT_BEFORE", "NOT_MAGNITUDE", "SIGNS", "SPACE", "UNITS", "Unit"]
+__all__ = ["CODES", "LONGEST", "MAGNITUDES", "NOT_BEFORE", "NOT_MAGNITUDE", "SIGNS", "SPACE", "UNITS", "VAGUE", "Unit"]
 
 _CURRENCIES = {
     "CNY": "元 块钱 人民币 元人民币 圆 圆人民币 人民币元 RMB CNY",
     "USD": "美元 美金 USD",
     "HKD": "港元 港币 元港币 HKD",
     "EUR": "欧元 EUR",
-    "JPY": "日元 JPY",
+    "JPY": "日元 日圆 日币 JPY",
     "GBP": "英镑 GBP",
-    "AUD": "澳元 澳大利亚元 AUD",
-    "CAD": "加元 加拿大元 CAD",
+    "AUD": "澳元 澳币 澳大利亚元 AUD",
+    "CAD": "加元 加币 加拿大元 CAD",
     "CHF": "瑞士法郎 CHF",
-    "SGD": "新加坡元 新元 SGD",
+    "SGD": "新加坡元 新元 新币 SGD",
     "TWD": "新台币 台币 TWD",
     "MOP": "澳门元 澳门币 MOP",
-    "KRW": "韩元 KRW",
+    "KRW": "韩元 韩圆 韩币 KRW",
     "INR": "卢比 INR",
     "RUB": "卢布 RUB",
     "THB": "泰铢 THB",
@@ -52,7 +52,7 @@ _DURATIONS = {
 # rates: power of ten that takes the written number to a fraction
 _RATES = {
     -1: "成 折",
-    -2: "% ％ ﹪ 个百分点 百分点 个点 pct PCT pcts pp ppt ppts",
+    -2: "% ％ ﹪ 厘 个百分点 百分点 个点 pct PCT pcts pp ppt ppts",
     -3: "‰ 个千分点",
     -4: "‱ 个基点 基点 bp bps BP BPs BPS 个bp 个BP 个bps 个BPs 个BPS",
     0: "倍",
@@ -62,12 +62,16 @@ _MEASURED = (
     "平方米 立方米 平方公里 平米 亩 公顷 升 毫升 公升 桶 盎司 千瓦时 千瓦 兆瓦 "
     "千伏安 蒲式耳 磅 英亩 英里 海里 人次 人月 工时 机器工时 人工工时 台时 工日 个工日 人日 人天 "
     "℃ 架次 班次 批次 兆瓦时 吉瓦 马力 标准箱 户次 车次 大卡 千卡 分贝 赫兹 "
-    "kg km mm cm ha g t L mg ml m² km² m³ ㎡ kW MW GW kWh MWh GWh TWh kVA MB GB TB GHz MHz Gbps Mbps TEU DWT"
+    "纳米 微米 kg km mm cm ha g t L mg ml m² km² m³ ㎡ kW MW GW kWh MWh GWh TWh kVA MB GB TB GHz MHz Gbps Mbps TEU DWT"
 )
 _CONCRETE = "股 件 台 人 名 户 岁 辆 头 艘 架 栋 幢 手 份 张 公斤"
 _ABSTRACT = (
     "个 项 种 类 次 家 位 组 批 期 笔 套 部 座 本 册 支 枚 间 步 轮 分 条 点 片 根 块 粒 箱 袋 瓶 盒 单位 只 篇 道 票 "
-    "亿次 颗 副 幅 宗 场 门 层 天次 口 例 年级 起 处 单 档 席 班 株 题 小题 平"
+    "趟 包 亿次 颗 副 幅 宗 场 门 层 天次 口 例 年级 起 处 单 档 席 班 株 题 小题 平"
+)
+# with a lone Chinese numeral these count ideas as often as things: 三个方面, 两种方法, 四项原则
+VAGUE = frozenset(
+    "个 项 种 类 组 部 本 册 步 分 条 点 片 根 块 层 门 级 处 档 题 小题 起 单 道 例 年级 席 班 口 篇 单位".split()
 )
 _NUMBERED = "号 章 节 级 页 楼 版 届 卷 世纪 代 年代 款 集 回 阶 号楼 号线 季度 度 次方 元组"
 # a unit word is none when one of these characters follows it
@@ -94,7 +98,7 @@ NOT_BEFORE = {
     "条": "件款约例目",
     "分": "别为之析布录类红配部期成公行支摊",
     "期": "权货间限末初",
-    "个": "人别体性",
+    "个": "别体性",
     "项": "目",
     "种": "类子植",
     "类": "别似型",
@@ -113,7 +117,6 @@ NOT_BEFORE = {
     "户": "口",
     "份": "额",
     "头": "寸部",
-    "号": "召",
     "层": "次面级",
     "场": "所景地",
     "节": "气",
@@ -123,7 +126,9 @@ NOT_BEFORE = {
     "门": "店槛",
     "步": "骤走",
     "日": "元常记期历报",
-    "块": "",
+    "厘": "米定清",
+    "包": "括含装裹销商办容揽干费政服责规",
+    "人民币": "壹贰叁肆伍陆柒捌玖拾",
     "支": "持付出撑配",
     "单位": "产成价净名",
     "起": "始点算码源来见施诉草因伏止步征付息飞到",
@@ -175,8 +180,8 @@ def _unit_table() -> dict[str, Unit]:
     for code, words in _CURRENCIES.items():
         add(words, "amount", code, 0, 3)
         add(" ".join(word.translate(_WIDE) for word in words.split() if word.isascii()), "amount", code, 0, 3)
-    add("美分", "amount", "USD", -2, 3)
-    add("欧分", "amount", "EUR", -2, 3)
+    for word, code in (("美分", "USD"), ("美仙", "USD"), ("港仙", "HKD"), ("欧分", "EUR")):
+        add(word, "amount", code, -2, 3)
     for name, words in _DURATIONS.items():
         add(words, "duration", name, 0, 3)
     for shift, words in _RATES.items():

@@ -34,6 +34,7 @@ from .telling import WORTH, Tells, teller
 __all__ = ["Candidate", "Reading", "candidates", "read"]
 
 _VAGUE_COUNTS = frozenset("个 项 种 类 次 位 条 点 步 组 轮 分 层 口 例 单位 道 部 期 副 场 片 门 座 票".split())
+_PEOPLE = frozenset("人 名 户 岁".split())
 _MIN_PROSE = 10  # Chinese characters a sentence needs besides its number
 _MIN_WORDS = 2  # and where an equation gives the number
 _MAX_SENTENCE = 480
@@ -102,8 +103,10 @@ def _askable(number: Number) -> bool:
     """Whether a number is worth a question at all; one without unit only where a written equation gives it."""
     if not number.variable or number.low is not None or number.kind not in WORTH:
         return False
-    if number.kind == "count" and number.unit in _VAGUE_COUNTS:
-        return False
+    if number.kind == "count":
+        few = len(number.text) == len(number.unit) + 1 and not number.text[0].isdigit()  # 三家: too easily guessed
+        if number.unit in _VAGUE_COUNTS or (few and number.unit not in _PEOPLE):
+            return False
     return number.value not in ("0", "1", "-1") and ":" not in number.value
 
 
@@ -200,7 +203,9 @@ def _candidate(
         relation = found.text if found is not None else None
     if relation is not None:
         tag = "derivable"
-    elif is_rule(text, before[-1].text if before else "", number, digits, siblings, statute, sentence.example):
+    elif not manual and is_rule(
+        text, before[-1].text if before else "", number, digits, siblings, statute, sentence.example
+    ):
         tag = "recall"
     elif target is not None and context and (givens := _givens(target, sentences, at, siblings, tells, len(before))):
         before, relation = givens

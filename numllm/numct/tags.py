@@ -40,7 +40,7 @@ _HANDLINGS, _HANDLING_LENGTH = 3, 400  # such words in one, and characters to ea
 
 # words of a norm or a custom; what is prescribed in so many words; weaker words that a story uses as well
 _NORM = re.compile(
-    r"应当|不得|不许|必须|规定|一般|通常|习惯上|惯例|惯用|称为|称作|是指|视[为同]|至少|至多|不(?:低于|高于|少于|多于|超过|晚于|迟于)|"
+    r"应当|不得|不许|必须|规定|一般(?!公司|企业|贷款|存款|债权|风险)|通常|习惯上|惯例|惯用|称为|称作|是指|视[为同]|至少|至多|不(?:低于|高于|少于|多于|超过|晚于|迟于)|"
     r"最[低高长短多少]|[上下]限|限额|时限|门槛|封顶|起步|法定|监管|允许|有权|征收率|免征|减按|我国|法律|条例|准则|办法|交易所|"
     r"法则|原则上|常见|常用|多半|起码|只能|适用|定为|个人所得税"
 )
