@@ -20,11 +20,9 @@ _ROW = re.compile(  # the numeral is the first behind the unit, or one of a row 
     rf"(?:{_CELL}(?:{_GAP}{{0,8}}\|{_GAP}{{0,8}}|{_GAP}{{1,8}}|[、和与及])){{0,12}}[-−(（]?\Z"
 )
 _CLOSED = re.compile(rf"[（(]{_WORD}[)）]\Z")
-_HEAD = re.compile(  # or stands among words, where it cannot be an ordinal
-    rf"(?:(?:单位\s?[:：]|(?<=金额)单位[为是])\s?{_WORD}(?=[\s）),，;；:：。])。?|"
-    rf"[（(]{_WORD.replace('unit', 'bracketed')}[)）]\s?[:：])"
-    r"[^。]*\Z"
-)
+# or it stands among words, where it must not be an ordinal
+_HEAD = re.compile(rf"(?:单位\s?[:：]|(?<=金额)单位[为是])\s?{_WORD}(?=[\s）),，;；:：。])。?[^。]*\Z")
+_AMONG = re.compile(rf"[（(]{_WORD}[)）](?:\s?[:：]|{_GAP})[^。|\n=＝≈×÷+*/]*(?<!率)(?<!率[为是约达：:])\Z")
 
 
 def unit_before(text: str, start: int, raw: str) -> Unit | None:
@@ -39,11 +37,16 @@ def unit_before(text: str, start: int, raw: str) -> Unit | None:
     closed = text.rfind("）", begin, start) >= 0 or text.rfind(")", begin, start) >= 0
     if closed and (row := _ROW.search(text, begin, start)) is not None:
         return _unit(row.group("unit"))
-    head_at = text.rfind("单位", max(0, start - _HEADED), start)
-    if (raw.isdigit() and len(raw) < 3) or (head_at < 0 and not closed):
+    if raw.isdigit() and len(raw) < 3:
         return None
-    head = _HEAD.search(text, head_at if head_at >= 0 else begin, start)
-    return _unit(head.group("unit") or head.group("bracketed")) if head is not None else None
+    nearest = None
+    while closed and (among := _AMONG.search(text, begin, start)) is not None:
+        nearest, begin = _unit(among.group("unit")) or nearest, among.start() + 1
+    if nearest is not None:
+        return nearest
+    head_at = text.rfind("单位", max(0, start - _HEADED), start)
+    head = _HEAD.search(text, max(0, head_at - 2), start) if head_at >= 0 else None
+    return _unit(head.group("unit")) if head is not None else None
 
 
 def closes_unit(text: str, end: int) -> bool:

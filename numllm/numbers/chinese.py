@@ -14,7 +14,7 @@ from .ordinals import read_ordinal
 from .patterns import CALENDAR, CN_RUN, MARK_BEFORE, MOVED
 from .ranges import try_range
 from .reading import chinese_at
-from .shapes import iso_date
+from .shapes import decade_at, iso_date
 from .spoken import PER_TEN_THOUSAND, SPOKEN, try_spoken
 from .units import NOT_BEFORE, Unit
 
@@ -69,6 +69,8 @@ def read_half(text: str, i: int) -> tuple[Number | None, int]:
 
 def read_formal(text: str, i: int) -> tuple[Number | None, int]:
     """壹佰贰拾叁元肆角伍分整, 叁年: formal numerals."""
+    if text[i] == "伍" and text[i - 1 : i] in tuple("队退行落入"):  # 队伍年轻
+        return None, i + 1
     date = _FORMAL_DATE.match(text, i)
     if date is not None and (number := _chinese_date(text, date)) is not None:
         return number
@@ -116,6 +118,8 @@ def read_chinese(text: str, i: int, floor: int) -> tuple[Number | None, int]:
         date = _CN_DATE.match(text, i)
         if date is not None and (number := _chinese_date(text, date)) is not None:
             return number
+    if n == "世" and (decade := decade_at(text, i)) is not None:
+        return decade
     if n and n in "、)）" and j - i <= 3 and _is_mark(text, i, j, p):
         value = chinese_to_int(run.group())
         if value is not None:

@@ -47,6 +47,8 @@ _SHARED = re.compile(  # 5.6/7.2亿元
 _LISTED = re.compile(  # 1、3和5年
     rf"(?P<more>(?:、[-−]?{_ONE}){{0,6}})[、和与及][-−]?(?P<last>{_ONE})(?![0-9.、])"
 )
+_STAGES = re.compile(r"\+(?P<more>)(?P<last>[0-9]{1,2})(?=年)")  # 期限为3+2年
+_GOES_ON = {"/": _SHARED, "／": _SHARED, "+": _STAGES} | dict.fromkeys("、和与及", _LISTED)
 _PER_MANY = re.compile(r"(?P<many>10{1,3})万分之(?P<top>[0-9]{1,9}(?:\.[0-9]{1,9})?)")  # 10万分之3
 
 
@@ -181,7 +183,8 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     if ranged is not None:
         return ranged
     if measure is None:
-        if n and n in "/／、和与及" and (shared := (_SHARED if n in "/／" else _LISTED).match(text, j)) is not None:
+        goes_on = _GOES_ON.get(n)
+        if goes_on is not None and (shared := goes_on.match(text, j)) is not None:
             return _read_shared(text, core, shared) or bare_number(text, core, floor)
         return bare_number(text, core, floor)
     if measure.unit.grade == 1 and not core.scaled and j - i <= 3:

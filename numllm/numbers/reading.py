@@ -19,6 +19,8 @@ _SPACED = re.compile(
     r"[0-9]{1,3}(?:[ \u00a0\u2009\u202f][0-9]{3})+(?![0-9])(?:\.[0-9]+)?|"
     r"[０-９]{1,3}(?:[ \u3000][０-９]{3})+(?![０-９])(?:[.．][０-９]+)?"
 )
+_GROUPED_CELL = re.compile(r"[0-9],[0-9]{3}(?:\.[0-9]{1,4})?\Z")  # 8,215.6 -12.4%
+_ENTRY = re.compile(r"[借贷][：:][^。\n]{0,38}\Z")  # 贷：银行存款 542 400
 _CN_FRACTION = re.compile("点([零〇○一二三四五六七八九]{1,32})(百万|千万|百亿|千亿|万亿|[万亿])?")
 _MIXED = re.compile(r"([0-9]+(?:\.[0-9]+)?)([十百千]?[万亿]|[百千])")
 _THOUSANDS = re.compile("([0-9])千(?:([0-9])百)?(?:([0-9])十)?(?<=[百十])([万亿])")  # 2千9百万
@@ -52,6 +54,8 @@ def _before(text: str, i: int, floor: int) -> tuple[int, bool, str]:
             q = text[start - 2] if start > 1 else ""
             r = text[start - 3] if start > 2 and q in " \t" else q
             if r == "）" and "填列" in text[max(0, start - 6) : start - 2]:  # 损失以“-”号填列）-1,234.56
+                r = ""
+            elif q == " " and r.isdigit() and _GROUPED_CELL.search(text, max(0, start - 14), start - 2) is not None:
                 r = ""
             elif q in (" ", "\t") and r in ("）", ")") and closes_unit(text, start - 2):  # 净额（万元） -4,512.37
                 r = ""
@@ -115,6 +119,7 @@ def arabic_at(text: str, i: int, floor: int) -> Core:
         if spaced is not None and (
             len(raw) < 3
             or "000" in spaced.group().translate(FOLD)[len(raw) :]
+            or _ENTRY.search(text, max(0, i - 40), i) is not None
             or unit_at(text, magnitude_at(text, spaced.end())[0])
         ):
             j, raw = spaced.end(), spaced.group()

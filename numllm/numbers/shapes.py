@@ -7,13 +7,14 @@ from fractions import Fraction
 
 from .core import Core
 from .number import Number, make
-from .numerals import FOLD, D, exact_decimal
+from .numerals import FOLD, D, chinese_to_int, exact_decimal
 from .patterns import DOTTED, INDEX_CUE, MOVED
 from .spoken import DAYTIME
 from .units import SPACE
 
-__all__ = ["iso_date", "try_date", "try_special"]
+__all__ = ["decade_at", "iso_date", "try_date", "try_special"]
 
+_DECADE = re.compile(r"([0-9]{1,2}|[一二十]{1,3})世纪([1-9]0|[一二三四五六七八九]?十)年代")
 _YEAR_DATE = re.compile(
     rf"(?P<y>[{D}]{{4}})\s?年(?:度|代|\s?(?P<m>[{D}]{{1,2}})\s?月(?:份|\s?(?P<d>[{D}]{{1,2}})\s?[日号])?)?"
 )
@@ -86,6 +87,17 @@ def iso_date(year: str | None, month: int | None, day: int | None) -> str:
     return "-".join(parts)
 
 
+def decade_at(text: str, i: int) -> tuple[Number, int] | None:
+    """`20世纪80年代`, `二十世纪八十年代`: the decade that begins at i, in ISO 8601's three digits (198)."""
+    decade = _DECADE.match(text, i)
+    if decade is None:
+        return None
+    century, tens = (chinese_to_int(part) if part[0] > "9" else int(part) for part in decade.groups())
+    if not century or not tens or tens % 10 or not 1 <= century <= 21:
+        return None
+    return make(text, i, decade.end(), f"{10 * (century - 1) + tens // 10}", "", "date", False)
+
+
 def _forecast_year(text: str, i: int) -> re.Match[str] | None:
     """`25年` of a forecast: 给予25年15倍PE, 对应24/25/26年PE; None for a duration (过去25年净利润)."""
     year = _FORECAST_YEAR.match(text, i)
@@ -120,6 +132,8 @@ def try_date(text: str, i: int, j: int, n: str) -> tuple[Number, int] | None:
                 return make(text, i, short.end(), text[i:j], "", "date", False)
     elif k and k in "×xX＊*✕╳" and text[i] in "12２":
         match = _MASKED_YEAR.match(text, i)
+    elif k == "世":
+        return decade_at(text, i)
     elif k == "月":
         match = _MONTH_DATE.match(text, i)
         if match is not None and text[i - 1 : i] == "近" and match.group()[-1] == "月":  # 近6月

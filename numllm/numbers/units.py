@@ -61,8 +61,8 @@ _MEASURED = (
     "吨 公吨 万吨 公斤 斤 市斤 千克 克 毫克 公里 千米 米 厘米 毫米 "
     "平方米 立方米 平方公里 平米 亩 公顷 升 毫升 公升 桶 盎司 千瓦时 千瓦 兆瓦 "
     "千伏安 蒲式耳 磅 英亩 英里 海里 人次 人月 工时 机器工时 人工工时 台时 工日 个工日 人日 人天 "
-    "℃ 架次 班次 批次 兆瓦时 吉瓦 马力 标准箱 户次 车次 大卡 千卡 分贝 赫兹 "
-    "纳米 微米 kg km mm cm ha g t L mg ml m² km² m³ ㎡ kW MW GW kWh MWh GWh TWh kVA MB GB TB GHz MHz Gbps Mbps TEU DWT"
+    "℃ 架次 班次 批次 兆瓦时 吉瓦 纳米 微米 学时 学分 艘次 枝 马力 标准箱 户次 车次 大卡 千卡 分贝 赫兹 "
+    "kg km mm cm ha g t L mg ml m² km² m³ ㎡ kW MW GW kWh MWh GWh TWh kVA MB GB TB GHz MHz Gbps Mbps TEU DWT"
 )
 _CONCRETE = "股 件 台 人 名 户 岁 辆 头 艘 架 栋 幢 手 份 张 公斤"
 _ABSTRACT = (
