@@ -162,7 +162,7 @@ CLASSES: dict[str, list[tuple[str, ...]]] = {
         ("选3/5/10/15/20年交。", "3|3|year|duration|+", "5|5|year|duration|+", "10|10|year|duration|+",
          "15|15|year|duration|+", "20年|20|year|duration|+"),
         ("自55/60周岁起。", "55|55|岁|count|+", "60周岁|60|岁|count|+"),
-        ("选2/10年期组合。", "2|2||other|-", "10年期|10|year|duration|+"),
+        ("选2/10年期组合。", "2|2||other|-", "10年|10|year|duration|+"),
     ],
     "differences in brackets": [
         ("边际贡献率=(10-6)/10=40%。", "10|10||other|+", "6|6||other|+", "10|10||other|+", "40%|0.4|1|rate|+"),

@@ -115,6 +115,8 @@ def read(row: Mapping[str, Any], context: int, tags: Collection[str] = TAGS) -> 
     that follows from others further back; 0 for none at all. tags: those that are wanted."""
     sentences = read_sentences(row["text"], row.get("title", ""))
     reading = Reading(row["id"], row.get("split", "train"))
+    if not sentences:
+        return reading
     separator = ""
     for sentence in sentences:
         for number in sentence.numbers:
