@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _PER_BEFORE = re.compile(
-    r"每(1|一)?(股|件|斤|吨|桶|度|平米|平(?![均方])|台|份|张|套|辆|平方米|公斤|千克|克拉|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|头|羽|盒|袋|公里|杯|升|瓶|亩|单(?![位价])|枚|枝|笔|点|手|户|千瓦时|立方米|标箱)(?:每[年月日天季])?[^，。；、,;：:0-9每\n]{0,10}\Z"
+    r"每(1|一)?(股|件|斤|吨|桶|度|平米|平(?![均方])|台|份|张|套|辆|平方米|公斤|千克|克拉|克|盎司|蒲式耳|磅|小时|工时|单位|箱|只|头|羽|盒|袋|公里|杯|升|瓶|亩|单(?![位价])|枚|枝|笔|点|手|户|千瓦时|立方米|标箱|米|本|根|间|颗|片|栋|加仑|立方)(?:每[年月日天季])?[^，。；、,;：:0-9每\n]{0,10}\Z"
 )
 _PER_SHARE = re.compile("(?<![A-Za-z])(?:EPS|DPS|BVPS|BPS)[^，。；、,;：:0-9\n]{0,8}\\Z")
 _LABEL = re.compile(
@@ -207,7 +207,8 @@ def label_at(text: str, core: Core, left: str, raw: str, digits: bool) -> tuple[
             if "." in raw and (title or (n in ".．" and _SECTION_TITLE.match(text, j) is not None)):
                 return make(text, start, j, core.value(), "", "ordinal", False)
     booked = word == "目" and _BOOKED.search(text, max(0, start - 28), start) is not None
-    if word and word in _IDENTIFIER_ENDS and not booked and _IDENTIFIER_CUE.search(left) is not None:
+    counted = len(raw) <= 3 and n and n in "个家户张项笔"  # 冻结账户5个
+    if word and word in _IDENTIFIER_ENDS and not (booked or counted) and _IDENTIFIER_CUE.search(left) is not None:
         tail = _GROUPS.match(text, j) or DOTTED.match(text, j) or WORD_TAIL.match(text, j)
         end = tail.end() if tail is not None else j
         return make(text, start, end, text[start:end].translate(FOLD), "", "identifier", False)

@@ -85,6 +85,9 @@ def find_numbers(text: str) -> list[Number]:
         else:
             number, position = read_chinese(text, i, floor)
         if number is not None:
+            if number.start > floor and text.startswith("$", number.end) and text.startswith("$\\", number.start - 1):
+                start, end = number.start - 1, number.end + 1  # $\$1{,}000$
+                number = replace(number, text=text[start:end], start=start, end=end)
             if found and number.start - found[-1].end == 1:
                 number = _in_list(text, found[-1], number)
             elif found and number.kind == "amount" and found[-1].kind == "price" and _is_step(text, found[-1], number):
@@ -179,6 +182,10 @@ def _read_arabic(text: str, i: int, floor: int) -> tuple[Number | None, int]:
     if j - i > 40:
         return make(text, i, j, text[i:j].translate(FOLD), "", "identifier", False)
     measure = measure_at(text, core)
+    if n and n in "-–—" and p and p in "表图例式" and measure is None:  # 表3-7 分产品收入
+        label = label_at(text, core, text[max(0, i - 14) : i], text[i:j], text[i:j].isdigit())
+        if label is not None:
+            return label
     ranged = try_range(text, core, measure)
     if ranged is not None:
         return ranged

@@ -18,6 +18,7 @@ _TEX_WORDS = set("approx times cdot ge geq geqslant le leq leqslant ne neq pm mp
 _INDICATORS = set("PMI CPI PPI GDP EPS PE PB PS PEG ROE ROA ROI ROIC EBITDA EBIT LPR VIX BDI NAV IRR NPV WACC".split())
 _SERIAL_CLASS = re.compile("/[A-Z][0-9]{0,3}(?![A-Za-z0-9])")  # CN 11-1081/F
 _EDITION = re.compile("[:：](?:19|20)[0-9]{2}(?![0-9])")  # ISO9001:2015
+_CODE = re.compile(r"[0-9]{6,40}(?:-[0-9A-Z]{1,12})*(?![0-9A-Za-z])")
 _PATH = re.compile(r"[A-Za-z0-9./:@_~%?&=#-]{1,60}\Z")
 _PATH_GOES_ON = re.compile(r"[0-9A-Za-z.\-]{1,60}(?:/|\.[A-Za-z]|_)")
 _TIMES = re.compile("x[0-9]{1,4}(?:小时|天|[^A-Za-z0-9]?米|元|万|%)")  # 7x24小时
@@ -66,6 +67,8 @@ def read_index(text: str, i: int, floor: int, p: str) -> tuple[Number | None, in
             return None
         if text[k:i].isupper() and _is_quantity(text, i, text[k:i]):
             return None
+        if text[k:i].isupper() and (code := _CODE.match(text, i)) is not None:  # GR202311001234
+            return make(text, k, code.end(), text[k : code.end()], "", "identifier", False)
         kind = "formula" if i - k == 1 and text[k] not in "vV" else "identifier"
     else:
         kind = "formula" if p in "^_{" else "identifier"

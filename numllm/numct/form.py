@@ -59,7 +59,7 @@ class Form(NamedTuple):
 Shape = tuple[str, str, str, int, str]  # kind, unit, style, decimals, prefix and suffix: what looks alike
 _WIDEN = str.maketrans("0123456789.,", "０１２３４５６７８９．，")
 _ARABIC_FORM = re.compile(
-    r"(?P<head>[A-Z]{0,3}\\?[¥￥$＄€£￡]?\s?)(?P<sign>[-−－﹣]?)"
+    r"(?P<head>[A-Z]{0,3}(?:\$(?=\\))?\\?[¥￥$＄€£￡]?\s?)(?P<sign>[-−－﹣]?)"
     r"(?P<whole>[0-9０-９]{1,3}(?:[, ，][0-9０-９]{3})+|[0-9０-９]+)"
     r"(?:[.．](?P<rest>[0-9０-９]+))?(?P<suffix>(?:\s?(?:[十百千]?[万亿]|[百千])(?![克米瓦]))?(?:\s?[%％‰‱]|\s?\$?\\%\$?)?)(?P<tail>[^0-9０-９]*)"
 )
