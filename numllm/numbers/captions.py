@@ -31,10 +31,13 @@ def unit_before(text: str, start: int, raw: str) -> Unit | None:
 
     `shift` of the unit holds the magnitude in it (万元: 4).
     """
-    if len(plain := raw.strip("()（）")) == 4 and plain.isdigit() and "1900" <= plain <= "2099":
-        return None
     begin = max(0, start - _FARTHEST)
     closed = text.rfind("）", begin, start) >= 0 or text.rfind(")", begin, start) >= 0
+    head_at = text.rfind("单位", max(0, start - _HEADED), start)
+    if not closed and head_at < 0:
+        return None
+    if len(plain := raw.strip("()（）")) == 4 and plain.isdigit() and "1900" <= plain <= "2099":
+        return None
     if closed and (row := _ROW.search(text, begin, start)) is not None:
         return _unit(row.group("unit"))
     if raw.isdigit() and len(raw) < 3:
@@ -44,7 +47,6 @@ def unit_before(text: str, start: int, raw: str) -> Unit | None:
         nearest, begin = _unit(among.group("unit")) or nearest, among.start() + 1
     if nearest is not None:
         return nearest
-    head_at = text.rfind("单位", max(0, start - _HEADED), start)
     head = _HEAD.search(text, max(0, head_at - 2), start) if head_at >= 0 else None
     return _unit(head.group("unit")) if head is not None else None
 

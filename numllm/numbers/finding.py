@@ -85,7 +85,7 @@ def find_numbers(text: str) -> list[Number]:
         else:
             number, position = read_chinese(text, i, floor)
         if number is not None:
-            if number.start > floor and text.startswith("$", number.end) and text.startswith("$\\", number.start - 1):
+            if text.startswith("$", number.end) and number.start > floor and text.startswith("$\\", number.start - 1):
                 start, end = number.start - 1, number.end + 1  # $\$1{,}000$
                 number = replace(number, text=text[start:end], start=start, end=end)
             if found and number.start - found[-1].end == 1:
