@@ -219,6 +219,7 @@ RULES = {
     "某企业适用的所得税税率为25%。": False,
     "预期利润1,236万元，应当发行债券。": False,
     "若年利率为5%，一般应当选择分期付款。": False,
+    "其中一般公司贷款占用的资本是余额的8%。": False,
 }
 
 
@@ -309,8 +310,15 @@ def test_the_figures_of_a_manual_are_its_examples() -> None:
     manual = "在税码页面上单击新建，然后在字段中键入代码。\n基准税码的比率是8%，采用净额计算的方法。\n"
     book = "消费者得到的是剩余，生产者也是。\n流转环节的基准比率是8%，采用净额计算的方法。\n"
     assert tags.is_manual(manual) and not tags.is_manual(book) and not tags.is_manual(manual + book * 80)
-    for text, wanted in ((manual, []), (book, ["other"])):
+    rule = "导入的日期范围不得超过90天，否则系统拒绝这一批记录。\n"
+    for text, wanted in ((manual, []), (book, ["other"]), (manual + rule, []), (book + rule, ["other", "recall"])):
         assert [row["tag"] for row in build([{"id": "one", "text": text}])] == wanted
+
+
+def test_a_count_of_fewer_than_ten_in_words_is_not_asked() -> None:
+    for count, asked in (("三家", 0), ("十二家", 1), ("3家", 1)):
+        text = f"发行人应当在公告后的期间内选择{count}评级机构，对拟发行的债券逐一进行信用评级。"
+        assert len(list(build([{"id": "one", "text": text}]))) == asked, count
 
 
 def _documents() -> list[dict[str, Any]]:

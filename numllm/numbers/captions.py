@@ -38,8 +38,9 @@ def unit_before(text: str, start: int, raw: str) -> Unit | None:
         return None
     if len(plain := raw.strip("()（）")) == 4 and plain.isdigit() and "1900" <= plain <= "2099":
         return None
-    if closed and (row := _ROW.search(text, begin, start)) is not None:
-        return _unit(row.group("unit"))
+    row = _ROW.search(text, begin, start) if closed else None
+    if row is not None and (unit := _unit(row.group("unit"))) is not None:
+        return unit
     if raw.isdigit() and len(raw) < 3:
         return None
     nearest = None

@@ -93,7 +93,7 @@ def decade_at(text: str, i: int) -> tuple[Number, int] | None:
     if decade is None:
         return None
     century, tens = (chinese_to_int(part) if part[0] > "9" else int(part) for part in decade.groups())
-    if not century or not tens or tens % 10 or not 1 <= century <= 21:
+    if not century or not tens or not 1 <= century <= 21:
         return None
     return make(text, i, decade.end(), f"{10 * (century - 1) + tens // 10}", "", "date", False)
 
