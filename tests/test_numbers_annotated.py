@@ -32,8 +32,8 @@ def test_scores(part: str) -> None:
     """F1 of span, value and unit together, and `variable` where these agree: both at least 0.97.
 
     The part `fresh` was measured once before anything was changed for it: F1 0.958, variable 0.993. `blind` was written
-    and annotated by a description of the output alone, and settled afterwards where a convention was open: the benchmarks'
-    page tells what was found at first.
+    and annotated by a description of the output alone, and settled afterwards where a convention was open: the page of
+    the benchmarks tells what was found at first.
     """
     right = found = wanted = variable = 0
     for row in ROWS:
