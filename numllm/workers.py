@@ -31,6 +31,8 @@ _START = 120
 """Longest time for a process to start, in seconds."""
 _AHEAD = 4
 """Items a process holds: one in work, the others waiting, so that it never waits for the next."""
+_SWITCH = 1e-4
+"""Seconds that the thread which reads items waits for the one that works; the parent, which sends them, waits too."""
 _WINDOW = 64
 """Results for each process that may wait for an earlier one."""
 _SERVE = "import sys; sys.path[:] = {!r}; from numllm.workers import serve; serve({})"
@@ -49,6 +51,7 @@ def serve(handle: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it ends its children
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     gc.set_threshold(SELDOM)
+    sys.setswitchinterval(_SWITCH)
     connection = Connection(handle)
     taken: queue.SimpleQueue[tuple[bool, Any] | None] = queue.SimpleQueue()
     # read all the time: the parent, sending a large item to a process that sends a large result, would wait for ever
@@ -91,6 +94,11 @@ class _Worker:
         self.taking = 0
         """Kinds of work that it has been sent and has not answered."""
         self.set(work)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes an item; one that starts would not read it, and this process wait for it to do so."""
+        return not self.taking and len(self.items) < _AHEAD
 
     def set(self, work: Callable[[Any], Any]) -> None:
         self.taking += 1
@@ -182,7 +190,7 @@ class _Pass(Generic[Item, Result]):
         following, more, given = 0, True, 0
         while more or self.busy() or self.done:
             for worker in self.workers:
-                while len(worker.items) < _AHEAD and (self.again or (more and given - following < self.window)):
+                while worker.has_room and (self.again or (more and given - following < self.window)):
                     if self.again:
                         worker.give(*self.again.popleft())
                     elif (entry := next(source, None)) is not None:
@@ -201,7 +209,7 @@ class _Pass(Generic[Item, Result]):
                     if entry is not None:
                         self.done[entry[0]] = self.work(entry[1])
                         given += 1
-            elif self.busy():
+            elif more or self.busy():
                 self.step()
 
     @property
@@ -213,7 +221,7 @@ class _Pass(Generic[Item, Result]):
 
     def step(self, longest: float | None = None) -> None:
         """Waits for results, `longest` seconds at most, or for an item's time to pass."""
-        working = [worker for worker in self.workers if worker.items]
+        working = [worker for worker in self.workers if worker.taking or worker.items]
         if longest is None:
             longest = max(0.05, min(worker.since for worker in working) + self.seconds - time.monotonic())
         ready = set(wait([worker.connection for worker in working], longest))

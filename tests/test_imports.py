@@ -146,8 +146,19 @@ def test_import_is_light():
     assert min(times) < 0.05, f"import numllm took {min(times):.3f} s"
 
 
+def test_a_process_that_reads_documents_for_questions_loads_nothing_heavy():
+    code = f"import sys, numllm.workers, numllm.numct.candidates; print(sorted({HEAVY!r} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
 def test_public_names_resolve():
     import numllm
+    from numllm import numct
+
+    assert all(getattr(numct, name) is not None for name in numct.__all__)
+    with pytest.raises(AttributeError, match="nothing_such"):
+        numct.nothing_such  # noqa: B018
 
     assert all(getattr(numllm, name) is not None for name in numllm.__all__)
     assert set(numllm.__all__) <= set(dir(numllm))

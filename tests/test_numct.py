@@ -18,7 +18,7 @@ from numllm.errors import DataError
 from numllm.files import no_progress
 from numllm.numbers import find_numbers
 from numllm.numct import BLANK, TAGS, audit, rounds
-from numllm.numct.audit import _chi_square_p
+from numllm.numct.auditing import _chi_square_p
 from numllm.numct.candidates import candidates
 from numllm.numct.form import UNIT8, read_form
 from numllm.numct.limits import limits

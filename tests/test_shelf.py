@@ -38,7 +38,7 @@ from numllm.corpus.store import Store
 from numllm.errors import DataError, NumLLMError
 from numllm.overlap import RUN, Runs, gram_hashes, joined_letters, letters, spelled
 from numllm.report import write_corpus_report
-from numllm.workers import Lost, Workers
+from numllm.workers import _SERVE, Lost, Workers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -424,12 +424,30 @@ def whose(number: int) -> tuple[int, int]:
 
 def test_a_process_that_helps_works_while_it_would_wait() -> None:
     with contextlib.closing(Workers(1)) as workers:
-        results = list(workers.ordered(whose, range(100), helping=True))
-        assert [number for number, _ in results] == list(range(100))
+        results: list[tuple[int, int]] = []
+        both = lambda: len({pid for _, pid in results}) == 2  # noqa: E731
+        # as many as it takes until the other process has started
+        for result in workers.ordered(whose, itertools.takewhile(lambda _: not both(), range(6000)), helping=True):
+            assert not isinstance(result, Lost)
+            results.append(result)
+        assert [number for number, _ in results] == list(range(len(results)))
         assert {pid for _, pid in results} == {os.getpid(), workers.workers[0].process.pid}
         assert list(workers.ordered(whose, [], helping=True)) == []
         with pytest.raises(DataError, match="negative"):
             list(workers.ordered(misbehave, [1, 1, 1, 1, -1], helping=True))
+
+
+def whose_large(item: str) -> tuple[str, int]:
+    return item[0], os.getpid()
+
+
+def test_a_process_that_helps_does_not_wait_for_another_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("numllm.workers._SERVE", "import time; time.sleep(60); " + _SERVE)
+    items = [letter * 500_000 for letter in "abcdef"]  # larger than what a connection holds that nobody reads
+    with contextlib.closing(Workers(1)) as started:
+        results = list(started.ordered(whose_large, items, helping=True))
+        assert results == [(letter, os.getpid()) for letter in "abcdef"]
+        assert started.workers[0].taking == 1  # it has not answered yet
 
 
 def test_one_item_of_a_batch_is_lost_alone() -> None:

@@ -1,8 +1,27 @@
-"""NumCT: choice questions about the numbers of a corpus, and the audit that shows they are not guessable."""
+"""NumCT: choice questions about the numbers of a corpus, and the audit that shows they are not guessable.
 
-from .audit import audit
-from .builder import build
-from .cheats import BLANK
-from .tags import ANSWERABLE, KINDS, TAGS
+`audit` and `build` are resolved when first used: the processes that read documents need neither, nor numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .tags import ANSWERABLE, BLANK, KINDS, TAGS
+
+if TYPE_CHECKING:
+    from .auditing import audit
+    from .builder import build
 
 __all__ = ["ANSWERABLE", "BLANK", "KINDS", "TAGS", "audit", "build"]
+
+_WHERE = {"audit": "auditing", "build": "builder"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'numllm.numct' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value

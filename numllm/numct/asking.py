@@ -10,9 +10,9 @@ from typing import Any
 
 from .balance import Balance, Traits
 from .candidates import Candidate, Reading
-from .cheats import BLANK, LETTERS
 from .form import Shape
 from .options import Asked, draw, model_options, natural_options
+from .tags import BLANK, LETTERS
 from .traits import traits
 
 __all__ = ["Drawn", "State", "Wrong", "draw_options", "judge", "settle", "write"]

@@ -28,9 +28,8 @@ from ..files import Progress, no_progress
 from ..workers import Lost, Workers
 from .asking import State
 from .candidates import Reading, candidates
-from .cheats import LETTERS
 from .rounds import Rounds
-from .tags import ANSWERABLE, KINDS, TAGS
+from .tags import ANSWERABLE, KINDS, LETTERS, TAGS
 
 __all__ = ["build"]
 

@@ -22,13 +22,12 @@ from typing import Any, NamedTuple
 
 from ..numbers import Number, find_numbers
 from .arithmetic import equation, may_be_equation
-from .cheats import BLANK
 from .form import UNIT8, Form, Shape, read_form, significant, units8
 from .limits import Limits, limits
 from .options import SHOWN
 from .relations import Target, chance_limit, find_relation, operand
 from .sentences import CJK, Sentence, read_sentences
-from .tags import TAGS, is_given, is_manual, is_rule, is_statute, target_of
+from .tags import BLANK, TAGS, is_given, is_manual, is_rule, is_statute, target_of
 from .telling import WORTH, Tells, teller
 
 __all__ = ["Candidate", "Reading", "candidates", "read"]

@@ -9,13 +9,9 @@ from typing import Any
 
 from ..numbers import Number, chinese_to_int, find_numbers
 from .regression import features
+from .tags import BLANK, LETTERS
 
-__all__ = ["BLANK", "LETTERS", "guesses"]
-
-BLANK = "____"
-"""What stands in a question for the number that is asked."""
-
-LETTERS = "ABCDE"
+__all__ = ["guesses"]
 
 
 def _option_numbers(row: dict[str, Any]) -> list[Number | None]:

@@ -18,7 +18,15 @@ from fractions import Fraction
 from ..numbers import Number
 from .relations import Target
 
-__all__ = ["ANSWERABLE", "KINDS", "TAGS", "is_given", "is_manual", "is_rule", "is_statute", "target_of"]
+__all__ = [
+    "ANSWERABLE", "BLANK", "KINDS", "LETTERS", "TAGS", "is_given", "is_manual", "is_rule", "is_statute", "target_of",
+]
+
+BLANK = "____"
+"""What stands in a question for the number that is asked."""
+
+LETTERS = "ABCDE"
+"""The names of its options."""
 
 ANSWERABLE = ("recall", "derivable", "other")
 """What a reader can know or work out, and facts of the text."""

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..files import Progress, no_progress
 from ..numbers import find_numbers
-from .cheats import LETTERS, guesses
+from .cheats import guesses
 from .regression import regression_hits
+from .tags import LETTERS
 
 __all__ = ["audit"]
 
