@@ -83,6 +83,7 @@ FAMILIES = {
     "merge": Family("bench_merge", CPU, 0, quick=("--shape", "small")),
     "traffic": Family("bench_traffic", CPU, 0, quick=("--processes", "2")),
     "numbers": Family("bench_numbers", CPU, 0, quick=()),
+    "numct": Family("bench_numct", CPU, 0, wants="--corpus"),
 }
 """In the order of what they tell of a device."""
 BESIDES = (SMALL, EVALUATION, OTHERS)

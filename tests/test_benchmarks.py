@@ -25,6 +25,7 @@ from benchmarks import (
     bench_load,
     bench_lora,
     bench_loss,
+    bench_numct,
     bench_producer,
     bench_rates,
     bench_step,
@@ -36,6 +37,7 @@ from benchmarks import (
 from benchmarks.tables import commands, kernels
 from benchmarks.tables.rows import read_rows, render
 from numllm import ops
+from numllm.corpus import build_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "scripts" / "benchmark_tables.py"
@@ -44,6 +46,26 @@ TABLES = ROOT / "scripts" / "benchmark_tables.py"
 def test_the_page_is_what_the_rows_say() -> None:
     run = subprocess.run([sys.executable, str(TABLES), "--check"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_rows_of_the_questions_benchmark(monkeypatch, tmp_path, capsys) -> None:
+    build_corpus([ROOT / "numllm" / "demo" / "textbook"], tmp_path / "corpus", holdout=0)
+    arguments = ["--corpus", str(tmp_path / "corpus"), "--quick", "--out", str(tmp_path / "rows.jsonl")]
+    bench_numct.main(arguments)
+    rows = {row["task"]: row for row in map(json.loads, (tmp_path / "rows.jsonl").read_text("utf-8").splitlines())}
+    assert set(rows) == {"numbers", "default", "larger"} and all(min(row["seconds"]) > 0 for row in rows.values())
+    assert 300 < rows["default"]["count"] < rows["larger"]["count"] < rows["numbers"]["count"]
+    assert rows["numbers"]["megabytes"] > 0.1 and rows["numbers"]["processes"] == 1
+    assert "1.00 |" in "\n".join(commands.numct(rows.values()))
+
+    with pytest.raises(SystemExit):
+        bench_numct.main([*arguments, "--compiled", str(tmp_path)])
+    assert "holds no numllm that was installed with NUMLLM_COMPILE=1" in capsys.readouterr().err
+    (tmp_path / "numllm" / "numbers").mkdir(parents=True)
+    (tmp_path / "numllm" / "numbers" / "finding.abi.so").touch()
+    monkeypatch.setattr(bench_numct, "measured", lambda place, *_: {"count": len(place), "seconds": 1.0})
+    with pytest.raises(SystemExit, match="compiled gives other results than the source"):
+        bench_numct.main([*arguments, "--compiled", str(tmp_path)])
 
 
 def test_rows_of_the_lora_benchmark(monkeypatch, tmp_path) -> None:

@@ -166,7 +166,7 @@ def test_only_wanted_tags_are_read_whole_and_all_are_told(documents: list[Row]) 
     for whole, found in pairs:
         assert found.wanted == [one for one in whole.wanted if one.tag == "recall"]
         assert sorted(found.others) == sorted(one.tag for one in whole.wanted if one.tag != "recall")
-        assert found.count == whole.count
+        assert found.size == whole.size
 
 
 def test_a_frequency_counts_what_questions_show() -> None:

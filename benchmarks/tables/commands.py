@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from itertools import groupby
 
 from .rows import Row, grouped, measured, spread, where
+
+NUMCT = {"numbers": "numbers found", "default": "questions, default", "larger": "questions, larger set"}
 
 LARGER = {"7B, 15.2 GB": 15.2e9, "70B, 141 GB": 141e9}
 """Bytes of Qwen2.5-7B and Llama-3-70B in bf16."""
@@ -20,6 +23,22 @@ def numbers(rows: Iterable[Row]) -> Iterable[str]:
             f"{row['candidate']} {row['version']}", *(f"{row[key]:.3f}" for key in ("precision", "recall", "f1")),
             row["errors"], f"{row['megabytes_per_second']:.2f}",
         ),
+    )
+
+
+def numct(rows: Iterable[Row]) -> Iterable[str]:
+    """One table a machine."""
+    def figures(row: Row) -> tuple[object, ...]:
+        median = statistics.median(row["seconds"])
+        rates = [row["count"] / seconds for seconds in (row["seconds"][-1], median, row["seconds"][0])]
+        return (
+            NUMCT[row["task"]], row["candidate"], f"{row['count']:,}", row["processes"], f"{median:.2f}",
+            f"{rates[1]:,.0f} ({rates[0]:,.0f}–{rates[2]:,.0f})",
+            f"{row['megabytes'] / median:.1f}" if row["megabytes"] else "", f"{1 / row['ratio_to_source']:.2f}",
+        )
+
+    yield from grouped(
+        rows, where, ("", "", "count:", "processes:", "s:", "a second (least–most):", "MB/s:", "× source:"), figures,
     )
 
 

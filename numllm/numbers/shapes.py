@@ -55,6 +55,7 @@ _CITED_YEAR = re.compile(r"(?:(?<=[，,])|(?<=[，,] ))(?:19|20)[0-9]{2}[:：](?
 _NAMED_DAY = re.compile(r"(0?[1-9]|1[0-2])·(3[01]|[12][0-9]|0?[1-9])(?![0-9·])")  # “3·15”晚会
 _RATIO_AFTER = re.compile("的?(?:比[例率价]|杠杆|配[比股资])")  # 1:20的杠杆
 _RATIO_BEFORE = re.compile("(?:杠杆|比[例率价]|配[比股资]|赔率|[盈亏]比)[^，。；、0-9]{0,6}\\Z")
+_AFTER_TIME = frozenset("收开前后起止")  # 10:30收盘 is no ratio
 _RATIO_TO = re.compile(
     r"\s?[至到\-–—~～]\s?(?P<top>[0-9]{1,6}(?:\.[0-9]+)?)[:：∶](?P<bottom>[0-9]{1,6}(?:\.[0-9]+)?)(?![:：∶0-9])"
 )
@@ -168,7 +169,7 @@ def try_special(text: str, i: int, core: Core, n: str) -> tuple[Number, int] | N
             left = text[max(0, i - 4) : i]
             ratio = (
                 _RATIO_AFTER.match(text, match.end()) is not None
-                or (any(c in left for c in "比例按率") and text[match.end() : match.end() + 1] not in [*"收开前后起止"])
+                or (any(c in left for c in "比例按率") and text[match.end() : match.end() + 1] not in _AFTER_TIME)
                 or _RATIO_BEFORE.search(text, max(0, i - 12), i) is not None
             )
             if clock is not None and clock.end() == match.end() and not ratio:

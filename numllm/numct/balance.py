@@ -102,7 +102,7 @@ class Balance:
         own, *others = traits.answers[draw]
         if max(others) < own and self.common[kind] > _COMMON:
             return True
-        return self.found > 0 and chances[draw, 0] == np.maximum.reduce(chances[draw])
+        return self.found > 0 and bool(chances[draw, 0] == np.maximum.reduce(chances[draw]))
 
     def add(self, kind: str, traits: Traits, chances: Array, draw: int) -> None:
         """Counts a question; the adversary learns from it."""

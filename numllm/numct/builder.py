@@ -93,7 +93,7 @@ def build(
         left_out if left_out is not None else Counter(),
     )
     rounds = Rounds(state, max_per_doc, seed)
-    rows = (_checked(row) for row in progress(documents, description="numct", unit="doc"))
+    rows = map(_checked, progress(documents, description="numct", unit="doc"))
     work = functools.partial(candidates, context=context, tags=frozenset(tags))
     with frozen_heap():
         for reading in _readings(rows, work, jobs):

@@ -77,7 +77,7 @@ class Found(NamedTuple):
     others: list[str]  # the tags of those that are not wanted
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """Numbers that can be asked."""
         return len(self.wanted) + len(self.others)
 

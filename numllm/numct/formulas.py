@@ -224,13 +224,17 @@ def _of_units(
         found.append((lambda x, y: -1 < y < 1, [(formula, a, form) for formula, form in _BY_RATE]))
     elif a == "1" and b not in ("1", "") and b not in DURATIONS:
         found.append((lambda x, y: -1 < x < 1, [
-            (lambda x, y, formula=formula: formula(y, x), b, form.format("{1}", "{0}")) for formula, form in _BY_RATE
+            (_swapped(formula), b, form.format("{1}", "{0}")) for formula, form in _BY_RATE
         ]))
     kept = [
         (applies, tuple(one for one in formulas if wanted is None or matches(one[1], wanted)))
         for applies, formulas in found
     ]
     return tuple((applies, formulas) for applies, formulas in kept if formulas)
+
+
+def _swapped(formula: Callable[[float, float], float]) -> Callable[[float, float], float]:
+    return lambda x, y: formula(y, x)
 
 
 def _of_one_size(x: float, y: float) -> bool:

@@ -217,8 +217,10 @@ class _Search:
 @functools.lru_cache(1024)
 def _second_steps(x: str, c: str, wanted: str) -> tuple[bool, bool, bool, bool]:
     """Whether sums, products, x ÷ c and c ÷ x of the units x and c give the unit `wanted`."""
-    made = times(x, c), over(x, c), over(c, x)
-    return like(x, c) and matches(x, wanted), *(unit is not None and matches(unit, wanted) for unit in made)
+    multiplied, divided, divides = (
+        unit is not None and matches(unit, wanted) for unit in (times(x, c), over(x, c), over(c, x))
+    )
+    return like(x, c) and matches(x, wanted), multiplied, divided, divides
 
 
 @functools.lru_cache(64)

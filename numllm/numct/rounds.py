@@ -115,7 +115,7 @@ class Rounds:
             if document.full:
                 asked = document.reading.asked
                 self.places -= len(document.order)
-                self.state.left_out["enough of the document"] += sum(asked[i].count for i in document.order)
+                self.state.left_out["enough of the document"] += sum(asked[i].size for i in document.order)
             elif document.order:
                 self.documents.append(document)
 
@@ -124,7 +124,7 @@ class Rounds:
         state, rng = self.state, document.rng
         found = document.reading.asked[place]
         if found.key in state.seen:
-            state.left_out["asked before"] += found.count
+            state.left_out["asked before"] += found.size
             return []
         state.seen.add(found.key)
         for tag in found.others:

@@ -36,7 +36,8 @@ def traits(
     times larger or smaller, that add up to the whole; whether a frequency is zero, and its logarithm.
     """
     most = max(len(draws) for _, draws in questions)
-    places, looks = [], []
+    places: list[list[int]] = []
+    looks: list[tuple[tuple[float, ...], str]] = []
     for asked, draws in questions:
         place = {asked.m: len(looks)}
         listed = [[len(looks), *(place.setdefault(m, len(looks) + len(place)) for m in wrong)] for wrong in draws]
