@@ -5,8 +5,7 @@ Public names are resolved when first used, so `import numllm` costs nothing and 
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from .lazy import resolver
 
 __version__ = "0.1.0"
 
@@ -29,14 +28,7 @@ _WHERE = {
 
 __all__ = ["__version__", *_WHERE]  # noqa: PLE0604
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'numllm' has no attribute {name!r}")
-    module = importlib.import_module(f".{_WHERE[name]}", __name__)
-    value = module if name == _WHERE[name] else getattr(module, name)
-    globals()[name] = value
-    return value
+__getattr__ = resolver(__name__, _WHERE)
 
 
 def __dir__() -> list[str]:

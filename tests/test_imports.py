@@ -20,7 +20,8 @@ TEXT = CORE | {"overlap", "numbers", "corpus", "questions"}
 OPERATIONS = {"reference", "products", "ops"}
 MODEL = CHECKPOINT | OPERATIONS | {"tokenizer", "attention", "rope", "weights", "positions", "layers", "model"}
 ALLOWED = {
-    "__init__": set(),
+    "__init__": {"lazy"},
+    "lazy": set(),
     "errors": set(),
     "collector": set(),
     "files": {"errors"},
@@ -41,7 +42,7 @@ ALLOWED = {
     "determinism": set(),
     "corpus": CORE | {"numbers", "overlap", "workers", "checkpoint", "tokenizer"},
     "questions": CORE | {"numbers", "tokenizer", "chat"},
-    "numct": CORE | {"numbers", "workers"},
+    "numct": CORE | {"lazy", "numbers", "workers"},
     "reference": set(),
     "products": set(),
     "ops": {"errors", "reference", "products", "rope"},

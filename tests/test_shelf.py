@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -425,9 +426,14 @@ def whose(number: int) -> tuple[int, int]:
 def test_a_process_that_helps_works_while_it_would_wait() -> None:
     with contextlib.closing(Workers(1)) as workers:
         results: list[tuple[int, int]] = []
-        both = lambda: len({pid for _, pid in results}) == 2  # noqa: E731
-        # as many as it takes until the other process has started
-        for result in workers.ordered(whose, itertools.takewhile(lambda _: not both(), range(6000)), helping=True):
+
+        def items() -> Iterator[int]:
+            """As many as it takes until the other process has started and done one."""
+            for number in range(6000):
+                if len({pid for _, pid in results}) < 2:
+                    yield number
+
+        for result in workers.ordered(whose, items(), helping=True):
             assert not isinstance(result, Lost)
             results.append(result)
         assert [number for number, _ in results] == list(range(len(results)))

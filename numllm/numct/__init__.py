@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..lazy import resolver
 from .tags import ANSWERABLE, BLANK, KINDS, TAGS
 
 if TYPE_CHECKING:
@@ -16,12 +16,4 @@ if TYPE_CHECKING:
 
 __all__ = ["ANSWERABLE", "BLANK", "KINDS", "TAGS", "audit", "build"]
 
-_WHERE = {"audit": "auditing", "build": "builder"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'numllm.numct' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = resolver(__name__, {"audit": "auditing", "build": "builder"})
